@@ -1,0 +1,31 @@
+PYTHON ?= python
+
+.PHONY: help install test test-all lint format types ci
+
+help:
+	@echo "install   this package and the tools to work on it, into the current environment"
+	@echo "test      the tests, under ten minutes on two cores"
+	@echo "test-all  the tests, those that learn a task included"
+	@echo "lint      ruff        format    ruff, writing the changes"
+	@echo "types     mypy        ci        lint, types and test"
+
+install:
+	$(PYTHON) -m pip install -e '.[dev]'
+
+test:
+	$(PYTHON) -m pytest
+
+test-all:
+	$(PYTHON) -m pytest -m ''
+
+lint:
+	$(PYTHON) -m ruff check .
+
+format:
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+types:
+	$(PYTHON) -m mypy
+
+ci: lint types test

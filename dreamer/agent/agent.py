@@ -1,0 +1,371 @@
+"""The agent: how its parts are built, how it acts, and its one joint update."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array
+from jax.typing import DTypeLike
+
+from dreamer.agent import behavior as behaviors
+from dreamer.agent import world_model as models
+from dreamer.agent.behavior import Behavior
+from dreamer.agent.world_model import Metrics, Params, WorldModel
+from dreamer.config import AgentConfig
+from dreamer.nets import rssm, spaces
+from dreamer.nets.decoder import Decoder
+from dreamer.nets.encoder import Encoder
+from dreamer.nets.heads import Actor, Head
+from dreamer.nets.layers import compute_dtype
+from dreamer.nets.rssm import RSSM, Latent, feature
+from dreamer.ops import normalize, optim, transforms
+from dreamer.ops.normalize import Percentiles
+
+
+@dataclass(frozen=True)
+class Agent:
+    """Networks, optimiser and settings; everything that changes is in `State` and `Carry`."""
+
+    config: AgentConfig
+    model: WorldModel
+    behavior: Behavior
+    optimizer: optax.GradientTransformation
+    actions: spaces.Specs
+    dtype: DTypeLike
+
+
+@struct.dataclass
+class State:
+    """All that learning changes, the same on every device."""
+
+    params: Params
+    slow_critic: Mapping
+    optimizer: optax.OptState
+    percentiles: Percentiles
+    updates: Array  # int32, gradient updates done
+
+
+@struct.dataclass
+class Carry:
+    """The memory of the policy between steps of its environments."""
+
+    latent: Latent  # leaves [N, ...]
+    action: Array  # [N, A], the last action as the model sees it
+
+
+def make_agent(config: AgentConfig, observations: spaces.Specs, actions: spaces.Specs) -> Agent:
+    """Builds the networks for an environment's spaces.
+
+    Args:
+      config: the agent's section.
+      observations, actions: dm_env specs by key.
+
+    Raises:
+      UserError: for observations that cannot be modelled.
+    """
+    spaces.check_observations(observations)
+    dtype = compute_dtype(config.compute_dtype)
+    seen, acted = tuple(observations.items()), tuple(sorted(actions.items()))
+    units, depth = config.units, config.depth
+    model = WorldModel(
+        encoder=Encoder(config.encoder, seen, units, depth, dtype),
+        rssm=RSSM(config.rssm, dtype),
+        decoder=Decoder(config.decoder, seen, units, depth, dtype),
+        reward=Head(config.reward.layers, units, config.reward.bins, 0.0, dtype),
+        cont=Head(config.cont.layers, units, 1, 1.0, dtype),
+        reward_bins=transforms.symexp_bins(config.reward.bins),
+    )
+    behavior = Behavior(
+        actor=Actor(config.actor, acted, units, dtype),
+        critic=Head(config.critic.layers, units, config.critic.bins, 0.0, dtype),
+        critic_bins=transforms.symexp_bins(config.critic.bins),
+        actor_config=config.actor,
+        critic_config=config.critic,
+        returns=config.returns,
+    )
+    settings = config.optimizer
+    optimizer = optim.laprop(
+        settings.learning_rate,
+        settings.warmup,
+        settings.agc,
+        settings.beta1,
+        settings.beta2,
+        settings.eps,
+    )
+    return Agent(config, model, behavior, optimizer, dict(acted), dtype)
+
+
+def init(agent: Agent, key: Array) -> State:
+    """Fresh parameters and statistics. Call under jit (or `jax.eval_shape` for shapes alone)."""
+    params = init_params(agent, key)
+    return State(
+        params=params,
+        slow_critic=params["critic"],
+        optimizer=agent.optimizer.init(params),
+        percentiles=normalize.init(),
+        updates=jnp.zeros((), jnp.int32),
+    )
+
+
+def init_params(agent: Agent, key: Array) -> Params:
+    """Parameters of every network, by the network's name."""
+    model, behavior = agent.model, agent.behavior
+    keys = dict(
+        zip(
+            ("encoder", "rssm", "decoder", "reward", "cont", "actor", "critic"),
+            jax.random.split(key, 7),
+            strict=True,
+        )
+    )
+    observation = {
+        name: jnp.zeros((1, *spec.shape), spec.dtype) for name, spec in model.encoder.observations
+    }
+    carry = initial_carry(agent, 1)
+    params = {"encoder": model.encoder.init(keys["encoder"], observation)}
+    token = model.encoder.apply(params["encoder"], observation)
+    latent = carry.latent
+    params["rssm"] = model.rssm.init(
+        keys["rssm"], latent["deter"], latent["stoch"], carry.action, token
+    )
+    params["decoder"] = model.decoder.init(keys["decoder"], latent)
+    heads: dict[str, Head | Actor] = {
+        "reward": model.reward,
+        "cont": model.cont,
+        "actor": behavior.actor,
+        "critic": behavior.critic,
+    }
+    for name, head in heads.items():
+        params[name] = head.init(keys[name], feature(latent))
+    return params
+
+
+def initial_carry(agent: Agent, num_envs: int) -> Carry:
+    """The carry before the first step of any environment; `is_first` resets it anyway."""
+    zeros = {
+        name: jnp.zeros((num_envs, *spec.shape), spec.dtype) for name, spec in agent.actions.items()
+    }
+    action = jnp.zeros_like(spaces.embed_action(zeros, agent.actions, agent.dtype))
+    return Carry(agent.model.rssm.initial(num_envs), action)
+
+
+def act(
+    agent: Agent,
+    params: Params,
+    carry: Carry,
+    observation: Mapping[str, Array],
+    is_first: Array,
+    key: Array,
+    greedy: bool,
+) -> tuple[Carry, dict[str, Array], Latent]:
+    """One step of the policy.
+
+    Args:
+      agent: networks.
+      params: their parameters; decoder and the reward, continuation and critic heads are not read.
+      carry: memory of the last step.
+      observation: [N, *shape] by key.
+      is_first: [N]; such an environment starts from the zero state.
+      key: random key of this step.
+      greedy: mode of the policy instead of a sample; latents are sampled either way.
+
+    Returns:
+      The carry, actions for the environment [N, *shape] by key, and the latent as replay stores it.
+    """
+    model, behavior = agent.model, agent.behavior
+    num_envs = is_first.shape[0]
+    latent_key, action_key = jax.random.split(key)
+    token = model.encoder.apply(params["encoder"], observation)
+    noise = model.rssm.noise(latent_key, (num_envs,))
+    latent, _ = models.observe_step(
+        model, params, carry.latent, token, carry.action, is_first, noise
+    )
+    action = behavior.act(
+        params, latent, None if greedy else behavior.actor.noise(action_key, (num_envs,))
+    )
+    carry = Carry(latent, behaviors.concat_actions(behavior, action))
+    return carry, environment_action(agent, action), rssm.pack(agent.config.rssm, latent)
+
+
+def environment_action(agent: Agent, action: models.Actions) -> dict[str, Array]:
+    """From the model's actions to the environment's: one-hot parts become class numbers."""
+    return {
+        key: value.argmax(-1).astype(jnp.int32)
+        if spaces.kind(agent.actions[key]) == "discrete"
+        else value
+        for key, value in action.items()
+    }
+
+
+@dataclass(frozen=True)
+class Draws:
+    """All the noise of one update: None everywhere stands for modes."""
+
+    posterior: Array | None = None  # [B, T, S, K]
+    prior: Array | None = None  # [H, N, S, K]
+    policy: models.Noise = None  # [H, N, ...] by key
+
+
+def draw_noise(agent: Agent, key: Array, batch: int, length: int, first: Array | int) -> Draws:
+    """The noise of one update, drawn per sequence so that it does not depend on how sequences are
+    spread over devices.
+
+    Args:
+      agent: networks.
+      key: random key of the update.
+      batch: sequences B on this device.
+      length: steps T of each.
+      first: number of this device's first sequence in the global batch.
+    """
+    horizon = agent.config.returns.imagination
+
+    def sequence(index: Array) -> tuple[Array, Array, dict[str, Array]]:
+        posterior, prior, policy = jax.random.split(jax.random.fold_in(key, index), 3)
+        return (
+            agent.model.rssm.noise(posterior, (length,)),
+            agent.model.rssm.noise(prior, (horizon, length)),
+            agent.behavior.actor.noise(policy, (horizon, length)),
+        )
+
+    posterior, *imagined = jax.vmap(sequence)(first + jnp.arange(batch))
+    prior, policy = jax.tree.map(
+        lambda x: jnp.moveaxis(x, 0, 1).reshape(horizon, batch * length, *x.shape[3:]), imagined
+    )
+    return Draws(posterior, prior, policy)
+
+
+def split_batch(agent: Agent, batch: Mapping) -> tuple[Latent, Array, dict[str, Any]]:
+    """Cuts the context step off a replayed batch [B, T + 1]: the one owner of time alignment in
+    training.
+
+    Row t holds observation, reward and flags of time t, the action then taken, and the latent of
+    the policy.
+
+    Returns:
+      The latent before the first trained step, the actions that led to each trained step [B, T, A],
+      and the T trained steps.
+    """
+    latent = jax.tree.map(lambda x: x[:, 0], batch["latent"])
+    start = rssm.unpack(agent.config.rssm, latent, agent.dtype)
+    previous = jax.tree.map(lambda x: x[:, :-1], batch["action"])
+    steps = {key: value for key, value in batch.items() if key not in ("latent", "action")}
+    return (
+        start,
+        spaces.embed_action(previous, agent.actions, agent.dtype),
+        jax.tree.map(lambda x: x[:, 1:], steps),
+    )
+
+
+def loss(
+    agent: Agent,
+    params: Params,
+    slow_critic: Mapping,
+    percentiles: Percentiles,
+    batch: Mapping,
+    draws: Draws,
+    axis_name: str | None = None,
+) -> tuple[Array, tuple[Latent, Percentiles, dict[str, Array], Metrics]]:
+    """The total loss of one update and all that comes with it.
+
+    Args:
+      agent: networks.
+      params: what is learned.
+      slow_critic: parameters of the slow critic.
+      percentiles: of the returns so far.
+      batch: from replay, leaves [B, T + 1, ...].
+      draws: the noise.
+      axis_name: device axis, if any.
+
+    Returns:
+      Scalar loss, and (latents [B, T, ...], new percentiles, unscaled loss terms per step,
+      metrics).
+    """
+    config, model, behavior = agent.config, agent.model, agent.behavior
+    start, previous, steps = split_batch(agent, batch)
+    tokens = model.encoder.apply(params["encoder"], steps["observation"])
+    latents, stats = models.observe(
+        model, params, start, tokens, previous, steps["is_first"], draws.posterior
+    )
+    discount = 1 - 1 / config.returns.horizon
+    terms, metrics = models.model_losses(
+        model, params, config.losses, steps, latents, stats, discount
+    )
+
+    starts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), latents)
+    imagined = behaviors.rollout(behavior, model, params, starts, draws.prior, draws.policy)
+    percentiles, scale = behaviors.normalize_returns(
+        config.returns, percentiles, imagined.returns, axis_name
+    )
+    actor, actor_metrics = behaviors.actor_loss(behavior, params, imagined, scale)
+    critic = behaviors.imagined_critic_loss(behavior, params, slow_critic, imagined)
+    shape = steps["is_first"].shape
+    terms["actor"], terms["critic"] = actor.mean(0).reshape(shape), critic.mean(0).reshape(shape)
+    terms["replay_critic"] = behaviors.replay_critic_loss(
+        behavior,
+        params,
+        slow_critic,
+        steps,
+        feature(latents),
+        jax.lax.stop_gradient(imagined.returns[0].reshape(shape)),
+    )
+    scales = config.losses.model_dump()
+    total = sum(
+        scales["reconstruction" if name.startswith("observation/") else name] * term.mean()
+        for name, term in terms.items()
+    )
+    metrics |= (
+        actor_metrics
+        | {f"loss/{name}": term.mean() for name, term in terms.items()}
+        | {"loss/total": total}
+    )
+    return total, (latents, percentiles, terms, metrics)
+
+
+def train_step(
+    agent: Agent, state: State, batch: Mapping, key: Array, axis_name: str | None = None
+) -> tuple[State, Latent, Metrics]:
+    """One gradient update.
+
+    Args:
+      agent: networks.
+      state: before the update.
+      batch: this device's sequences from replay, leaves [B, T + 1, ...].
+      key: the run's key; the number of the update is folded in.
+      axis_name: device axis to average over, if any.
+
+    Returns:
+      The new state (the same on all devices), the new latents as replay stores them [B, T, ...],
+      and scalar metrics.
+    """
+    size, length = batch["is_first"].shape
+    first = jax.lax.axis_index(axis_name) * size if axis_name else 0
+    draws = draw_noise(agent, jax.random.fold_in(key, state.updates), size, length - 1, first)
+    return update(agent, state, batch, draws, axis_name)
+
+
+def update(
+    agent: Agent, state: State, batch: Mapping, draws: Draws, axis_name: str | None = None
+) -> tuple[State, Latent, Metrics]:
+    """`train_step` with its noise given."""
+
+    def objective(params: Params) -> tuple[Array, tuple]:
+        return loss(agent, params, state.slow_critic, state.percentiles, batch, draws, axis_name)
+
+    gradients, (latents, percentiles, _, metrics) = jax.grad(objective, has_aux=True)(state.params)
+    if axis_name:
+        gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
+    updates, optimizer = agent.optimizer.update(gradients, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    slow_critic = optax.incremental_update(
+        params["critic"], state.slow_critic, agent.config.critic.slow_rate
+    )
+    metrics |= {
+        "optimizer/gradient_norm": optax.tree.norm(gradients),
+        "optimizer/update_norm": optax.tree.norm(updates),
+        "optimizer/weight_norm": optax.tree.norm(params),
+    }
+    state = State(params, slow_critic, optimizer, percentiles, state.updates + 1)
+    return state, rssm.pack(agent.config.rssm, latents), metrics

@@ -1,0 +1,226 @@
+"""The world model: its two scans, observe and imagine, and what it learns from replay."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from dreamer.config import LossConfig
+from dreamer.nets import spaces
+from dreamer.nets.decoder import Decoder
+from dreamer.nets.encoder import Encoder
+from dreamer.nets.heads import Head
+from dreamer.nets.rssm import RSSM, Latent, feature
+from dreamer.ops import distributions, losses, transforms
+
+Params = Mapping[str, Mapping]
+Metrics = dict[str, Array]
+Actions = Mapping[str, Array]  # of the model: discrete ones one-hot
+Noise = Mapping[str, Array] | None
+Tree = TypeVar("Tree")
+
+
+@dataclass(frozen=True)
+class WorldModel:
+    """The networks of the model and their static facts; parameters are passed beside it."""
+
+    encoder: Encoder
+    rssm: RSSM
+    decoder: Decoder
+    reward: Head
+    cont: Head
+    reward_bins: Array
+
+    def latent(self, deter: Array, stats: Array, noise: Array | None) -> Latent:
+        """The latent state of a deterministic state and the statistics of its stochastic part."""
+        stoch = distributions.draw(self.rssm.distribution(stats), noise)
+        return {"deter": deter, "stoch": stoch.astype(deter.dtype)}
+
+    def predict_reward(self, params: Params, feat: Array) -> Array:
+        """Expected reward on arriving at each state: feat [..., F] to [...]."""
+        return transforms.two_hot_mean(self.reward.apply(params["reward"], feat), self.reward_bins)
+
+    def predict_cont(self, params: Params, feat: Array) -> Array:
+        """Probability of going on, the discount included: feat [..., F] to [...]."""
+        return jax.nn.sigmoid(self.cont.apply(params["cont"], feat)[..., 0])
+
+
+def observe(
+    model: WorldModel,
+    params: Params,
+    start: Latent,
+    tokens: Array,
+    previous: Array,
+    is_first: Array,
+    noise: Array | None,
+) -> tuple[Latent, Array]:
+    """Runs the posterior over a sequence.
+
+    Args:
+      model: networks.
+      params: their parameters.
+      start: latent before the first step, leaves [B, ...].
+      tokens: what is seen, [B, T, E].
+      previous: the action taken one step earlier, [B, T, A].
+      is_first: [B, T]; the state and the action are zero before such a step.
+      noise: of the latents, [B, T, S, K] (gaussian: [B, T, S]), or None for their modes.
+
+    Returns:
+      Latents with leaves [B, T, ...] and the posterior's statistics [B, T, S, K or 2].
+    """
+
+    def step(
+        carry: Latent, inputs: tuple[Array, Array, Array, Array | None]
+    ) -> tuple[Latent, tuple[Latent, Array]]:
+        latent, stats = observe_step(model, params, carry, *inputs)
+        return latent, (latent, stats)
+
+    _, outputs = jax.lax.scan(step, start, swap((tokens, previous, is_first, noise)))
+    return swap(outputs)
+
+
+def observe_step(
+    model: WorldModel,
+    params: Params,
+    carry: Latent,
+    token: Array,
+    previous: Array,
+    is_first: Array,
+    noise: Array | None,
+) -> tuple[Latent, Array]:
+    """One step of `observe`, without its time axis."""
+    carry, previous = jax.tree.map(lambda x: mask(x, ~is_first), (carry, previous))
+    deter = model.rssm.apply(
+        params["rssm"], carry["deter"], carry["stoch"], previous, method="core"
+    )
+    stats = model.rssm.apply(params["rssm"], deter, token, method="posterior")
+    return model.latent(deter, stats, noise), stats
+
+
+def imagine_step(
+    model: WorldModel, params: Params, carry: Latent, action: Array, noise: Array | None
+) -> Latent:
+    """One step of the prior: leaves [N, ...], action [N, A], noise or None for the mode."""
+    deter = model.rssm.apply(params["rssm"], carry["deter"], carry["stoch"], action, method="core")
+    stats = model.rssm.apply(params["rssm"], deter, method="prior")
+    return model.latent(deter, stats, noise)
+
+
+def imagine(
+    model: WorldModel,
+    params: Params,
+    start: Latent,
+    policy: Callable[[Latent, Noise], tuple[Array, Actions]],
+    horizon: int,
+    noise: Array | None,
+    policy_noise: Noise,
+) -> tuple[Latent, Actions]:
+    """Rolls the prior forward from `start` under a policy.
+
+    Args:
+      model: networks.
+      params: their parameters.
+      start: leaves [N, ...].
+      policy: from a latent and its noise to the action vector [N, A] and the actions to collect.
+      horizon: steps H.
+      noise: of the latents, [H, N, S, K] (gaussian: [H, N, S]), or None for their modes.
+      policy_noise: leaves [H, N, ...], or None.
+
+    Returns:
+      Latents with leaves [H + 1, N, ...], the start first, and the collected actions, [H, N, ...].
+    """
+
+    def step(
+        carry: Latent, inputs: tuple[Array | None, Noise]
+    ) -> tuple[Latent, tuple[Latent, Actions]]:
+        latent_noise, action_noise = inputs
+        action, collected = policy(carry, action_noise)
+        latent = imagine_step(model, params, carry, action, latent_noise)
+        return latent, (latent, collected)
+
+    _, (latents, collected) = jax.lax.scan(step, start, (noise, policy_noise), length=horizon)
+    whole = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, latents)
+    return whole, collected
+
+
+def model_losses(
+    model: WorldModel,
+    params: Params,
+    config: LossConfig,
+    batch: Mapping,
+    latents: Latent,
+    stats: Array,
+    discount: float,
+) -> tuple[dict[str, Array], Metrics]:
+    """What the model learns from: reconstruction, reward, continuation and the two sides of the KL
+    balance.
+
+    Args:
+      model: networks.
+      params: their parameters.
+      config: free nats.
+      batch: observation, reward [B, T], is_terminal [B, T].
+      latents: posterior latents of the batch, leaves [B, T, ...].
+      stats: their statistics [B, T, S, K or 2].
+      discount: part of the continuation target, as published: 1 - 1/horizon.
+
+    Returns:
+      Unscaled losses [B, T] by name (observations under their own key), and metrics.
+    """
+    feat = feature(latents)
+    terms = reconstruction_losses(
+        model, model.decoder.apply(params["decoder"], latents), batch["observation"]
+    )
+    reward_logits = model.reward.apply(params["reward"], feat)
+    terms["reward"] = transforms.two_hot_loss(reward_logits, batch["reward"], model.reward_bins)
+    cont_target = (1.0 - batch["is_terminal"]) * discount
+    terms["cont"] = losses.binary_cross_entropy(
+        model.cont.apply(params["cont"], feat)[..., 0], cont_target
+    )
+
+    prior_stats = model.rssm.apply(params["rssm"], latents["deter"], method="prior")
+    post, prior = model.rssm.distribution(stats), model.rssm.distribution(prior_stats)
+    held_post, held_prior = (
+        model.rssm.distribution(jax.lax.stop_gradient(s)) for s in (stats, prior_stats)
+    )
+    terms["dynamics"] = losses.free_kl(held_post, prior, config.free_nats)
+    terms["representation"] = losses.free_kl(post, held_prior, config.free_nats)
+    metrics = {
+        "prior_entropy": prior.entropy().mean(),
+        "posterior_entropy": post.entropy().mean(),
+        "kl": held_post.kl_divergence(held_prior).mean(),
+    }
+    return terms, metrics
+
+
+def reconstruction_losses(
+    model: WorldModel, predictions: Mapping[str, Array], observation: Mapping[str, Array]
+) -> dict[str, Array]:
+    """The loss of every observation key, named `observation/KEY`, summed over its event: [B, T]."""
+    terms = {}
+    for key, spec in model.decoder.observations:
+        target = observation[key]
+        if spaces.kind(spec) == "image":
+            terms[f"observation/{key}"] = losses.image_loss(predictions[key], target)
+        elif spaces.kind(spec) == "discrete":
+            terms[f"observation/{key}"] = losses.class_loss(
+                predictions[key], target, len(spec.shape)
+            )
+        else:
+            terms[f"observation/{key}"] = losses.symlog_loss(
+                predictions[key], target, len(spec.shape)
+            )
+    return terms
+
+
+def swap(tree: Tree) -> Tree:
+    """Exchanges the first two axes of every array: batch-major to time-major and back."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+
+
+def mask(x: Array, keep: Array) -> Array:
+    """Zeroes the rows of x [B, ...] where keep [B] is False."""
+    return jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, 0)

@@ -1,0 +1,222 @@
+"""Gymnasium spaces as specs, with the batched conversion of observations and actions.
+
+Legend: N environments.
+
+Kinds: uint8 boxes of rank 3 are images; other boxes are float32 vectors, unless they hold at most
+256 whole numbers; Discrete, MultiDiscrete and MultiBinary are int32 classes that count from 0 (the
+start of a space is removed). Entries with unequal numbers of classes become a key each: `key_0`,
+`key_1`, ... Nested Dict and Tuple spaces are flattened, keys joined by '_'. Arrays without elements
+are left out.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from dm_env import specs
+from gymnasium import spaces
+
+from dreamer.envs.base import Specs
+from dreamer.errors import UserError
+
+MAX_CLASSES = 256  # whole numbers with more values than this are read as a vector
+SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary and Dict or Tuple of these"
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Specs of a space, and the way between its batched native form and a dict of arrays [N, ...].
+
+    For observations `convert` maps native to dict; for actions, dict to native.
+    """
+
+    specs: Specs
+    convert: Callable[[Any], Any]
+
+
+def is_image(space: gymnasium.Space) -> bool:
+    """Returns whether this is one image: uint8 (H, W, C)."""
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def children(space: gymnasium.Space) -> list[tuple[Any, gymnasium.Space]] | None:
+    """Returns the named parts of a Dict or Tuple space, None for any other."""
+    if isinstance(space, spaces.Dict):
+        return list(space.spaces.items())
+    if isinstance(space, spaces.Tuple):
+        return list(enumerate(space.spaces))
+    return None
+
+
+# ----------------------------------------------------------------------------------------------
+# observations
+
+
+def observation_codec(space: gymnasium.Space, key: str = "") -> Codec:
+    """Returns the specs of an observation space and the encoder of its batches.
+
+    Raises:
+      UserError: The space, or one inside it, is not supported; two keys become the same.
+    """
+    parts = children(space)
+    if parts is None:
+        return _observation_leaf(space, key or ("image" if is_image(space) else "observation"))
+    codecs = [(name, observation_codec(part, _join(key, name))) for name, part in parts]
+
+    def encode(batch: Any) -> dict[str, np.ndarray]:
+        encoded: dict[str, np.ndarray] = {}
+        for name, codec in codecs:
+            encoded.update(codec.convert(batch[name]))
+        return encoded
+
+    return Codec(_merge([codec.specs for _, codec in codecs], "observation"), encode)
+
+
+def _observation_leaf(space: gymnasium.Space, key: str) -> Codec:
+    if 0 in (space.shape or ()):
+        return Codec({}, lambda batch: {})
+    if is_image(space):
+        spec = specs.BoundedArray(space.shape, np.uint8, 0, 255, key)
+        return Codec({key: spec}, lambda batch: {key: np.array(batch, np.uint8)})
+    whole = _classes(space)
+    if whole is not None:
+        start, count = whole
+        leaves = _class_specs(key, count, max_rank=len(count.shape))
+
+        def encode(batch: Any) -> dict[str, np.ndarray]:
+            return _split(leaves, (np.asarray(batch).astype(np.int64) - start).astype(np.int32))
+
+        return Codec(leaves, encode)
+    if isinstance(space, spaces.Box) and len(space.shape) <= 2:
+        leaf = specs.Array(space.shape, np.float32, key)
+        return Codec({key: leaf}, lambda batch: {key: np.array(batch, np.float32)})
+    advice = "; images are uint8 (height, width, channels)" if isinstance(space, spaces.Box) else ""
+    raise UserError(_unsupported("observation", key, space) + advice)
+
+
+# ----------------------------------------------------------------------------------------------
+# actions
+
+
+def action_codec(space: gymnasium.Space, key: str = "") -> Codec:
+    """Returns the specs of an action space and the decoder of its batches.
+
+    Continuous actions are clipped to [-1, 1], then scaled to the bounds of the space.
+
+    Raises:
+      UserError: The space, or one inside it, is not supported or has an infinite bound; two keys
+        become the same.
+    """
+    parts = children(space)
+    if parts is None:
+        return _action_leaf(space, key or "action")
+    codecs = [(name, action_codec(part, _join(key, name))) for name, part in parts]
+
+    def decode(action: Any) -> Any:
+        native = {name: codec.convert(action) for name, codec in codecs}
+        return native if isinstance(space, spaces.Dict) else tuple(native.values())
+
+    return Codec(_merge([codec.specs for _, codec in codecs], "action"), decode)
+
+
+def _action_leaf(space: gymnasium.Space, key: str) -> Codec:
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return _continuous(space, key)
+    whole = _classes(space)
+    if whole is None:
+        raise UserError(_unsupported("action", key, space))
+    start, count = whole
+    leaves = _class_specs(key, count, max_rank=1)
+    dtype, shape = space.dtype, space.shape or ()
+
+    def decode(action: Any) -> np.ndarray:
+        columns = [np.asarray(action[name]) for name in leaves]
+        joined = columns[0] if len(columns) == 1 else np.stack(columns, -1)
+        return (joined.reshape(-1, *shape).astype(np.int64) + start).astype(dtype)
+
+    return Codec(leaves, decode)
+
+
+def _continuous(space: spaces.Box, key: str) -> Codec:
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise UserError(
+            f"action '{key}' of shape {space.shape} has an infinite bound, continuous actions need "
+            "finite ones; register the environment in a wrapper that bounds it and use that id"
+        )
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    leaf = specs.BoundedArray((low.size,), np.float32, -1.0, 1.0, key)
+
+    def decode(action: Any) -> np.ndarray:
+        unit = (np.asarray(action[key], np.float64).reshape(-1, *space.shape) + 1.0) / 2.0
+        scaled = low + unit * (high - low)
+        return np.clip(scaled, low, high).astype(space.dtype)  # the same as clipping to [-1, 1]
+
+    return Codec({key: leaf}, decode)
+
+
+# ----------------------------------------------------------------------------------------------
+# shared
+
+
+def _classes(space: gymnasium.Space) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns (first value, number of values) per entry; None when the space holds no classes."""
+    if isinstance(space, spaces.Discrete):
+        return np.asarray(space.start, np.int64), np.asarray(space.n, np.int64)
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start.astype(np.int64), space.nvec.astype(np.int64)
+    if isinstance(space, spaces.MultiBinary):
+        return np.zeros(space.shape, np.int64), np.full(space.shape, 2, np.int64)
+    if isinstance(space, spaces.Box) and not np.issubdtype(space.dtype, np.floating):
+        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+        if (high - low < MAX_CLASSES).all():
+            return low.astype(np.int64), (high - low).astype(np.int64) + 1
+    return None
+
+
+def _class_specs(key: str, count: np.ndarray, max_rank: int) -> Specs:
+    """Returns one spec if the entries have equally many classes and rank allows, else one each."""
+    if count.ndim == 0:
+        return {key: specs.DiscreteArray(int(count), np.int32, key)}
+    if count.ndim <= max_rank and (count == count.flat[0]).all():
+        return {key: specs.BoundedArray(count.shape, np.int32, 0, int(count.flat[0]) - 1, key)}
+    names = [f"{key}_{i}" for i in range(count.size)]
+    return {
+        name: specs.DiscreteArray(int(n), np.int32, name)
+        for name, n in zip(names, count.flat, strict=True)
+    }
+
+
+def _split(leaves: Specs, batch: np.ndarray) -> dict[str, np.ndarray]:
+    """Distributes int32 [N, ...] over the keys of `_class_specs`."""
+    if len(leaves) == 1:
+        name, leaf = next(iter(leaves.items()))
+        return {name: batch.reshape(-1, *leaf.shape)}
+    columns = batch.reshape(len(batch), -1)
+    return {name: columns[:, i].copy() for i, name in enumerate(leaves)}
+
+
+def _join(key: str, name: Any) -> str:
+    name = str(name).replace("/", "_")
+    return f"{key}_{name}" if key else name
+
+
+def _merge(parts: list[Specs], what: str) -> Specs:
+    merged: Specs = {}
+    for part in parts:
+        for key, leaf in part.items():
+            if key in merged:
+                raise UserError(
+                    f"two {what}s are both named '{key}' once nested keys are joined by '_'; "
+                    "rename one"
+                )
+            merged[key] = leaf
+    return merged
+
+
+def _unsupported(what: str, key: str, space: gymnasium.Space) -> str:
+    return (
+        f"{what} '{key}' is a {type(space).__name__} of shape {space.shape} and type "
+        f"{space.dtype}, which is not supported; supported are {SUPPORTED}"
+    )

@@ -1,0 +1,189 @@
+"""BatchedEnv over gymnasium's vector environments, in this process or in one process each.
+
+Legend: N environments.
+"""
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, cast
+
+import dm_env
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from dreamer.envs.base import FIRST, LAST, MID, Actions, Specs
+from dreamer.envs.episodes import Episodes
+from dreamer.envs.spaces import action_codec, observation_codec
+
+Workers = Literal["auto", "serial", "process"]
+Maker = Callable[[], gymnasium.Env]
+
+
+class VectorEnv:
+    """Adapts gymnasium's vector environments to `BatchedEnv`.
+
+    Args:
+      maker: Makes one gymnasium environment; a function that pickles, for it also runs in workers.
+      num_envs: N.
+      seed: Of the whole batch; the seeds of episodes derive from it.
+      workers: serial steps the environments one after the other in this process; process gives
+        each its own; auto is process for several environments with images on more than two cores,
+        else serial. Images are drawn or emulated, which costs more than the way to a process and
+        back; on two cores, processes only take turns (measured: no faster).
+      render: Whether `render` returns frames.
+
+    Raises:
+      UserError: A space is not supported.
+    """
+
+    def __init__(
+        self, maker: Maker, num_envs: int, seed: int, workers: Workers, render: bool
+    ) -> None:
+        self.num_envs = num_envs
+        # One in this process first, so that a mistake is refused before any process starts.
+        probe = maker()
+        try:
+            self._observation = observation_codec(probe.observation_space)
+            self._action = action_codec(probe.action_space)
+            self._renders = render and probe.render_mode == "rgb_array"
+        finally:
+            probe.close()
+        slow = any(leaf.dtype == np.uint8 for leaf in self._observation.specs.values())
+        worth_it = slow and num_envs > 1 and _cores() > 2
+        processes = workers == "process" or (workers == "auto" and worth_it)
+        makers: list[Maker] = [
+            functools.partial(_make, maker, seed, i, os.getpid()) for i in range(num_envs)
+        ]
+        self._vector = _start_processes(makers) if processes else _serial(makers)
+        self._last: dm_env.TimeStep | None = None
+
+    def observation_spec(self) -> Specs:
+        return dict(self._observation.specs)
+
+    def action_spec(self) -> Specs:
+        return dict(self._action.specs)
+
+    def reset(self) -> dm_env.TimeStep:
+        observation, _ = self._vector.reset()
+        return self._keep(self._first(observation))
+
+    def step(self, action: Actions) -> dm_env.TimeStep:
+        assert self._last is not None, "call reset first"
+        native = self._action.convert(action)
+        observation, reward, terminated, truncated, info = self._vector.step(native)
+        first = self._last.step_type == LAST
+        last = np.logical_or(terminated, truncated)
+        terminal = terminated
+        if "is_terminal" in info:
+            terminal = np.where(info["_is_terminal"], info["is_terminal"], terminated)
+        return self._keep(
+            dm_env.TimeStep(
+                np.where(first, FIRST, np.where(last, LAST, MID)).astype(np.int32),
+                reward.astype(np.float32),
+                1.0 - terminal.astype(np.float32),
+                self._observation.convert(observation),
+            )
+        )
+
+    def render(self) -> np.ndarray | None:
+        return np.stack(cast(Any, self._vector.render())) if self._renders else None
+
+    def get_state(self) -> dict[str, Any]:
+        assert self._last is not None, "call reset first"
+        return {
+            "episodes": list(self._vector.call("episode_state")),
+            "step_type": self._last.step_type.tolist(),
+            "reward": self._last.reward.tolist(),
+            "discount": self._last.discount.tolist(),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> tuple[np.ndarray, dm_env.TimeStep]:
+        if len(state["episodes"]) != self.num_envs:
+            raise ValueError(
+                f"state of {len(state['episodes'])} environments given to {self.num_envs}"
+            )
+        observation, info = self._vector.reset(options={"restore": state["episodes"]})
+        restored = info["restored"].astype(bool)
+        if not restored.all():
+            observation, _ = self._vector.reset(options={"reset_mask": ~restored})
+        fresh = self._first(observation)
+        time_step = dm_env.TimeStep(
+            np.where(restored, state["step_type"], fresh.step_type).astype(np.int32),
+            np.where(restored, state["reward"], fresh.reward).astype(np.float32),
+            np.where(restored, state["discount"], fresh.discount).astype(np.float32),
+            fresh.observation,
+        )
+        return restored, self._keep(time_step)
+
+    def close(self) -> None:
+        try:
+            self._vector.close()
+        except (BrokenPipeError, ConnectionError, EOFError):  # a worker has died; end the others
+            self._vector.close_extras(terminate=True)
+            self._vector.closed = True
+
+    def _first(self, observation: Any) -> dm_env.TimeStep:
+        shape = (self.num_envs,)
+        return dm_env.TimeStep(
+            np.full(shape, FIRST, np.int32),
+            np.zeros(shape, np.float32),
+            np.ones(shape, np.float32),
+            self._observation.convert(observation),
+        )
+
+    def _keep(self, time_step: dm_env.TimeStep) -> dm_env.TimeStep:
+        self._last = time_step
+        return time_step
+
+
+# Observations are copied once, when they are converted; gymnasium need not copy them too.
+def _serial(makers: list[Maker]) -> SyncVectorEnv:
+    return SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+
+def _start_processes(makers: list[Maker]) -> AsyncVectorEnv:
+    """Starts one process per environment, from a server that never saw the main program.
+
+    Forking a process that runs jax's threads can deadlock, so processes come from a fork server
+    (spawned where there is none). They end by themselves when their pipe to this process closes,
+    however it ends.
+    """
+    available = multiprocessing.get_all_start_methods()
+    context = "forkserver" if "forkserver" in available else "spawn"
+    if context == "forkserver":
+        multiprocessing.get_context(context).set_forkserver_preload([__name__])
+    with _hidden_main():
+        return AsyncVectorEnv(
+            makers, copy=False, context=context, autoreset_mode=AutoresetMode.NEXT_STEP
+        )
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Hides the main program, which multiprocessing would import, and jax with it, in workers."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _make(maker: Maker, seed: int, index: int, parent: int) -> gymnasium.Env:
+    if os.getpid() != parent:
+        # Ctrl-C reaches the whole process group; the main process decides, and asks workers for
+        # their state then.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return Episodes(maker(), seed, index)

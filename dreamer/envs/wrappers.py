@@ -1,0 +1,97 @@
+"""Gymnasium wrappers around one environment: action repeat, image size, the rendering as input."""
+
+from typing import Any, cast
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from dreamer.envs.images import resize
+from dreamer.envs.spaces import children, is_image
+from dreamer.errors import UserError
+
+Size = tuple[int, int]  # height, width
+
+
+class Repeat(gymnasium.Wrapper):
+    """Applies every action `times` times and sums the rewards; stops early at an end.
+
+    An end is that of the episode, or a state whose info says `is_terminal`.
+    """
+
+    def __init__(self, env: gymnasium.Env, times: int) -> None:
+        super().__init__(env)
+        self._times = times
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        total = 0.0
+        for _ in range(self._times):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated or info.get("is_terminal"):
+                break
+        return observation, total, terminated, truncated, info
+
+
+class ResizeImages(gymnasium.ObservationWrapper):
+    """Resizes every image of the observation to `size`; all else is left as it is."""
+
+    def __init__(self, env: gymnasium.Env, size: Size) -> None:
+        super().__init__(env)
+        self.observation_space = _resized(env.observation_space, size)
+        self._size = size
+
+    def observation(self, observation: Any) -> Any:
+        return _resize_images(self.env.observation_space, observation, self._size)
+
+
+class Pixels(gymnasium.ObservationWrapper):
+    """Replaces the observation by the rendered frame, resized to `size`.
+
+    Raises:
+      UserError: The environment does not render itself.
+    """
+
+    def __init__(self, env: gymnasium.Env, size: Size) -> None:
+        super().__init__(env)
+        self.observation_space = _image_space(size, 3)
+        self._size = size
+        env.reset(
+            seed=0
+        )  # tried at once, so that one that cannot render is refused before anything starts
+        frame = env.render() if env.render_mode == "rgb_array" else None
+        if not (
+            isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (3,)
+        ):
+            raise UserError(
+                "env.pixels=true needs an environment that renders rgb_array frames, which this "
+                "one does not; use env.pixels=false or another env.task"
+            )
+
+    def observation(self, observation: Any) -> np.ndarray:
+        return resize(cast(np.ndarray, self.env.render()), self._size)
+
+
+def _image_space(size: Size, channels: int) -> spaces.Box:
+    shape = (*size, channels)
+    return spaces.Box(np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8), dtype=np.uint8)
+
+
+def _resized(space: gymnasium.Space, size: Size) -> gymnasium.Space:
+    """Returns the space with all its images of `size`."""
+    if is_image(space):
+        return _image_space(size, cast(tuple[int, ...], space.shape)[-1])
+    parts = {name: _resized(part, size) for name, part in children(space) or ()}
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict(parts)
+    return spaces.Tuple(list(parts.values())) if isinstance(space, spaces.Tuple) else space
+
+
+def _resize_images(space: gymnasium.Space, value: Any, size: Size) -> Any:
+    """Returns `value`, an element of `space`, with all its images resized."""
+    if is_image(space):
+        return resize(value, size)
+    parts = {name: _resize_images(part, value[name], size) for name, part in children(space) or ()}
+    if isinstance(space, spaces.Dict):
+        return parts
+    return tuple(parts.values()) if isinstance(space, spaces.Tuple) else value

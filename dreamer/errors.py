@@ -1,0 +1,25 @@
+"""Errors that a user can cause and mend: one line each, no traceback at the command line."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user asked for: what was wrong, where, what is allowed, what to do."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Returns '; did you mean X?' for the closest of `choices`, or '' when none is close."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    match = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
+    return f"; did you mean {by_lower[match[0]]}?" if match else ""
+
+
+def exit_on_user_error(main: Callable[[], int]) -> int:
+    """Runs `main`; a UserError becomes one line on standard error and exit status 2."""
+    try:
+        return main()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2

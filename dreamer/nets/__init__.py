@@ -1,0 +1,1 @@
+"""Neural networks: flax.linen modules that each describe one step, without randomness."""

@@ -1,0 +1,88 @@
+"""Heads on the feature of a state: reward, continuation, actor and critic."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from dreamer.config import ActorConfig
+from dreamer.nets import spaces
+from dreamer.nets.layers import MLP, linear
+from dreamer.ops import distributions
+from dreamer.ops.distributions import Distribution
+
+
+class Head(nn.Module):
+    """An MLP and a linear output, float32: [..., F] to [..., outputs]."""
+
+    layers: int
+    units: int
+    outputs: int
+    scale: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, feat: Array) -> Array:
+        x = MLP(self.layers, self.units, self.dtype, name="mlp")(feat.astype(self.dtype))
+        return linear(self.outputs, self.dtype, "out", self.scale)(x).astype(jnp.float32)
+
+
+class Actor(nn.Module):
+    """The policy: one distribution per action key, all on one MLP."""
+
+    config: ActorConfig
+    actions: tuple[tuple[str, spaces.Spec], ...]
+    units: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, feat: Array) -> dict[str, Array]:
+        """Raw outputs per action key, [..., *shape, classes or 2 (mean, std)]; see `policy`."""
+        x = MLP(self.config.layers, self.units, self.dtype, name="mlp")(feat.astype(self.dtype))
+        batch = x.shape[:-1]
+        outputs = {}
+        for key, spec in self.actions:
+            size = math.prod(spec.shape)
+            if spaces.kind(spec) == "discrete":
+                logits = linear(size * spaces.classes(spec), self.dtype, f"logits_{key}", 0.01)(x)
+                outputs[key] = logits.reshape(*batch, *spec.shape, spaces.classes(spec))
+            else:
+                parts = [
+                    linear(size, self.dtype, f"{part}_{key}", 0.01)(x) for part in ("mean", "std")
+                ]
+                outputs[key] = jnp.stack([part.reshape(*batch, *spec.shape) for part in parts], -1)
+        return outputs
+
+    def policy(self, outputs: dict[str, Array]) -> dict[str, Distribution]:
+        """Distributions of the model's actions from the raw outputs; needs no parameters.
+
+        Discrete actions are one-hot [..., *shape, classes] with a uniform part mixed in. Continuous
+        ones are normal with mean tanh(x) and a bounded standard deviation, neither clipped nor
+        squashed: the
+        environment clips them and the model scales them down. The event is the whole action.
+        """
+        policies = {}
+        for key, spec in self.actions:
+            x = outputs[key].astype(jnp.float32)
+            if spaces.kind(spec) == "discrete":
+                dist = distributions.one_hot(x, self.config.unimix)
+            else:
+                std = distributions.bounded_std(x[..., 1], self.config.min_std, self.config.max_std)
+                dist = distributions.normal(jnp.tanh(x[..., 0]), std)
+            policies[key] = distributions.independent(dist, len(spec.shape))
+        return policies
+
+    def noise(self, key: Array, batch: tuple[int, ...]) -> dict[str, Array]:
+        """Gumbel or normal noise to make actions from, per key [*batch, *shape(, classes)]."""
+        noise = {}
+        for (name, spec), part in zip(
+            self.actions, jax.random.split(key, len(self.actions)), strict=True
+        ):
+            if spaces.kind(spec) == "discrete":
+                noise[name] = jax.random.gumbel(part, (*batch, *spec.shape, spaces.classes(spec)))
+            else:
+                noise[name] = jax.random.normal(part, (*batch, *spec.shape))
+        return noise

@@ -1,0 +1,150 @@
+"""The recurrent state-space model: one step of the block GRU, the posterior and the prior."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from dreamer.config import RSSMConfig
+from dreamer.nets.layers import (
+    MLP,
+    Block,
+    BlockLinear,
+    linear,
+    merge_blocks,
+    rms_norm,
+    split_blocks,
+)
+from dreamer.ops import distributions
+from dreamer.ops.distributions import Distribution
+
+Latent = Mapping[str, Array]  # deter [..., D] and stoch [..., S, K] (gaussian: [..., S])
+
+
+class RSSM(nn.Module):
+    """Deterministic state by a block GRU and a stochastic latent, categorical or gaussian.
+
+    Statistics of a latent are the raw outputs of a network: logits [..., S, K] when categorical,
+      mean and raw standard
+    deviation [..., S, 2] when gaussian.
+    """
+
+    config: RSSMConfig
+    dtype: DTypeLike
+
+    def setup(self) -> None:
+        config, dtype = self.config, self.dtype
+        self.embed_deter = Block(config.hidden, dtype)
+        self.embed_stoch = Block(config.hidden, dtype)
+        self.embed_action = Block(config.hidden, dtype)
+        layers = range(config.dynamics_layers)
+        self.dynamics_hidden = [BlockLinear(config.deter, config.blocks, dtype) for _ in layers]
+        self.dynamics_norm = [rms_norm(dtype) for _ in layers]
+        self.gates = BlockLinear(3 * config.deter, config.blocks, dtype)
+        self.posterior_mlp = MLP(config.posterior_layers, config.hidden, dtype)
+        self.posterior_out = linear(self._outputs, dtype)
+        self.prior_mlp = MLP(config.prior_layers, config.hidden, dtype)
+        self.prior_out = linear(self._outputs, dtype)
+
+    @property
+    def _outputs(self) -> int:
+        return self.config.stoch * (
+            self.config.classes if self.config.latent == "categorical" else 2
+        )
+
+    def core(self, deter: Array, stoch: Array, action: Array) -> Array:
+        """The next deterministic state, before anything is seen.
+
+        Args:
+          deter: [B, D].
+          stoch: [B, S, K] or [B, S].
+          action: [B, A], taken in that state; scaled down where an entry is beyond [-1, 1].
+
+        Returns:
+          [B, D].
+        """
+        config = self.config
+        action = action / jax.lax.stop_gradient(jnp.maximum(1, jnp.abs(action)))
+        inputs = [
+            self.embed_deter(deter),
+            self.embed_stoch(stoch.reshape(*deter.shape[:-1], -1)),
+            self.embed_action(action),
+        ]
+        shared = jnp.concatenate(inputs, -1)[..., None, :]
+        shared = jnp.broadcast_to(shared, (*deter.shape[:-1], config.blocks, shared.shape[-1]))
+        own = split_blocks(deter, config.blocks)
+        x = jnp.concatenate([own, shared], -1)
+        for layer, norm in zip(self.dynamics_hidden, self.dynamics_norm, strict=True):
+            x = split_blocks(nn.silu(norm(merge_blocks(layer(x)))), config.blocks)
+        reset, candidate, update = jnp.split(self.gates(x), 3, -1)
+        candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
+        update = jax.nn.sigmoid(update - 1)
+        return merge_blocks(update * candidate + (1 - update) * own)
+
+    def posterior(self, deter: Array, token: Array) -> Array:
+        """Statistics given what is seen: deter [..., D], token [..., E] to [..., S, K or 2]."""
+        x = self.posterior_mlp(jnp.concatenate([deter, token], -1))
+        return self._shape(self.posterior_out(x))
+
+    def prior(self, deter: Array) -> Array:
+        """Statistics of the latent before seeing: deter [..., D] to [..., S, K or 2]."""
+        return self._shape(self.prior_out(self.prior_mlp(deter)))
+
+    def _shape(self, flat: Array) -> Array:
+        return flat.reshape(*flat.shape[:-1], self.config.stoch, -1)
+
+    def __call__(
+        self, deter: Array, stoch: Array, action: Array, token: Array
+    ) -> tuple[Array, Array]:
+        """One whole step, used to create the parameters: returns prior and posterior statistics."""
+        deter = self.core(deter, stoch, action)
+        return self.prior(deter), self.posterior(deter, token)
+
+    def distribution(self, stats: Array) -> Distribution:
+        """The distribution of one latent, an event over all S groups; needs no parameters."""
+        if self.config.latent == "categorical":
+            return distributions.independent(distributions.one_hot(stats, self.config.unimix), 1)
+        std = jax.nn.softplus(stats[..., 1].astype(jnp.float32)) + self.config.min_std
+        return distributions.independent(distributions.normal(stats[..., 0], std), 1)
+
+    def noise(self, key: Array, batch: tuple[int, ...]) -> Array:
+        """What a latent is made from: [*batch, S, K] Gumbel or [*batch, S] normal noise."""
+        config = self.config
+        if config.latent == "categorical":
+            return jax.random.gumbel(key, (*batch, config.stoch, config.classes))
+        return jax.random.normal(key, (*batch, config.stoch))
+
+    def initial(self, batch: int) -> Latent:
+        """The zero state that every episode starts from."""
+        config = self.config
+        shape = (
+            (config.stoch, config.classes) if config.latent == "categorical" else (config.stoch,)
+        )
+        return {
+            "deter": jnp.zeros((batch, config.deter), self.dtype),
+            "stoch": jnp.zeros((batch, *shape), self.dtype),
+        }
+
+
+def feature(latent: Latent) -> Array:
+    """What the heads see: deter and the flattened stoch, [..., D + S*K]."""
+    deter = latent["deter"]
+    return jnp.concatenate([deter, latent["stoch"].reshape(*deter.shape[:-1], -1)], -1)
+
+
+def pack(config: RSSMConfig, latent: Latent) -> Latent:
+    """The latent as replay stores it: one-hot groups become class numbers, [..., S] uint8."""
+    if config.latent == "gaussian":
+        return latent
+    return {"deter": latent["deter"], "stoch": latent["stoch"].argmax(-1).astype(jnp.uint8)}
+
+
+def unpack(config: RSSMConfig, stored: Latent, dtype: DTypeLike) -> Latent:
+    """The inverse of `pack`, in the compute dtype."""
+    stoch = stored["stoch"]
+    if config.latent == "categorical":
+        stoch = jax.nn.one_hot(stoch, config.classes)
+    return {"deter": stored["deter"].astype(dtype), "stoch": stoch.astype(dtype)}

@@ -1,0 +1,49 @@
+"""The optimiser as one optax chain: adaptive gradient clipping, then LaProp with warm-up."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def clip_by_weight_norm(limit: float, floor: float = 1e-3) -> optax.GradientTransformation:
+    """Adaptive gradient clipping by whole tensors: g / max(1, |g| / (limit max(floor, |w|))).
+
+    Unlike `optax.adaptive_grad_clip` the norms are those of the whole tensor, not of its units
+    (Brock et al. 2021, as used in Hafner et al. 2025).
+
+    Args:
+      limit: largest gradient norm as a share of the weight norm.
+      floor: smallest weight norm that is counted.
+    """
+
+    def clip(gradient: jax.Array, weight: jax.Array) -> jax.Array:
+        allowed = limit * jnp.maximum(floor, jnp.linalg.norm(weight.reshape(-1)))
+        return gradient / jnp.maximum(1.0, jnp.linalg.norm(gradient.reshape(-1)) / allowed)
+
+    def update(updates: optax.Updates, params: optax.Params) -> optax.Updates:
+        return jax.tree.map(clip, updates, params)
+
+    return optax.stateless(update)
+
+
+def laprop(
+    learning_rate: float, warmup: int, agc: float, beta1: float, beta2: float, eps: float
+) -> optax.GradientTransformation:
+    """AGC, RMS scaling, momentum, learning rate (LaProp: Ziyin et al. 2020, both averages
+    bias-corrected).
+
+    Args:
+      learning_rate: reached after the warm-up.
+      warmup: updates of linear warm-up; the first update has a rate of exactly 0. None at 0.
+      agc: limit of `clip_by_weight_norm`.
+      beta1: decay of the momentum.
+      beta2: decay of the squared gradients.
+      eps: added outside the square root.
+    """
+    rate = optax.linear_schedule(0.0, learning_rate, warmup) if warmup else learning_rate
+    return optax.chain(
+        clip_by_weight_norm(agc),
+        optax.scale_by_rms(beta2, eps, eps_in_sqrt=False, bias_correction=True),
+        optax.ema(beta1, debias=True),
+        optax.scale_by_learning_rate(rate),
+    )

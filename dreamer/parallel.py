@@ -1,0 +1,123 @@
+"""Devices: the only file that knows how many there are. One device is the case of a mesh of size
+one.
+
+`jax.pmap` compiles the update over all chosen local devices with the axis named "data". The state
+is the same on every device; batches are split by sequences.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from dreamer.errors import UserError
+
+AXIS = "data"
+Tree = TypeVar("Tree")
+
+
+def local_devices(platform: str, count: int, batch_size: int) -> list[jax.Device]:
+    """The devices to train on.
+
+    Args:
+      platform: auto (what jax prefers), cpu, gpu or tpu.
+      count: how many; 0 is all of them.
+      batch_size: sequences per update, to be split evenly.
+
+    Raises:
+      UserError: if the platform is missing, has too few devices, or the batch cannot be split over
+        them.
+    """
+    try:
+        found = jax.local_devices(backend=None if platform == "auto" else platform)
+    except RuntimeError:
+        raise UserError(
+            f"platform={platform} was asked for but jax found only {jax.default_backend()}; "
+            "set platform=auto, or install its extra: pip install 'dreamer[cuda]' or 'dreamer[tpu]'"
+        ) from None
+    if count > len(found):
+        raise UserError(
+            f"devices={count} were asked for but there are {len(found)}; "
+            f"allowed are 0 (all) to {len(found)}"
+        )
+    chosen = found[: count or len(found)]
+    if batch_size % len(chosen):
+        raise UserError(
+            f"replay.batch_size={batch_size} cannot be split over {len(chosen)} devices; make it a "
+            f"multiple of {len(chosen)}, or use fewer with devices=N"
+        )
+    return chosen
+
+
+def replicated(devices: Sequence[jax.Device]) -> NamedSharding:
+    """The sharding of arrays that are whole on every device."""
+    return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+
+
+def first_device() -> SingleDeviceSharding:
+    """The sharding of arrays that are on the first local device alone."""
+    return SingleDeviceSharding(jax.local_devices()[0])
+
+
+def replicate(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
+    """Copies every array onto every device."""
+    return jax.device_put(tree, replicated(devices))
+
+
+def unreplicate(tree: Tree) -> Tree:
+    """The first device's copy of replicated arrays, without moving data."""
+    return jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
+
+
+def split(batch: Tree, devices: Sequence[jax.Device]) -> Tree:
+    """Splits sequences over devices, in numpy: [K, B, ...] to [X, K, B/X, ...]."""
+    count = len(devices)
+
+    def one(x: np.ndarray) -> np.ndarray:
+        return np.moveaxis(x.reshape(x.shape[0], count, -1, *x.shape[2:]), 1, 0)
+
+    return jax.tree.map(one, batch)
+
+
+def join(tree: Any) -> Any:
+    """The inverse of `split`, fetching to the host: [X, K, B/X, ...] to [K, B, ...]."""
+
+    def one(x: jax.Array) -> np.ndarray:
+        value = np.moveaxis(np.asarray(x), 0, 1)
+        return value.reshape(value.shape[0], -1, *value.shape[3:])
+
+    return jax.tree.map(one, tree)
+
+
+def compile_updates(step: Callable, devices: Sequence[jax.Device]) -> Callable:
+    """Compiles K updates into one call over the devices.
+
+    Args:
+      step: (state, batch, key, axis_name) to (state, latents, metrics), one update on one device's
+        share.
+      devices: to run on.
+
+    Returns:
+      A function of (state, batches, key): the state is donated, batches have leaves [X, K, B/X,
+      ...], the key is the run's. It gives the new state, latents [X, K, B/X, ...], and metrics
+      averaged over the K updates.
+    """
+
+    def updates(state: Any, batches: Any, key: jax.Array) -> tuple[Any, Any, Any]:
+        def body(state: Any, batch: Any) -> tuple[Any, tuple[Any, Any]]:
+            state, latents, metrics = step(state, batch, key, AXIS)
+            return state, (latents, metrics)
+
+        state, (latents, metrics) = jax.lax.scan(body, state, batches)
+        return state, latents, jax.tree.map(lambda x: x.mean(0), metrics)
+
+    return jax.pmap(
+        updates,
+        axis_name=AXIS,
+        devices=list(devices),
+        in_axes=(None, 0, None),
+        out_axes=(None, 0, None),
+        donate_argnums=0,
+    )

@@ -1,0 +1,291 @@
+"""Replay in host memory: one ring of steps per environment, new windows first, then uniform ones.
+
+Legend: N environments, B batch, L window length (one context step and T trained ones), S slots of a
+ring. The four functions `init`, `add`, `sample`, `update` take a replay and return one, so that a
+replay living on the device can stand behind the same names. This one works in place: the replay
+passed in is the replay returned.
+
+All environments add a step together, so one counter numbers the steps of all rings: absolute step
+`s` of environment `n` lies in `ring[n, s % S]`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dreamer.errors import UserError
+from dreamer.replay import memory, tree
+
+# A partly filled ring is saved up to a multiple of this many steps, so that whoever writes it in
+# equal chunks finds divisors instead of a large prime. A saved ring is laid out anew by as many
+# steps at once, which bounds the temporary copy.
+_BLOCK = 1024
+_ADVICE = "resume with the configuration of the checkpoint or start in another run folder"
+
+
+@dataclasses.dataclass(eq=False)
+class Replay:
+    """Rings and counters; to be made by `init` and changed by the functions of this module only."""
+
+    rings: dict[tree.Path, np.ndarray]  # [N, S, ...] each
+    num_envs: int
+    slots: int  # S, steps that a ring holds
+    length: int  # L
+    online: bool
+    steps: int = 0  # added so far, per environment
+    oldest: int = 0  # absolute step of the oldest row still stored
+    served: int = 0  # windows of the online queue that were sampled or lost, see `_pop_queue`
+
+
+def init(
+    spec: Mapping[str, Any], capacity: int, num_envs: int, length: int, online: bool = True
+) -> Replay:
+    """Returns an empty replay.
+
+    Args:
+        spec: nested dict of (shape, dtype) of one step of one environment, with `is_first`,
+            `is_last` and a group `latent`. Any numpy dtype, ml_dtypes.bfloat16 included.
+        capacity: steps over all environments; the oldest are dropped.
+        num_envs: N, environments that add together.
+        length: L, steps per sampled window, the context step included.
+        online: serve every new window once before sampling uniformly.
+
+    Raises:
+        UserError: the capacity is less than one window per environment or does not fit into memory.
+    """
+    if capacity < length * num_envs:
+        raise UserError(
+            f"replay.capacity={capacity} is too small for one window of {length} steps in each of "
+            f"{num_envs} environments; raise it to at least {length * num_envs}"
+        )
+    memory.check_fits(spec, capacity)
+    slots = capacity // num_envs
+    rings = {
+        path: np.zeros((num_envs, slots, *shape), dtype)
+        for path, (shape, dtype) in tree.flatten(spec).items()
+    }
+    return Replay(rings, num_envs, slots, length, online)
+
+
+def add(replay: Replay, transition: Mapping[str, Any]) -> Replay:
+    """Appends one step of every environment and drops the oldest when full; in place.
+
+    Args:
+        transition: nested dict like the spec, leaves [N, ...] with exactly the dtypes of the spec.
+
+    Raises:
+        ValueError: a key, shape or dtype that is not the spec's.
+    """
+    rows = tree.flatten(transition)
+    _check(rows, replay.rings, (replay.num_envs,))
+    slot = replay.steps % replay.slots
+    for path, ring in replay.rings.items():
+        ring[:, slot] = rows[path]
+    replay.steps += 1
+    replay.oldest = max(replay.oldest, replay.steps - replay.slots)
+    return replay
+
+
+def num_items(replay: Replay) -> int:
+    """Returns the number of complete windows stored, over all environments."""
+    return replay.num_envs * max(0, replay.steps - replay.oldest - replay.length + 1)
+
+
+def sample(
+    replay: Replay, seed: Sequence[int], batch_size: int, online: bool = True
+) -> tuple[Replay, dict[str, Any], np.ndarray]:
+    """Takes windows from the online queue, then uniformly with replacement from all stored.
+
+    A window is L consecutive steps of one environment and may span episodes. Where an episode was
+    abandoned, the step before the next `is_first` becomes `is_last` inside the window. `is_first`
+    of the first row is left as stored: that row is only the context whose latent starts the
+    sequence, so nothing is reset at it.
+
+    Args:
+        seed: integers in [0, 2**32), always equally many, such as (run seed, update). The batch
+            depends on the content of the replay and on these alone.
+        batch_size: B.
+        online: take from the queue; reports leave it alone.
+
+    Returns:
+        The replay; nested dict of freshly allocated arrays [B, L, ...], of the latents only the
+        context row [B, 1, ...]; int64 [B, 2] of environment and absolute first step of each window,
+        for `update`.
+
+    Raises:
+        ValueError: no complete window is stored.
+    """
+    if not num_items(replay):
+        raise ValueError("cannot sample: the replay holds no complete window yet")
+    queued = _pop_queue(replay, batch_size if online else 0)
+    index = np.concatenate([queued, _draw_uniform(replay, seed, batch_size - len(queued))])
+    rows = _rows(replay, index[:, :1], index[:, 1:] + np.arange(replay.length))
+    batch = {
+        path: np.take(_by_row(ring), rows[:, :1] if path[0] == "latent" else rows, axis=0)
+        for path, ring in replay.rings.items()
+    }
+    batch["is_last",][:, :-1] |= batch["is_first",][:, 1:]
+    return replay, tree.unflatten(batch), index
+
+
+def update(replay: Replay, index: np.ndarray, latent: Mapping[str, Any]) -> Replay:
+    """Writes new latents over the trained rows of sampled windows; in place.
+
+    Rows that were overwritten since the windows were sampled are skipped. A row that several
+    windows of the batch contain takes the latent of the last of them.
+
+    Args:
+        index: int64 [B, 2] as returned by `sample`.
+        latent: leaves [B, L - 1, ...] for the steps first + 1 to first + L - 1, with the dtypes of
+            the spec.
+
+    Raises:
+        ValueError: a key, shape or dtype that is not the spec's.
+    """
+    index = np.asarray(index)
+    values = tree.flatten({"latent": latent})
+    rings = {path: ring for path, ring in replay.rings.items() if path[0] == "latent"}
+    _check(values, rings, (len(index), replay.length - 1))
+    steps = index[:, 1:] + np.arange(1, replay.length)
+    stored = np.flatnonzero(steps >= replay.oldest)
+    # numpy promises no order of assignment for repeated rows: keep the last occurrence of each.
+    rows = _rows(replay, index[:, :1], steps).ravel()[stored]
+    rows, reversed_last = np.unique(rows[::-1], return_index=True)
+    source = stored[len(stored) - 1 - reversed_last]
+    for path, ring in rings.items():
+        value = np.asarray(values[path])
+        _by_row(ring)[rows] = value.reshape(-1, *value.shape[2:])[source]
+    return replay
+
+
+def get_state(replay: Replay, copy: bool = True) -> dict[str, Any]:
+    """Returns the filled part of the replay, rounded up, and its counters: nested dict of arrays.
+
+    Args:
+        copy: the arrays are contiguous copies, so the replay may move on while they are saved.
+            False gives read-only views that cost no memory, to be saved before the next `add` or
+            `update`.
+    """
+    blocks = max(1, -(-replay.steps // _BLOCK))
+    filled = min(blocks * _BLOCK, replay.slots)
+    counters = {name: getattr(replay, name) for name in ("steps", "oldest", "served", "length")}
+    parts = {path: ring[:, :filled] for path, ring in replay.rings.items()}
+    if copy:
+        parts = {path: part.copy() for path, part in parts.items()}
+    else:
+        for part in parts.values():
+            part.flags.writeable = False
+    return {
+        "rings": tree.unflatten(parts),
+        "counters": {name: np.array([value], np.int64) for name, value in counters.items()},
+    }
+
+
+def set_state(replay: Replay, state: Mapping[str, Any]) -> Replay:
+    """Restores `get_state`; every later sample is then the same. In place.
+
+    Arrays of `state` may be taken over, so it serves one replay only. The capacity may differ, the
+    newest steps that fit are kept. A queue of windows of another length is dropped.
+
+    Raises:
+        UserError: the state was saved with another spec or number of environments.
+    """
+    parts = tree.flatten(state["rings"])
+    counters = {name: int(value[0]) for name, value in state["counters"].items()}
+    _check_saved(parts, replay)
+    replay.steps = counters["steps"]
+    replay.oldest = max(counters["oldest"], replay.steps - replay.slots)
+    for path, part in parts.items():
+        replay.rings[path] = _restored(replay.rings[path], part, replay.oldest, replay.steps)
+    same_windows = counters["length"] == replay.length
+    replay.served = counters["served"] if same_windows else _num_queueable(replay)
+    return replay
+
+
+def _num_queueable(replay: Replay) -> int:
+    """Returns how many windows of the online queue have been completed since the beginning."""
+    return replay.steps // replay.length * replay.num_envs
+
+
+def _pop_queue(replay: Replay, most: int) -> np.ndarray:
+    """Takes up to `most` windows [K, 2] from the online queue, oldest first, environments in turn.
+
+    The queue holds every L-th window of every environment: its entry q starts at step q // N * L of
+    environment q % N. So its ends are two numbers, of which the far one follows from the steps.
+    """
+    end = _num_queueable(replay)
+    lost = (
+        -(-replay.oldest // replay.length) * replay.num_envs
+    )  # ceil: windows that lost their first step
+    start = min(max(replay.served, lost), end) if replay.online else end
+    replay.served = min(start + most, end)
+    entry = np.arange(start, replay.served, dtype=np.int64)
+    return np.stack([entry % replay.num_envs, entry // replay.num_envs * replay.length], axis=1)
+
+
+def _draw_uniform(replay: Replay, seed: Sequence[int], count: int) -> np.ndarray:
+    """Draws `count` windows [K, 2] uniformly, with replacement."""
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
+    item = generator.integers(num_items(replay), size=count)
+    return np.stack([item % replay.num_envs, replay.oldest + item // replay.num_envs], axis=1)
+
+
+def _rows(replay: Replay, env: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Returns where absolute `steps` [B, K] of `env` [B, 1] lie in a ring seen as [N * S, ...]."""
+    return env * replay.slots + steps % replay.slots
+
+
+def _by_row(ring: np.ndarray) -> np.ndarray:
+    """Returns the view [N * S, ...] of a ring [N, S, ...]."""
+    return ring.reshape(-1, *ring.shape[2:])
+
+
+def _restored(ring: np.ndarray, part: np.ndarray, oldest: int, steps: int) -> np.ndarray:
+    """Returns the ring [N, S, ...] with steps oldest to steps - 1 of `part` at their places."""
+    if part.shape == ring.shape and part.flags.writeable and part.flags.c_contiguous:
+        return part  # a full ring of the same size: a second copy might not fit into memory
+    for start in range(oldest, steps, _BLOCK):
+        step = np.arange(start, min(start + _BLOCK, steps))
+        ring[:, step % ring.shape[1]] = part[:, step % part.shape[1]]
+    return ring
+
+
+def _check(
+    values: Mapping[tree.Path, Any], rings: Mapping[tree.Path, np.ndarray], leading: tuple[int, ...]
+) -> None:
+    """Assigning would broadcast and cast silently: refuses what is not exactly the spec's."""
+    if values.keys() != rings.keys():
+        names = sorted(tree.name(path) for path in values.keys() ^ rings.keys())
+        raise ValueError(f"keys that are not both in the spec and in the data: {', '.join(names)}")
+    for path, ring in rings.items():
+        shape, dtype = np.shape(values[path]), values[path].dtype
+        expected = (*leading, *ring.shape[2:])
+        if shape != expected or dtype != ring.dtype:
+            raise ValueError(
+                f"{tree.name(path)} is {dtype} {list(shape)}, "
+                f"the spec says {ring.dtype} {list(expected)}"
+            )
+
+
+def _check_saved(parts: Mapping[tree.Path, np.ndarray], replay: Replay) -> None:
+    """Refuses another spec or number of environments, naming the first difference."""
+    for path in sorted(parts.keys() ^ replay.rings.keys()):
+        where = "saved replay" if path in parts else "run"
+        raise UserError(
+            f"cannot restore the replay: only the {where} has the key {tree.name(path)}; {_ADVICE}"
+        )
+    for path, ring in replay.rings.items():
+        part = parts[path]
+        saved, wanted = [(x.dtype, x.shape[2:]) for x in (part, ring)]
+        if saved != wanted:
+            raise UserError(
+                f"cannot restore the replay: {tree.name(path)} was saved as {saved[0]} "
+                f"{list(saved[1])} but the run needs {wanted[0]} {list(wanted[1])}; {_ADVICE}"
+            )
+        if len(part) != replay.num_envs:
+            raise UserError(
+                f"cannot restore the replay: saved with env.num_envs={len(part)} but the run has "
+                f"env.num_envs={replay.num_envs}; {_ADVICE}"
+            )

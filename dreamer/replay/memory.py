@@ -1,0 +1,59 @@
+"""How much memory a replay takes and how much there is."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from dreamer.errors import UserError
+from dreamer.replay import tree
+
+# Kept back for parameters, activations, environments and the rest of the machine.
+HEADROOM = 0.1
+
+# The limit of the control group that this process sees as its root: version 2, then version 1.
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def nbytes(spec: Mapping[str, Any], capacity: int) -> int:
+    """Returns the bytes of `capacity` steps; `spec` is a nested dict of (shape, dtype)."""
+    leaves = tree.flatten(spec).values()
+    return capacity * sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in leaves)
+
+
+def available() -> int:
+    """Returns the bytes that are free, in the machine and under the control group's limit."""
+    free: int = psutil.virtual_memory().available
+    used: int = psutil.Process().memory_info().rss
+    return max(0, min([free] + [limit - used for limit in _cgroup_limits()]))
+
+
+def check_fits(spec: Mapping[str, Any], capacity: int) -> None:
+    """Refuses a capacity that this machine cannot hold.
+
+    A ring is committed page by page as it fills, so without this check a run would die hours after
+    its start.
+
+    Raises:
+        UserError: `capacity` steps need more than the available memory less `HEADROOM`.
+    """
+    needed, usable = nbytes(spec, capacity), int(available() * (1 - HEADROOM))
+    if needed > usable:
+        raise UserError(
+            f"replay.capacity={capacity} needs {gib(needed)} of memory but only {gib(usable)} can "
+            "be used; "
+            f"the largest capacity that fits is replay.capacity={usable // nbytes(spec, 1)}"
+        )
+
+
+def gib(size: int) -> str:
+    """Writes bytes in a unit that people read."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def _cgroup_limits() -> list[int]:
+    texts = [Path(name).read_text().strip() for name in _CGROUP_LIMITS if Path(name).is_file()]
+    return [int(text) for text in texts if text.isdigit()]  # version 2 writes "max" for no limit

@@ -1,0 +1,120 @@
+"""Plays a fixed number of whole episodes on fresh environments."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import dm_env
+import jax
+import numpy as np
+
+from dreamer.config import Env
+from dreamer.envs import registry
+from dreamer.envs.base import BatchedEnv
+from dreamer.run.policy import Policy
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results in the order in which episodes were started, environment by environment."""
+
+    returns: np.ndarray  # [episodes]
+    lengths: np.ndarray  # [episodes], steps
+    frames: np.ndarray | None = None  # [T, H, W, 3 or 1] uint8 of the first episode
+
+
+@dataclass
+class Episodes:
+    """Adds up rewards and steps of the running episodes of N environments."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def start(cls, num_envs: int) -> "Episodes":
+        return cls(np.zeros(num_envs), np.zeros(num_envs, np.int64))
+
+    def add(self, time_step: dm_env.TimeStep) -> list[tuple[int, float, int]]:
+        """Takes a time step; gives (environment, return, steps) of each episode it ended."""
+        first = time_step.step_type == dm_env.StepType.FIRST
+        self.returns = np.where(first, 0.0, self.returns + time_step.reward)
+        self.lengths = np.where(first, 0, self.lengths + 1)
+        ended = np.flatnonzero(time_step.step_type == dm_env.StepType.LAST)
+        return [(int(i), float(self.returns[i]), int(self.lengths[i])) for i in ended]
+
+    def get_state(self) -> dict[str, list]:
+        """The running sums, made of JSON types."""
+        return {"returns": self.returns.tolist(), "lengths": self.lengths.tolist()}
+
+    def set_state(self, state: dict[str, list]) -> None:
+        """Restores a result of `get_state`."""
+        self.returns, self.lengths = np.array(state["returns"]), np.array(state["lengths"])
+
+    def forget(self, envs: np.ndarray) -> None:
+        """Starts again from zero where the mask [N] is True."""
+        self.returns, self.lengths = (
+            np.where(envs, 0.0, self.returns),
+            np.where(envs, 0, self.lengths),
+        )
+
+
+@dataclass
+class Recorder:
+    """Keeps the frames of environment 0 until its first episode ends."""
+
+    env: BatchedEnv
+    frames: list[np.ndarray] = field(default_factory=list)
+    done: bool = False
+
+    def add(self, time_step: dm_env.TimeStep) -> None:
+        if self.done:
+            return
+        images = [x for x in time_step.observation.values() if x.ndim == 4 and x.dtype == np.uint8]
+        rendered = self.env.render()
+        frame = rendered[0] if rendered is not None else images[0][0, ..., :3] if images else None
+        if frame is not None:
+            self.frames.append(np.array(frame))
+        self.done = bool(time_step.step_type[0] == dm_env.StepType.LAST)
+
+
+def evaluate(
+    policy: Policy,
+    params: Any,
+    env_config: Env,
+    episodes: int,
+    seed: int,
+    record: bool = False,
+) -> Evaluation:
+    """Plays episodes with fixed parameters on fresh environments, as many as the policy is for.
+
+    Short episodes are not favoured: every environment plays its own share of the episodes.
+
+    Args:
+      policy: for N environments; it is reset.
+      params: its parameters.
+      env_config: the environment's section.
+      episodes: how many in all, at least N.
+      seed: of the environments and the policy.
+      record: keep the frames of the first episode.
+    """
+    num_envs = policy.num_envs
+    shares = [len(range(i, episodes, num_envs)) for i in range(num_envs)]
+    results: list[list[tuple[float, int]]] = [[] for _ in shares]
+    env = registry.make(env_config, num_envs, seed, render=record)
+    try:
+        policy.reset(jax.random.key(seed))
+        recorder = Recorder(env) if record else None
+        running, step, time_step = Episodes.start(num_envs), 0, env.reset()
+        while any(len(result) < share for result, share in zip(results, shares, strict=True)):
+            if recorder:
+                recorder.add(time_step)
+            for i, score, length in running.add(time_step):
+                results[i] += [(score, length)] if len(results[i]) < shares[i] else []
+            action, _ = policy(params, time_step, step)
+            time_step = env.step(action)
+            step += 1
+    finally:
+        env.close()
+    flat = [result for env_results in results for result in env_results]
+    frames = np.stack(recorder.frames) if recorder and recorder.frames else None
+    returns, lengths = (np.array(column) for column in zip(*flat, strict=True))
+    return Evaluation(returns, lengths, frames)

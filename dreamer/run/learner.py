@@ -1,0 +1,134 @@
+"""Learns from replay: samples, dispatches updates, writes latents back one call late."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer import parallel
+from dreamer.agent import agent as agents
+from dreamer.agent.agent import Agent, State
+from dreamer.replay import host
+from dreamer.replay.host import Replay
+
+Pending = dict[str, Any]  # index [K, B, 2] and latent leaves [K, B, T, ...]
+
+
+class Learner:
+    """The state of learning on its devices.
+
+    Nothing here waits for an update that was just dispatched: its latents are fetched after the
+      next one is on its way,
+    its metrics when they are asked for.
+
+    Args:
+      agent: networks.
+      devices: to train on.
+      seed: of the run; decides initial weights, noise and sampled batches.
+      batch_size: sequences per update over all devices.
+      updates_per_call: updates K compiled into one call.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        devices: list[jax.Device],
+        seed: int,
+        batch_size: int,
+        updates_per_call: int,
+    ) -> None:
+        self.devices = devices
+        self.updates = 0
+        self.pending: Pending | None = None
+        self._seed, self._batch_size, self._per_call = seed, batch_size, updates_per_call
+        init_key, train_key = jax.random.split(jax.random.key(seed))
+        self.state: State = parallel.replicate(
+            jax.jit(partial(agents.init, agent))(init_key), devices
+        )
+        self._key = parallel.replicate(train_key, devices)
+        self._names: list[str] = []
+        self._metrics: list[jax.Array] = []
+        self._owed = 0
+
+        def step(
+            state: State, batch: Any, key: jax.Array, axis_name: str
+        ) -> tuple[State, Any, jax.Array]:
+            state, latent, metrics = agents.train_step(agent, state, batch, key, axis_name)
+            self._names = sorted(
+                metrics
+            )  # while tracing: one array is fetched instead of one per metric
+            return state, latent, jnp.stack([metrics[name] for name in self._names])
+
+        self._update = parallel.compile_updates(step, devices)
+        self._params = parallel.unreplicate(self.state.params)
+
+    @property
+    def params(self) -> Any:
+        """Parameters after all dispatched updates, on the first device."""
+        return self._params
+
+    def train(self, replay: Replay, owed: int) -> None:
+        """Dispatches as many whole calls of K updates as are owed, keeping the rest for later.
+
+        Args:
+          replay: to sample from and to write latents to, in place.
+          owed: updates newly owed.
+        """
+        self._owed += owed
+        while self._owed >= self._per_call:
+            self._owed -= self._per_call
+            self._call(replay)
+
+    def _call(self, replay: Replay) -> None:
+        sampled = [self._sample(replay, self.updates + i) for i in range(self._per_call)]
+        batches = parallel.split(
+            jax.tree.map(lambda *x: np.stack(x), *[batch for batch, _ in sampled]), self.devices
+        )
+        self.state, latents, metrics = self._update(self.state, batches, self._key)
+        self._params = parallel.unreplicate(self.state.params)
+        self.updates += self._per_call
+        self._write_back(replay)
+        self.pending = {"index": np.stack([index for _, index in sampled]), "latent": latents}
+        self._metrics.append(metrics)
+
+    def _sample(self, replay: Replay, update: int) -> tuple[Any, np.ndarray]:
+        _, batch, index = host.sample(replay, (self._seed, update), self._batch_size)
+        return batch, index
+
+    def _write_back(self, replay: Replay) -> None:
+        if self.pending is not None:
+            pending = self.fetch_pending()
+            for i, index in enumerate(pending["index"]):
+                host.update(
+                    replay, index, {key: value[i] for key, value in pending["latent"].items()}
+                )
+            self.pending = None
+
+    def fetch_pending(self) -> Pending:
+        """The latents still to be written, on the host; {} when there are none."""
+        if self.pending is None:
+            return {}
+        latent = self.pending["latent"]
+        if isinstance(next(iter(latent.values())), jax.Array):
+            self.pending = self.pending | {"latent": parallel.join(latent)}
+        return self.pending
+
+    def read_metrics(self) -> dict[str, float]:
+        """Averages since the last reading, without the call still running; may be empty."""
+        done, self._metrics = self._metrics[:-1], self._metrics[-1:]
+        if not done:
+            return {}
+        return dict(zip(self._names, np.mean(jax.device_get(done), 0).tolist(), strict=True))
+
+    def get_counters(self) -> dict[str, int]:
+        """What is needed to go on exactly beside `state` and `fetch_pending()`."""
+        return {"updates": self.updates, "owed": self._owed}
+
+    def set_state(self, state: State, pending: Pending, counters: dict[str, int]) -> None:
+        """Restores what `state`, `fetch_pending()` and `get_counters()` were when saved."""
+        self.state = parallel.replicate(state, self.devices)
+        self._params = parallel.unreplicate(self.state.params)
+        self.pending = pending or None
+        self.updates, self._owed = counters["updates"], counters["owed"]

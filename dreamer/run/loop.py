@@ -1,0 +1,223 @@
+"""The training loop: act, remember, learn; and now and then evaluate, log, save.
+
+One turn of the loop steps every environment once. Updates are dispatched before the environments
+step, so the device learns while they do; nothing but the actions is waited for.
+"""
+
+from contextlib import ExitStack
+from typing import Any
+
+import dm_env
+import jax
+import numpy as np
+
+from dreamer import compose, parallel
+from dreamer.agent import agent as agents
+from dreamer.config import Config
+from dreamer.envs import registry
+from dreamer.replay import host
+from dreamer.run import folder, paths
+from dreamer.run.checkpoint import Checkpointer
+from dreamer.run.clocks import EverySeconds, EverySteps, Ratio
+from dreamer.run.evaluate import Episodes
+from dreamer.run.learner import Learner
+from dreamer.run.logger import Logger
+from dreamer.run.plan import plan
+from dreamer.run.policy import Policy, transition, transition_spec
+from dreamer.run.progress import Progress
+from dreamer.run.reporter import Reporter
+from dreamer.run.signals import StopRequest
+
+SHOWN = ("loss/total", "loss/reward", "kl", "return", "value")  # metrics in the progress display
+
+
+class Trainer:
+    """One run: environments, replay, learner, files. A context; `run` returns when done or stopped.
+
+    Args:
+      config: the whole configuration.
+
+    Raises:
+      UserError: what the user can mend, before anything is written.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.path = paths.run_folder(config)
+        folder.check(self.path)
+        paths.refuse_changes(config, self.path)
+        self.devices = parallel.local_devices(
+            config.platform, config.devices, config.replay.batch_size
+        )
+        with ExitStack() as stack:
+            self._build(stack)
+            self._open(stack)
+            self._stack = stack.pop_all()
+
+    def _build(self, stack: ExitStack) -> None:
+        """All that acts, remembers and learns; no file is written."""
+        config, settings = self.config, self.config.replay
+        num_envs = config.env.num_envs
+        self.env = registry.make(config.env, num_envs, config.seed)
+        stack.callback(self.env.close)
+        specs = self.env.observation_spec(), self.env.action_spec()
+        self.agent = agents.make_agent(config.agent, *specs)
+        self.replay = host.init(
+            transition_spec(self.agent),
+            settings.capacity,
+            num_envs,
+            settings.batch_length + 1,
+            settings.online,
+        )
+        self.learner = Learner(
+            self.agent, self.devices, config.seed, settings.batch_size, config.run.updates_per_call
+        )
+        self.policy = Policy(self.agent, num_envs)
+        self.policy.reset(jax.random.fold_in(jax.random.key(config.seed), 1))
+        self.ratio = Ratio(settings.train_ratio / (settings.batch_size * settings.batch_length))
+        self.episodes = Episodes.start(num_envs)
+        self.step = 0  # environment steps in replay so far
+        self.best: float | None = None  # mean return of the best evaluation
+        self.time_step: dm_env.TimeStep
+
+    def _open(self, stack: ExitStack) -> None:
+        """The run folder, what was saved in it, and the display."""
+        config = self.config
+        fresh = folder.saved_config(self.path) is None
+        if fresh:
+            folder.prepare(self.path, compose.to_yaml(config))
+        self.checkpoints = Checkpointer(paths.checkpoint_folder(config), config.checkpoint.keep)
+        stack.callback(self.checkpoints.close)
+        resumed = self._start_or_resume()
+        if not fresh:  # only now is it known that the checkpoint fits a changed configuration
+            folder.prepare(self.path, compose.to_yaml(config))
+        self.logger = Logger(self.path, config.log.tensorboard)
+        stack.callback(self.logger.close)
+        self.logger.truncate(self.step if resumed else -1)
+        self.reporter = Reporter(self.agent, config, self.logger)
+        self.progress = stack.enter_context(
+            Progress(config.log.progress, config.run.steps, config.log.every_seconds)
+        )
+        weights = sum(x.size for x in jax.tree.leaves(self.learner.params))
+        self.progress.print(plan(config, weights, transition_spec(self.agent), self.devices))
+        if resumed:
+            self.progress.print(resumed)
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    # ---------------------------------------------------------------------------------- the loop
+
+    def run(self) -> None:
+        """Trains until `run.steps` or until a signal asks to stop, then saves."""
+        total = self.config.run.steps
+        if self.step >= total:
+            self.progress.print(f"{self.path} is complete; raise run.steps to train on")
+            return
+        self._set_clocks()
+        with StopRequest() as stop:
+            while self.step < total and not stop.requested:
+                self._turn()
+                self._now_and_then()
+            done = self.step >= total
+            if done and self.config.eval.every:
+                self._evaluate()
+            self._save()
+            self.checkpoints.wait()
+        self._log()
+        state = "done" if done else "stopped, the same command resumes"
+        self.progress.print(
+            f"{state}: step {self.step:,}, {self.learner.updates:,} updates, in {self.path}"
+        )
+
+    def _turn(self) -> None:
+        """Acts, remembers, dispatches the updates owed, and steps the environments meanwhile."""
+        settings = self.config.replay
+        action, latent = self.policy(self.learner.params, self.time_step, self.step)
+        host.add(self.replay, transition(self.time_step, action, latent))
+        self.step += self.config.env.num_envs
+        if host.num_items(self.replay) >= settings.batch_size * settings.batch_length:
+            self.learner.train(self.replay, self.ratio.updates(self.step))
+        self.time_step = self.env.step(action)
+        for _, score, length in self.episodes.add(self.time_step):
+            self.progress.episode(score, length)
+            self.logger.write(self.step, {"episode/return": score, "episode/length": length})
+
+    # ------------------------------------------------------------------------------ now and then
+
+    def _set_clocks(self) -> None:
+        config = self.config
+        self._log_clock = EverySeconds(config.log.every_seconds)
+        self._eval_clock = EverySteps(config.eval.every, self.step)
+        self._video_clock = EverySteps(config.log.video_every, self.step)
+        self._save_clock = EverySeconds(config.checkpoint.every_seconds)
+        self._save_step_clock = EverySteps(config.checkpoint.every_steps, self.step)
+
+    def _now_and_then(self) -> None:
+        self.progress.update(self.step, self.learner.updates)
+        if self._log_clock():
+            self._log()
+        if self._eval_clock(self.step) and self.step < self.config.run.steps:
+            self._evaluate()
+        if self._video_clock(self.step):
+            self.reporter.videos(self.learner.params, self.replay, self.step)
+        # Both clocks are asked every time, so that neither falls behind.
+        if any([self._save_clock(), self._save_step_clock(self.step)]):
+            self._save()
+
+    def _log(self) -> None:
+        metrics = self.learner.read_metrics()
+        if metrics:
+            shown = {key: metrics[key] for key in SHOWN}
+            metrics["updates"] = self.learner.updates
+            self.logger.write(self.step, metrics)
+            self.progress.update(self.step, self.learner.updates, shown)
+
+    def _evaluate(self) -> None:
+        numbers = self.reporter.evaluation(self.learner.params, self.step)
+        self.progress.print(
+            f"evaluation at step {self.step:,}: return {numbers['mean']:.1f} ± "
+            f"{numbers['std']:.1f} over {numbers['episodes']} episodes"
+        )
+        if self.best is None or numbers["mean"] > self.best:
+            self.best = float(numbers["mean"])
+            self._save(score=self.best)
+
+    # ------------------------------------------------------------------------------- checkpoints
+
+    def _save(self, score: float | None = None) -> None:
+        """Saves everything that influences the rest of the run."""
+        state = {"train": self.learner.state, "carry": self.policy.carry}
+        arrays = {"replay": host.get_state(self.replay), "pending": self.learner.fetch_pending()}
+        counters = {
+            "step": self.step,
+            "best": self.best,
+            "learner": self.learner.get_counters(),
+            "ratio": self.ratio.get_state(),
+            "env": self.env.get_state(),
+            "episodes": self.episodes.get_state(),
+        }
+        self.checkpoints.save(self.step, state, arrays, counters, score)
+
+    def _start_or_resume(self) -> str:
+        """Starts the first episodes, or goes back to the newest checkpoint and says so."""
+        if self.checkpoints.latest_step() is None:
+            self.time_step = self.env.reset()
+            self.episodes.add(self.time_step)
+            return ""
+        target = {"train": self.learner.state, "carry": self.policy.carry}
+        state, arrays, counters = self.checkpoints.restore(None, target)
+        assert arrays is not None, "every save has a replay"
+        self.step, self.best = counters["step"], counters["best"]
+        self.learner.set_state(state["train"], arrays["pending"], counters["learner"])
+        self.policy.carry = state["carry"]
+        self.ratio.set_state(counters["ratio"])
+        host.set_state(self.replay, arrays["replay"])
+        self.episodes.set_state(counters["episodes"])
+        restored, self.time_step = self.env.set_state(counters["env"])
+        self.episodes.forget(~restored)
+        note = f"; {np.sum(~restored)} environments could not be restored and start an episode"
+        return f"resumed {self.path} at step {self.step:,}" + ("" if restored.all() else note)

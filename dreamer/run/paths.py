@@ -1,0 +1,37 @@
+"""Where a run keeps its files, and whether a folder may be resumed with a configuration."""
+
+from pathlib import Path
+
+from dreamer import compose
+from dreamer.config import Config
+from dreamer.errors import UserError
+from dreamer.run import folder
+
+
+def run_folder(config: Config) -> Path:
+    """`run.dir`, or a name made of what the run is, so that the same command finds it again."""
+    task = config.env.task.replace("/", "-")
+    name = f"{config.env.suite}-{task}-{config.size}-seed{config.seed}"
+    return Path(config.run.dir or f"runs/{name}")
+
+
+def checkpoint_folder(config: Config) -> Path:
+    """`checkpoint.dir`, or a folder inside the run folder."""
+    return Path(config.checkpoint.dir or run_folder(config) / "checkpoints").absolute()
+
+
+def refuse_changes(config: Config, path: Path) -> None:
+    """Compares with the configuration that the folder's run was started with.
+
+    Raises:
+      UserError: if they differ and `run.accept_changes` is not set.
+    """
+    saved = folder.saved_config(path)
+    if saved is None or config.run.accept_changes:
+        return
+    changes = compose.differences(compose.from_yaml(saved), config)
+    if changes:
+        raise UserError(
+            f"{path} holds a run with another configuration: {'; '.join(changes)}; "
+            "choose another run.dir, or resume with the changes by run.accept_changes=true"
+        )

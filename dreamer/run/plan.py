@@ -1,0 +1,36 @@
+"""What a run is about to do, in one unit: environment steps, before action repeat."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dreamer.config import Config
+from dreamer.replay import memory
+
+
+def plan(
+    config: Config, weights: int, transition_spec: dict[str, Any], devices: Sequence[Any]
+) -> str:
+    """A few lines to print at the start.
+
+    Args:
+      config: of the run.
+      weights: number of trained parameters.
+      transition_spec: shapes and dtypes of one replayed step.
+      devices: that train.
+    """
+    replay, run = config.replay, config.run
+    per_update = replay.batch_size * replay.batch_length
+    per_step = replay.train_ratio / per_update
+    needed = memory.gib(memory.nbytes(transition_spec, replay.capacity))
+    frames = f" ({run.steps * config.env.repeat:,} frames)" if config.env.repeat > 1 else ""
+    where = f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''}"
+    rows = {
+        "task": f"{config.env.suite} {config.env.task}, {config.env.num_envs} environments",
+        "agent": f"{config.size}, {weights:,} parameters, on {where}",
+        "steps": f"{run.steps:,} environment steps{frames}",
+        "replayed": f"{replay.train_ratio:g} steps per environment step",
+        "updates": f"{per_step:g} per environment step, {int(run.steps * per_step):,} in all, "
+        f"each of {replay.batch_size} x {replay.batch_length} = {per_update:,} replayed steps",
+        "replay": f"{needed} for {replay.capacity:,} steps",
+    }
+    return "\n".join(f"{name:>9}  {text}" for name, text in rows.items())

@@ -1,0 +1,91 @@
+"""Plays episodes with the agent of a run folder, and writes down how they went."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dreamer import compose, parallel
+from dreamer.agent import agent as agents
+from dreamer.agent.agent import Agent
+from dreamer.config import Config, EvalOptions
+from dreamer.envs import registry
+from dreamer.errors import UserError
+from dreamer.run import folder, paths, summary
+from dreamer.run.checkpoint import Checkpointer
+from dreamer.run.evaluate import evaluate
+from dreamer.run.policy import Policy
+from dreamer.run.reporter import FPS
+from dreamer.run.video import write_mp4
+
+
+def play(options: EvalOptions) -> dict[str, Any]:
+    """Evaluates as asked: prints a table, writes JSON and perhaps a video, and gives the summary.
+
+    Raises:
+      UserError: no run, no checkpoint, or a folder that cannot be written.
+    """
+    config = saved_config(Path(options.run))
+    config = config.model_copy(update={"run": config.run.model_copy(update={"dir": options.run})})
+    agent = agent_for(config)
+    params, step = load_params(config, agent, options.checkpoint)
+    policy = Policy(agent, min(options.num_envs, options.episodes), options.greedy)
+    result = evaluate(
+        policy, params, config.env, options.episodes, options.seed, record=options.video
+    )
+    numbers = summary.summarize(result.returns, result.lengths)
+    print(summary.render(numbers, f"{config.env.task}, step {step:,}"))
+    out = Path(options.out or Path(options.run) / f"evaluation-{step}.json")
+    settings = {key: getattr(options, key) for key in ("seed", "greedy", "checkpoint")}
+    episodes = {"returns": result.returns, "lengths": result.lengths}
+    summary.write_json(out, {"step": step, **settings, **numbers, **episodes})
+    print(f"written to {out}")
+    if options.video:
+        if result.frames is None:
+            raise UserError(f"{config.env.task} has no images and cannot render; use video=false")
+        write_mp4(out.with_suffix(".mp4"), result.frames, FPS)
+        print(f"video in {out.with_suffix('.mp4')}")
+    return numbers
+
+
+def saved_config(path: Path) -> Config:
+    """The configuration that a run folder was made with.
+
+    Raises:
+      UserError: if the folder is not one of a run.
+    """
+    saved = folder.saved_config(path)
+    if saved is None:
+        raise UserError(f"{path} is not the folder of a run: it has no config.yaml of one")
+    return compose.from_yaml(saved)
+
+
+def agent_for(config: Config) -> Agent:
+    """The networks of a configuration; an environment is made for a moment to know its spaces."""
+    env = registry.make(config.env, 1, config.seed)
+    try:
+        return agents.make_agent(config.agent, env.observation_spec(), env.action_spec())
+    finally:
+        env.close()
+
+
+def load_params(config: Config, agent: Agent, which: str) -> tuple[Any, int]:
+    """Parameters and environment steps of the newest or best checkpoint, on the first device.
+
+    Raises:
+      UserError: if there is none.
+    """
+    checkpoints = Checkpointer(paths.checkpoint_folder(config), read_only=True)
+    try:
+        step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
+        if step is None:
+            raise UserError(
+                f"no {which} checkpoint in {checkpoints.directory}; train first, with eval.every "
+                "set if the best is wanted"
+            )
+        state = jax.eval_shape(lambda: agents.init(agent, jax.random.key(0)))
+        carry = jax.eval_shape(lambda: agents.initial_carry(agent, config.env.num_envs))
+        restored, _ = checkpoints.restore_state(step, {"train": state, "carry": carry})
+    finally:
+        checkpoints.close()
+    return parallel.unreplicate(restored["train"].params), step

@@ -1,0 +1,103 @@
+"""Acts in a set of environments with the agent's compiled policy, and makes rows of replay."""
+
+from functools import partial
+from typing import Any
+
+import dm_env
+import jax
+import numpy as np
+
+from dreamer.agent import agent as agents
+from dreamer.agent.agent import Agent, Carry
+from dreamer.nets import rssm
+
+PARTS = ("encoder", "rssm", "actor")  # networks that acting needs
+
+
+class Policy:
+    """Holds the carry of N environments between steps; `reset` before the first.
+
+    Args:
+      agent: networks.
+      num_envs: N.
+      greedy: mode of the policy instead of a sample.
+    """
+
+    def __init__(self, agent: Agent, num_envs: int, greedy: bool = False) -> None:
+        self.num_envs = num_envs
+        self.carry: Carry
+        self._agent = agent
+        self._key: jax.Array
+
+        def act(
+            params: Any, carry: Carry, observation: Any, first: Any, key: Any, step: Any
+        ) -> Any:
+            key = jax.random.fold_in(key, step)
+            return agents.act(agent, params, carry, observation, first, key, greedy)
+
+        self._act = jax.jit(act)
+
+    def reset(self, key: jax.Array) -> None:
+        """Forgets everything; from here on the draws of step n follow from `key` and n."""
+        self._key = key
+        self.carry = agents.initial_carry(self._agent, self.num_envs)
+
+    def __call__(
+        self, params: Any, time_step: dm_env.TimeStep, step: int
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """One action per environment.
+
+        Args:
+          params: at least those of `PARTS`.
+          time_step: batched, leaves [N, ...].
+          step: number of this step, which decides the random draws.
+
+        Returns:
+          Actions [N, ...] by key, and the latents as replay stores them.
+        """
+        needed = {name: params[name] for name in PARTS}
+        first = time_step.step_type == dm_env.StepType.FIRST
+        self.carry, *outputs = self._act(
+            needed, self.carry, time_step.observation, first, self._key, np.uint32(step)
+        )
+        return jax.device_get(tuple(outputs))
+
+
+def transition(
+    time_step: dm_env.TimeStep, action: dict[str, np.ndarray], latent: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """One row of replay: what was seen, the action then taken (zero at LAST), the latent."""
+    last = time_step.step_type == dm_env.StepType.LAST
+
+    def unless_last(a: np.ndarray) -> np.ndarray:
+        return np.where(last.reshape(-1, *[1] * (a.ndim - 1)), 0, a).astype(a.dtype)
+
+    return {
+        "observation": time_step.observation,
+        "action": {key: unless_last(a) for key, a in action.items()},
+        "reward": time_step.reward,
+        "is_first": time_step.step_type == dm_env.StepType.FIRST,
+        "is_last": last,
+        "is_terminal": time_step.discount == 0,
+        "latent": latent,
+    }
+
+
+def transition_spec(agent: Agent) -> dict[str, Any]:
+    """Shapes and dtypes of `transition` for one environment, as replay wants them."""
+
+    def shapes(specs: Any) -> dict[str, Any]:
+        return {key: (spec.shape, spec.dtype) for key, spec in specs.items()}
+
+    carry = jax.eval_shape(partial(agents.initial_carry, agent, 1))
+    latent = jax.eval_shape(partial(rssm.pack, agent.config.rssm), carry.latent)
+    flag = ((), np.dtype(bool))
+    return {
+        "observation": shapes(dict(agent.model.encoder.observations)),
+        "action": shapes(agent.actions),
+        "reward": ((), np.dtype(np.float32)),
+        "is_first": flag,
+        "is_last": flag,
+        "is_terminal": flag,
+        "latent": {key: (x.shape[1:], np.dtype(x.dtype)) for key, x in latent.items()},
+    }

@@ -1,0 +1,75 @@
+"""Looks at the agent while it trains: evaluations, episode videos, open-loop predictions."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from dreamer.agent.agent import Agent
+from dreamer.agent.report import open_loop
+from dreamer.config import Config
+from dreamer.replay import host
+from dreamer.replay.host import Replay
+from dreamer.run import summary
+from dreamer.run.evaluate import evaluate
+from dreamer.run.logger import Logger
+from dreamer.run.policy import Policy
+from dreamer.run.video import open_loop_grid
+
+SEQUENCES = 6  # side by side in an open-loop video
+FPS = 15  # frames per second of videos
+
+
+class Reporter:
+    """Nothing here changes how training goes on.
+
+    Args:
+      agent: networks.
+      config: of the run.
+      logger: gets what is found.
+    """
+
+    def __init__(self, agent: Agent, config: Config, logger: Logger) -> None:
+        self._config, self._logger = config, logger
+        num_envs = min(config.eval.num_envs, config.eval.episodes)
+        self._policy = Policy(agent, num_envs, config.eval.greedy)
+        self._video_policy = Policy(agent, 1, config.eval.greedy)
+        self._open_loop = jax.jit(partial(open_loop, agent), static_argnums=2)
+        self._images = [
+            name for name, spec in agent.model.encoder.observations if len(spec.shape) == 3
+        ]
+
+    def _seed(self, step: int, purpose: int) -> int:
+        """Differs from the training seed, between runs, steps and purposes."""
+        sequence = np.random.SeedSequence((self._config.seed, step, purpose))
+        return int(sequence.generate_state(1)[0])
+
+    def evaluation(self, params: Any, step: int) -> dict[str, float]:
+        """Plays `eval.episodes` episodes; logs and gives their summary."""
+        config = self._config
+        result = evaluate(
+            self._policy, params, config.env, config.eval.episodes, self._seed(step, 1)
+        )
+        numbers = summary.summarize(result.returns, result.lengths)
+        self._logger.write(step, {f"eval/{key}": value for key, value in numbers.items()})
+        return numbers
+
+    def videos(self, params: Any, replay: Replay, step: int) -> None:
+        """One episode, and predictions of every image when there is something to predict."""
+        config = self._config
+        result = evaluate(
+            self._video_policy, params, config.env, 1, self._seed(step, 2), record=True
+        )
+        if result.frames is not None:
+            self._logger.video(step, "episode", result.frames, FPS)
+        if not self._images or not host.num_items(replay):
+            return
+        context = config.replay.batch_length // 2
+        _, batch, _ = host.sample(replay, (config.seed, step, 3), SEQUENCES, online=False)
+        key = jax.random.key(self._seed(step, 3))
+        predictions = self._open_loop(params, batch, context, key)
+        for name in self._images:
+            truth = batch["observation"][name][:, 1:]
+            grid = open_loop_grid(truth, np.asarray(predictions[name], np.float32), context)
+            self._logger.video(step, f"open_loop/{name}", grid, FPS)

@@ -1,0 +1,28 @@
+"""`python -m dreamer.train [GROUP=CHOICE ...] [KEY=VALUE ...]`: trains; again, it resumes."""
+
+import sys
+
+from dreamer import compose, usage
+from dreamer.errors import exit_on_user_error
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0 when done or stopped by a signal; UserError is for the caller."""
+    argv = sys.argv[1:] if argv is None else argv
+    if usage.wants_help(argv):
+        print(usage.help_text())
+        return 0
+    config = compose.compose(argv)
+    # jax is slow to import: only once the configuration is known to be right.
+    from dreamer import start
+
+    start.runtime(config.platform)
+    from dreamer.run.loop import Trainer
+
+    with Trainer(config) as trainer:
+        trainer.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_on_user_error(main))

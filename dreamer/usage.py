@@ -1,0 +1,104 @@
+"""The text of --help: groups with their choices, keys with their defaults and meanings."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from dreamer import keys
+from dreamer.compose import GROUPS, compose, config_dir, group_choices
+from dreamer.config import Config
+
+WIDTH = 100
+INTRODUCTION = """\
+Trains a DreamerV3 agent.
+
+usage: python -m dreamer.train [GROUP=CHOICE ...] [KEY=VALUE ...]
+
+  python -m dreamer.train
+  python -m dreamer.train env=atari100k env.task=pong size=12m seed=1
+  python -m dreamer.train experiment=cartpole run.dir=runs/first
+
+The same command with the same run folder resumes. Lists are written [64,64].
+"""
+PURPOSE = {
+    "env": "the suite of environments and its published protocol",
+    "size": "the size of the networks",
+    "agent": "the variant of the algorithm",
+    "experiment": "a full recipe; other options are applied over it",
+}
+
+
+def wants_help(argv: list[str]) -> bool:
+    """Returns whether the arguments ask for help."""
+    return any(argument in ("-h", "--help", "help") for argument in argv)
+
+
+def help_text() -> str:
+    """Returns the help of the command line, at most 100 columns wide."""
+    default = compose([])
+    parts = [INTRODUCTION, "GROUPS (GROUP=CHOICE)\n"]
+    chosen = {"env": default.env.suite, "size": default.size, "agent": "default"}
+    parts += [_group(group, chosen.get(group)) for group in GROUPS]
+    parts.append("KEYS (KEY=VALUE): key, default, meaning (what it takes)\n")
+    defaults = {suite: compose([f"env={suite}"]) for suite in keys.suites(Config)}
+    parts += [_section(title, path, suite, defaults[suite]) for title, path, suite in _sections()]
+    return "\n".join(parts)
+
+
+def _group(group: str, default: str | None) -> str:
+    lines = [f"  {group}: {PURPOSE[group]}"]
+    for choice in group_choices(group):
+        mark = " (default)" if choice == default else ""
+        lines += _columns(
+            f"    {choice}", description(config_dir() / group / f"{choice}.yaml") + mark, 18
+        )
+    return "\n".join(lines) + "\n"
+
+
+def description(path: Path) -> str:
+    """Returns the first comment line of a group file that is not Hydra's own."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next(
+        (line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line), ""
+    )
+
+
+def _sections() -> list[tuple[str, str, str]]:
+    """Returns (title, path, suite) of every section that holds values, env once for each suite."""
+    first, *others = keys.suites(Config)
+    own = [path for path in keys.sections(Config, first) if path != "env"]
+    environments = [(f"env, with the suite {suite}", "env", suite) for suite in (first, *others)]
+    return [("general", "", first), *environments, *((path, path, first) for path in own if path)]
+
+
+def _section(title: str, path: str, suite: str, values: Any) -> str:
+    """Returns the keys directly in one section, with the values that a run has without options."""
+    for name in path.split(".") if path else ():
+        values = getattr(values, name)
+    lines = [f"  {title}"]
+    for key, field in keys.leaves(Config, suite).items():
+        parent, _, name = key.rpartition(".")
+        if parent != path or key in ("size", "env.suite"):
+            continue
+        takes = keys.allowed(field.annotation, tuple(field.metadata))
+        default = keys.show(getattr(values, name)) or "(empty)"
+        lines += _columns(f"    {key:<32}{default:<14}", f"{field.description} ({takes})", 50)
+    return "\n".join(lines) + "\n" if len(lines) > 1 else ""
+
+
+def _columns(left: str, right: str, width: int) -> list[str]:
+    """Returns lines with `left` in the first column and `right` wrapped in the second."""
+    first, *others = textwrap.wrap(right, WIDTH - width, break_on_hyphens=False) or [""]
+    return [f"{left:<{width}}{first}".rstrip(), *(" " * width + line for line in others)]
+
+
+def options_text(schema: type[BaseModel]) -> str:
+    """Returns the keys of a schema without sections, one a line with what it takes."""
+    lines = []
+    for key, field in schema.model_fields.items():
+        takes = keys.allowed(field.annotation, tuple(field.metadata))
+        default = "(required)" if field.is_required() else keys.show(field.default) or "(empty)"
+        lines += _columns(f"  {key:<16}{default:<14}", f"{field.description} ({takes})", 32)
+    return "\n".join(lines)

@@ -1,0 +1,128 @@
+"""Tiny gymnasium environments with known values, for tests; worker processes import this module."""
+
+import sys
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Probe(gymnasium.Env):
+    """Observes samples of its space, ends at the step told, keeps the action that it received."""
+
+    def __init__(
+        self, observation: Any, action: Any = None, terminate: int = 0, truncate: int = 0
+    ) -> None:
+        self.observation_space = observation
+        self.action_space = spaces.Discrete(2) if action is None else action
+        self._terminate, self._truncate = terminate, truncate
+        self.received: Any = None
+        self._step = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self._step = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), action
+        self.received = action
+        self._step += 1
+        terminated, truncated = self._step == self._terminate, self._step == self._truncate
+        return self.observation_space.sample(), 1.0, terminated, truncated, {"noise": object()}
+
+
+class Counter(gymnasium.Env):
+    """Observes (step number, sum of actions, a number drawn at reset), each a float64.
+
+    `terminate` and `truncate` end the episode at that step; `lose` is a step that info calls
+    terminal.
+    """
+
+    observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    action_space = spaces.Discrete(5, start=-2)
+
+    def __init__(self, terminate: int = 0, truncate: int = 0, lose: int = 0) -> None:
+        self._ends = terminate, truncate, lose
+        self._state = np.zeros(3)  # returned itself, and changed in place by the next step
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self._state[:] = 0, 0, self.np_random.random()
+        return self._state, {}
+
+    def step(self, action: Any) -> Any:
+        self._state[:2] += 1, action
+        terminate, truncate, lose = (self._state[0] == end for end in self._ends)
+        info = {"is_terminal": bool(lose or terminate)} if self._ends[2] else {}
+        return self._state, float(action), terminate, truncate, info
+
+
+class Unseeded(Counter):
+    """Draws its number from the operating system: no seed repeats it."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self._state[2] = np.random.default_rng().random()
+        return self._state, {}
+
+
+class Early(Counter):
+    """Ends earlier every time it is started, whatever the seed."""
+
+    starts = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        Early.starts += 1
+        self._ends = (max(1, 6 - 3 * (Early.starts - 1)), 0, 0)
+        return super().reset(seed=seed)
+
+
+class Drawn(gymnasium.Env):
+    """Renders a frame whose left half is 255 and right half 0; observes one number."""
+
+    metadata = {"render_modes": ["rgb_array"]}
+    observation_space = spaces.Box(0, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    def render(self) -> Any:
+        frame = np.zeros((20, 40, 3), np.uint8)
+        frame[:, :20] = 255
+        return frame
+
+
+class Modules(Counter):
+    """Observes whether modules of the main program are loaded, and its process id."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        import os
+
+        return np.array(["jax" in sys.modules, "only_main" in sys.modules, os.getpid()], float), {}
+
+
+class Crash(Counter):
+    """Fails at its second step."""
+
+    def step(self, action: Any) -> Any:
+        if self._state[0] == 1:
+            raise RuntimeError("simulator broke")
+        return super().step(action)
+
+
+class Missing(Counter):
+    """Cannot start without a package."""
+
+    def __init__(self) -> None:
+        raise gymnasium.error.DependencyNotInstalled("Foo is missing, pip install foo")

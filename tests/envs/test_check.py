@@ -1,0 +1,139 @@
+from typing import Any
+
+import dm_env
+import numpy as np
+import pytest
+from dm_env import specs
+
+from dreamer.envs.base import FIRST, LAST, MID
+from dreamer.envs.check import CheckError, check
+
+
+class Fake:
+    """Two environments with episodes of two steps; `wrong` maps a time step to a broken one."""
+
+    num_envs = 2
+
+    def __init__(self, wrong: Any = None, low: float = -1.0) -> None:
+        self._wrong = wrong or (lambda step, time: step)
+        self._low = low
+        self._time = 0
+        self.buffer = np.zeros((2, 3), np.float32)
+
+    def observation_spec(self) -> dict:
+        return {"x": specs.BoundedArray((3,), np.float32, 0, 9)}
+
+    def action_spec(self) -> dict:
+        return {"action": specs.BoundedArray((1,), np.float32, self._low, 1)}
+
+    def reset(self) -> dm_env.TimeStep:
+        self._time = 0
+        return self._now()
+
+    def step(self, action: Any) -> dm_env.TimeStep:
+        assert set(action) == {"action"}
+        self._time += 1
+        return self._now()
+
+    def _now(self) -> dm_env.TimeStep:
+        kind = (FIRST, MID, LAST)[self._time % 3]
+        step = dm_env.TimeStep(
+            np.full(2, kind, np.int32),
+            np.full(2, kind != FIRST, np.float32),
+            np.full(2, kind != LAST, np.float32),
+            {"x": np.full((2, 3), self._time % 3, np.float32)},
+        )
+        return self._wrong(step, self._time)
+
+    def get_state(self) -> dict:
+        return {"time": self._time}
+
+    def set_state(self, state: Any) -> tuple[np.ndarray, dm_env.TimeStep]:
+        self._time = state["time"]
+        return np.ones(2, bool), self._now()
+
+    def render(self) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+def at(time: int, **changes: Any) -> Any:
+    return lambda step, now: step._replace(**changes) if now == time else step
+
+
+FLOATS = np.zeros((2, 3), np.float32)
+
+
+def test_an_honest_environment_passes():
+    check(Fake(), 10)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (at(0, step_type=np.full(2, MID, np.int32)), "reset must give FIRST"),
+        (
+            at(4, step_type=np.full(2, FIRST, np.int32), reward=np.zeros(2, np.float32)),
+            "only LAST",
+        ),
+        (at(3, step_type=np.full(2, MID, np.int32)), "FIRST must follow LAST"),
+        (at(4, step_type=np.full(2, 7, np.int32)), "unknown step_type"),
+        (at(4, step_type=np.full(2, MID, np.int64)), "step_type is int64"),
+        (at(4, reward=np.zeros(2)), "reward is float64"),
+        (at(4, reward=np.zeros((2, 1), np.float32)), "reward is"),
+        (at(4, reward=np.full(2, np.nan, np.float32)), "reward is not finite"),
+        (at(3, reward=np.ones(2, np.float32)), "reward must be 0 at FIRST"),
+        (at(3, discount=np.zeros(2, np.float32)), "discount must be 1 at FIRST"),
+        (at(4, discount=np.full(2, 0.9, np.float32)), "discount must be 0 or 1"),
+        (at(4, observation={"y": FLOATS}), "has keys"),
+        (at(4, observation={"x": FLOATS[:, :2]}), "spec says"),
+        (at(4, observation={"x": FLOATS.astype(float)}), "spec says"),
+        (at(4, observation={"x": FLOATS + np.nan}), "not finite"),
+        (at(4, observation={"x": FLOATS + 10}), "outside its spec"),
+    ],
+)
+def test_a_broken_time_step_is_named(wrong: Any, message: str):
+    with pytest.raises(CheckError, match=message):
+        check(Fake(wrong), 10)
+
+
+def test_unscaled_actions_are_named():
+    with pytest.raises(CheckError, match=r"must be in \[-1, 1\]"):
+        check(Fake(low=-2.0), 10)
+
+
+def test_reused_buffers_are_named():
+    buffer = np.zeros((2, 3), np.float32)
+
+    def reuse(step: dm_env.TimeStep, time: int) -> dm_env.TimeStep:
+        buffer[:] = step.observation["x"]
+        return step._replace(observation={"x": buffer})
+
+    with pytest.raises(CheckError, match="overwritten"):
+        check(Fake(reuse), 10)
+
+
+def test_unrepeatable_environments_are_named():
+    class Forgetful(Fake):
+        def set_state(self, state: Any) -> tuple[np.ndarray, dm_env.TimeStep]:
+            return np.array([True, False]), super().set_state(state)[1]
+
+    class Untrue(Fake):
+        def set_state(self, state: Any) -> tuple[np.ndarray, dm_env.TimeStep]:
+            restored, step = super().set_state(state)
+            return restored, step._replace(reward=step.reward + 1)
+
+    class Elsewhere(Fake):
+        def set_state(self, state: Any) -> tuple[np.ndarray, dm_env.TimeStep]:
+            result = super().set_state(state)
+            self._time += 1
+            return result
+
+    with pytest.raises(CheckError, match="another observation"):
+        check(Forgetful(), 10)
+    with pytest.raises(CheckError, match="did not give the saved time step"):
+        check(Untrue(), 10)
+    with pytest.raises(CheckError, match="step after set_state differs"):
+        check(Elsewhere(), 10)

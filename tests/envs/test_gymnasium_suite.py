@@ -1,0 +1,141 @@
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from dreamer.config import GymnasiumEnv
+from dreamer.envs import registry
+from dreamer.envs.base import FIRST, LAST, BatchedEnv, random_action
+from dreamer.envs.check import check
+from dreamer.envs.images import resize
+from dreamer.errors import UserError
+
+
+def run(env: BatchedEnv, steps: int) -> list:
+    """Time steps under random actions."""
+    rng = np.random.default_rng(0)
+    spec = env.action_spec()
+    return [env.reset(), *(env.step(random_action(spec, env.num_envs, rng)) for _ in range(steps))]
+
+
+@pytest.mark.parametrize("workers", ["serial", "process"])
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"task": "CartPole-v1"}, 60),
+        ({"task": "Pendulum-v1"}, 210),
+        ({"task": "CartPole-v1", "pixels": True, "image_size": (32, 48)}, 15),
+        ({"task": "Blackjack-v1"}, 20),  # a Tuple observation
+        ({"task": "CliffWalking-v1"}, 20),
+        ({"task": "ale_py:ALE/Pong-v5"}, 3),  # from another package, with an image
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_real_tasks_keep_the_promises(options: dict, steps: int, workers: str):
+    env = registry.make(GymnasiumEnv(workers=workers, **options), 2, seed=1)
+    check(env, steps)
+    env.close()
+
+
+def test_cartpole_terminates_and_pendulum_is_truncated():
+    cartpole = registry.make(GymnasiumEnv(task="CartPole-v1"), 2, 0)
+    ends = [step for step in run(cartpole, 100) if (step.step_type == LAST).any()]
+    assert len(ends) >= 4
+    assert all((step.discount[step.step_type == LAST] == 0).all() for step in ends)
+    pendulum = registry.make(GymnasiumEnv(task="Pendulum-v1"), 2, 0)
+    steps = run(pendulum, 201)
+    assert steps[200].step_type.tolist() == [LAST, LAST]
+    assert steps[200].discount.tolist() == [1, 1]
+    assert steps[201].step_type.tolist() == [FIRST, FIRST]
+
+
+def test_pendulum_feels_the_whole_torque():
+    env = registry.make(GymnasiumEnv(task="Pendulum-v1"), 2, 0)
+    env.reset()
+    env.step({"action": np.array([[1], [-1]], np.float32)})
+    torques = [float(inner.unwrapped.last_u) for inner in env._vector.envs]
+    assert torques == [2, -2]
+
+
+def test_seeds_repeat_and_differ():
+    def path(seed: int) -> np.ndarray:
+        env = registry.make(GymnasiumEnv(task="CartPole-v1"), 2, seed)
+        return np.stack([step.observation["observation"] for step in run(env, 60)])
+
+    first = path(0)
+    np.testing.assert_array_equal(first, path(0))
+    assert (first[0] != path(1)[0]).all()
+    assert (first[0, 0] != first[0, 1]).all()
+
+
+def test_repeat_and_time_limit_count_agent_steps():
+    """The task's own limit is 4 raw steps; time_limit replaces it and counts after the repeat."""
+    ends = {}
+    for options in ({}, {"repeat": 2}, {"repeat": 2, "time_limit": 3}, {"time_limit": 6}):
+        config = GymnasiumEnv(task="dreamer/Short-v0", **options)
+        steps = run(registry.make(config, 1, 0), 7)
+        last = next(i for i, step in enumerate(steps) if step.step_type[0] == LAST)
+        assert steps[last].discount.tolist() == [1]
+        raw = steps[last].observation["observation"][0, 0]
+        ends[tuple(options.items())] = (last, raw)
+    assert list(ends.values()) == [(4, 4), (2, 4), (3, 6), (6, 6)]
+
+
+def test_pixels_show_the_state():
+    config = GymnasiumEnv(task="CartPole-v1", pixels=True, image_size=(40, 60))
+    env = registry.make(config, 1, 0, render=True)
+    assert list(env.observation_spec()) == ["image"]
+    assert env.observation_spec()["image"].shape == (40, 60, 3)
+    steps = run(env, 3)
+    frame = env.render()
+    assert frame is not None
+    assert frame.shape == (1, 400, 600, 3)
+    expected = resize(frame[0], (40, 60))
+    np.testing.assert_array_equal(steps[-1].observation["image"][0], expected)
+    assert (steps[0].observation["image"] != steps[-1].observation["image"]).any()
+
+
+def test_frames_of_vector_tasks_are_rendered_on_request():
+    config = GymnasiumEnv(task="CartPole-v1")
+    env = registry.make(config, 2, 0, render=True)
+    assert list(env.observation_spec()) == ["observation"]
+    env.reset()
+    frames = env.render()
+    assert frames is not None
+    assert (frames.shape, frames.dtype) == ((2, 400, 600, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"task": "CartPol-v1"}, ["env.task=CartPol-v1", "did you mean CartPole-v1?"]),
+        ({"task": "CartPole-v9"}, ["env.task=CartPole-v9", "CartPole-v1"]),
+        ({"task": "no_such_package:Foo-v1"}, ["pip install no_such_package"]),
+        ({"task": "dreamer/Missing-v0"}, ["dreamer/Missing-v0", "pip install foo"]),
+        ({"task": "dreamer/Counter-v0", "pixels": True}, ["dreamer/Counter-v0", "rgb_array"]),
+        ({"task": "not an id"}, ["not an id"]),
+    ],
+    ids=lambda value: value["task"] if isinstance(value, dict) else "",
+)
+def test_mistakes_are_explained_in_one_line(options: dict, words: list[str]):
+    with pytest.raises(UserError) as error:
+        registry.make(GymnasiumEnv(**options), 1, 0)
+    assert all(word in str(error.value) for word in words), error.value
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "package", "extra"),
+    [("LunarLander-v3", "Box2D", "box2d"), ("HalfCheetah-v5", "mujoco", "mujoco")],
+)
+def test_missing_extra_names_the_command(
+    task: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+):
+    for name in [name for name in sys.modules if name.startswith(f"gymnasium.envs.{extra}")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)  # importing it raises ImportError
+    problem = f"env.task={task} needs a package that is not installed"
+    expected = f'{problem}; pip install "gymnasium[{extra}]"'
+    with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
+        registry.make(GymnasiumEnv(task=task), 1, 0)

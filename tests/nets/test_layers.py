@@ -1,0 +1,62 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamer.nets import layers
+
+
+def test_block_linear_is_a_block_diagonal_linear():
+    layer = layers.BlockLinear(12, 3, jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (5, 6))
+    params = layer.init(jax.random.key(1), layers.split_blocks(x, 3))
+    params["params"]["bias"] = jnp.arange(12.0)
+    kernel, dense = params["params"]["kernel"], np.zeros((6, 12))
+    for block in range(3):
+        dense[2 * block : 2 * block + 2, 4 * block : 4 * block + 4] = kernel[block]
+    ours = layers.merge_blocks(layer.apply(params, layers.split_blocks(x, 3)))
+    np.testing.assert_allclose(ours, np.asarray(x) @ dense + np.arange(12.0), rtol=1e-5, atol=1e-6)
+
+
+def test_initial_kernels_have_the_published_scale():
+    dense = layers.kernel_init()(jax.random.key(0), (400, 300), jnp.float32)
+    np.testing.assert_allclose(dense.std(), 1 / np.sqrt(400), rtol=0.02)
+    assert np.abs(dense).max() <= 2.28 / np.sqrt(400)
+    block = layers.kernel_init()(jax.random.key(1), (8, 200, 100), jnp.float32)
+    np.testing.assert_allclose(block.std(), 1 / np.sqrt(1600), rtol=0.02)
+    conv = layers.kernel_init()(jax.random.key(2), (5, 5, 32, 48), jnp.float32)
+    np.testing.assert_allclose(conv.std(), 1 / np.sqrt(800), rtol=0.02)
+    np.testing.assert_allclose(
+        layers.kernel_init(0.01)(jax.random.key(3), (400, 300), jnp.float32).std(),
+        0.01 / 20,
+        rtol=0.02,
+    )
+    assert not np.any(layers.kernel_init(0.0)(jax.random.key(4), (4, 3), jnp.float32))
+
+
+def test_norm_by_hand():
+    norm = layers.rms_norm(jnp.float32)
+    x = jnp.array([[3.0, 4.0]])
+    ours = norm.apply(norm.init(jax.random.key(0), x), x)
+    np.testing.assert_allclose(ours, x / np.sqrt(12.5 + 1e-4), rtol=1e-6)
+
+
+def test_pool_and_upsample():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(layers.max_pool(x)[0, ..., 0], [[5, 7], [13, 15]])
+    up = layers.upsample(layers.max_pool(x))[0, ..., 0]
+    np.testing.assert_array_equal(up[0], [5, 5, 7, 7])
+    np.testing.assert_array_equal(layers.max_pool(layers.upsample(x)), x)
+
+
+def test_compute_dtype():
+    assert layers.compute_dtype("auto") == jnp.float32  # on CPU, where bfloat16 is slower
+    assert layers.compute_dtype("bfloat16") == jnp.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_activations_have_the_dtype_and_weights_are_float32(dtype):
+    mlp = layers.MLP(2, 8, dtype)
+    params = mlp.init(jax.random.key(0), jnp.ones((3, 4), dtype))
+    assert mlp.apply(params, jnp.ones((3, 4), dtype)).dtype == dtype
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}

@@ -1,0 +1,59 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dreamer.ops import optim
+from tests.golden_names import FOLDER
+
+GOLDEN = dict(np.load(FOLDER / "functions.npz"))
+PUBLISHED = {"agc": 0.3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-20}
+
+
+def at(step, part):
+    return {
+        name: jnp.array(GOLDEN[f"optimizer/step{step}/{part}/{name}"])
+        for name in ("kernel", "bias", "scale")
+    }
+
+
+def test_golden_eight_steps():
+    optimizer = optim.laprop(
+        float(GOLDEN["optimizer/lr"]), int(GOLDEN["optimizer/warmup"]), **PUBLISHED
+    )
+    params = at(0, "before")
+    state = optimizer.init(params)
+    for step in range(8):
+        updates, state = optimizer.update(at(step, "grad"), state, params)
+        params = optax.apply_updates(params, updates)
+        for name, expected in at(step, "after").items():
+            np.testing.assert_allclose(
+                params[name], expected, rtol=1e-6, atol=1e-8, err_msg=f"{step} {name}"
+            )
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+def test_clipped_norm_is_at_most_the_limit(scale):
+    weight, gradient = jnp.ones((3, 4)), scale * jnp.arange(12.0).reshape(3, 4)
+    clip = optim.clip_by_weight_norm(0.3)
+    clipped, _ = clip.update({"w": gradient}, clip.init({"w": weight}), {"w": weight})
+    limit = 0.3 * np.linalg.norm(weight)
+    assert np.linalg.norm(clipped["w"]) <= limit * (1 + 1e-6)
+    if np.linalg.norm(gradient) <= limit:
+        np.testing.assert_array_equal(clipped["w"], gradient)
+
+
+def test_tiny_weights_may_still_move():
+    clip = optim.clip_by_weight_norm(0.3, floor=1e-3)
+    weight, gradient = jnp.zeros(4), jnp.ones(4)
+    clipped, _ = clip.update(gradient, clip.init(weight), weight)
+    np.testing.assert_allclose(np.linalg.norm(clipped), 0.3e-3, rtol=1e-5)
+
+
+def test_without_warm_up_the_first_step_has_the_full_rate():
+    for warmup, expected in ((0, 0.1), (10, 0.0)):
+        optimizer = optim.laprop(0.1, warmup, **PUBLISHED)
+        updates, _ = optimizer.update(
+            jnp.array(1.0), optimizer.init(jnp.array(100.0)), jnp.array(100.0)
+        )
+        np.testing.assert_allclose(updates, -expected, rtol=1e-5)

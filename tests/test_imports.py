@@ -1,0 +1,141 @@
+"""Who may import whom, and which package is used where: read from the code itself."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "dreamer"
+EVERY = tuple(path.relative_to(PACKAGE).as_posix() for path in sorted(PACKAGE.rglob("*.py")))
+
+# File or folder of dreamer/ -> what of dreamer it may import beside itself; the longest fit counts.
+SCHEMA = ("config", "errors")
+COMMAND_LINE = (*SCHEMA, "keys", "explain", "compose", "usage")
+MAY_IMPORT = {
+    "errors.py": (),
+    "config.py": (),
+    "keys.py": (),
+    "explain.py": ("errors", "keys"),
+    "compose.py": ("errors", "keys", "explain", "config"),
+    "usage.py": ("errors", "keys", "compose", "config"),
+    "start.py": (),
+    "parallel.py": ("errors",),
+    "ops/": (),
+    "nets/": ("ops", *SCHEMA),
+    "agent/": ("nets", "ops", *SCHEMA),
+    "envs/": SCHEMA,
+    "replay/": SCHEMA,
+    "run/": ("agent", "envs", "replay", "parallel", *COMMAND_LINE),
+    "train.py": ("run", "start", *COMMAND_LINE),
+    "eval.py": ("run", "start", *COMMAND_LINE),
+    "__init__.py": ("run", "agent", "envs", "start", *COMMAND_LINE),
+}
+
+WITHOUT_JAX = (
+    "envs/",
+    "replay/host.py",
+    "config.py",
+    "compose.py",
+    "keys.py",
+    "explain.py",
+    "errors.py",
+)
+JAX = {"jax", "jaxlib", "flax", "optax", "distrax", "chex"}
+DEVICE_NAMES = {
+    *("pmap", "shard_map", "make_mesh", "sharding", "distributed", "devices", "local_devices"),
+    *("device_count", "local_device_count", "device_put", "process_index", "process_count"),
+    *("jax_utils", "multihost_utils"),
+}
+
+
+def imports(file: str, source: str | None = None) -> Iterator[str]:
+    """Yields the full dotted name of everything that a file imports, inside functions too."""
+    text = (PACKAGE / file).read_text(encoding="utf-8") if source is None else source
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def device_uses(file: str, source: str | None = None) -> set[str]:
+    """Returns the names of jax's device interface that a file uses, such as 'jax.pmap'."""
+    text = (PACKAGE / file).read_text(encoding="utf-8") if source is None else source
+    attributes = {
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    used = attributes | set(imports(file, text))
+    return {
+        name
+        for name in used
+        if name.split(".")[0] in ("jax", "flax") and DEVICE_NAMES & set(name.split(".")[1:])
+    }
+
+
+def rule(file: str) -> str:
+    """Returns the longest row of the table that a file falls under."""
+    rows = [
+        row for row in MAY_IMPORT if file == row or (row.endswith("/") and file.startswith(row))
+    ]
+    assert rows, f"{file} is in no row of MAY_IMPORT: say what it may import"
+    return max(rows, key=len)
+
+
+def test_the_package_is_found() -> None:
+    assert {"config.py", "ops/transforms.py", "envs/registry.py"} <= set(EVERY)
+
+
+@pytest.mark.parametrize("file", EVERY)
+def test_a_file_imports_only_what_its_part_may(file: str) -> None:
+    row = rule(file)
+    own = row.removesuffix(".py").split("/")[0]
+    for name in imports(file):
+        parts = name.split(".")
+        if parts[0] == "dreamer" and file != "__init__.py":
+            assert parts[1] in (own, *MAY_IMPORT[row]), f"{file} imports {name}"
+
+
+@pytest.mark.parametrize("file", [file for file in EVERY if file.startswith(WITHOUT_JAX)])
+def test_a_file_without_jax(file: str) -> None:
+    assert not [name for name in imports(file) if name.split(".")[0] in JAX]
+
+
+def test_only_one_file_imports_distrax() -> None:
+    users = [
+        file for file in EVERY if any(name.split(".")[0] == "distrax" for name in imports(file))
+    ]
+    assert users == ["ops/distributions.py"]
+
+
+def test_only_one_file_knows_devices() -> None:
+    users = {file: names for file in EVERY if (names := device_uses(file))}
+    assert set(users) == {"parallel.py"}, users
+
+
+def test_device_names_are_seen_in_every_form() -> None:
+    for source in (
+        "import jax\njax.pmap(f)",
+        "from jax import pmap",
+        "from jax.sharding import Mesh",
+        "import jax.sharding",
+        "from flax import jax_utils",
+        "import jax\njax.distributed.initialize()",
+    ):
+        assert device_uses("config.py", source), source
+    assert not device_uses("config.py", "import jax\njax.jit(f)\nconfig.devices")
+
+
+@pytest.mark.parametrize(
+    "module", ["dreamer.envs.registry", "dreamer.replay.host", "dreamer.compose"]
+)
+def test_importing_does_not_load_jax(module: str) -> None:
+    """What the files import in turn counts as well: worker processes do without jax."""
+    code = f"import sys, {module}; print(sorted({JAX!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
