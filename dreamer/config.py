@@ -263,6 +263,17 @@ class AgentConfig(Section):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
+        channels = self.depth * self.decoder.mults[-1]
+        if channels % self.decoder.blocks:
+            raise ValueError(
+                f"depth * decoder.mults[-1] = {channels} must be divisible by "
+                f"decoder.blocks={self.decoder.blocks}"
+            )
+        if len(self.encoder.mults) != len(self.decoder.mults):
+            raise ValueError(
+                f"encoder.mults={self.encoder.mults} and decoder.mults={self.decoder.mults} must "
+                "have equally many stages"
+            )
         if self.rssm.deter % self.decoder.blocks:
             raise ValueError(
                 f"rssm.deter={self.rssm.deter} must be divisible by "
@@ -361,6 +372,16 @@ class Config(Section):
                 f"replay.capacity={self.replay.capacity} is too small for one sequence of "
                 f"batch_length + 1 = {window} steps in each of env.num_envs={self.env.num_envs} "
                 f"environments; raise it to at least {window * self.env.num_envs}"
+            )
+        slots = self.replay.capacity // self.env.num_envs
+        windows = (slots - window + 1) * self.env.num_envs
+        needed = self.replay.batch_size * self.replay.batch_length
+        if windows < needed:
+            smallest = self.env.num_envs * (-(-needed // self.env.num_envs) + window - 1)
+            raise ValueError(
+                f"replay.capacity={self.replay.capacity} is too small: training starts when the "
+                f"replay holds batch_size * batch_length = {needed} sequences; "
+                f"raise it to at least {smallest}"
             )
         return self
 

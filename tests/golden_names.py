@@ -40,7 +40,7 @@ RULES = [
     (r"dec/spnorm/", "decoder/norm_space/"),
     (r"dec/conv(\d)norm/", r"decoder/norm\1/"),
     (r"dec/conv(\d)/", r"decoder/conv\1/"),
-    (r"dec/imgout/", "decoder/out_image/"),
+    (r"dec/imgout/", "decoder/pixels/"),
     (r"dec/vec/(\w+)/pred/", r"decoder/out_\1/"),
     (r"pol/head/(\w+)/mean/", r"actor/mean_\1/"),
     (r"pol/head/(\w+)/stddev/", r"actor/std_\1/"),

@@ -16,7 +16,7 @@ from dreamer.ops import distributions, normalize, transforms
 from dreamer.ops.normalize import Percentiles
 from dreamer.ops.returns import lambda_return
 
-held = jax.lax.stop_gradient
+sg = jax.lax.stop_gradient
 
 
 @dataclass(frozen=True)
@@ -88,25 +88,24 @@ def rollout(
       start: leaves [N, ...].
       noise, policy_noise: see `world_model.imagine`.
     """
-    fixed = held({key: value for key, value in params.items() if key != "actor"})
+    fixed = sg({key: value for key, value in params.items() if key != "actor"})
 
     def policy(latent: Latent, step_noise: Noise) -> tuple[Array, Actions]:
-        action = behavior.act(params, held(latent), step_noise)
+        action = behavior.act(params, sg(latent), step_noise)
         action = {
-            key: held(a) if behavior.gradient(key) == "reinforce" else a
-            for key, a in action.items()
+            key: sg(a) if behavior.gradient(key) == "reinforce" else a for key, a in action.items()
         }
         return concat_actions(behavior, action), action
 
     config = behavior.returns
     latents, action = imagine(
-        model, fixed, held(start), policy, config.imagination, noise, policy_noise
+        model, fixed, sg(start), policy, config.imagination, noise, policy_noise
     )
     feat = feature(latents)
     reward, cont = model.predict_reward(fixed, feat), model.predict_cont(fixed, feat)
     value = behavior.predict_value(fixed["critic"], feat)
     returns = lambda_return(reward, cont, config.lam, value)
-    weight = held(jnp.cumprod(cont, 0))[:-1]
+    weight = sg(jnp.cumprod(cont, 0))[:-1]
     return Imagined(feat, action, returns, value, weight, reward, cont)
 
 
@@ -136,16 +135,16 @@ def actor_loss(
       Loss [H, N] and metrics.
     """
     config = behavior.actor_config
-    policy = behavior.actor.policy(behavior.actor.apply(params["actor"], held(imagined.feat[:-1])))
-    scale = held(scale)
-    advantage = held((imagined.returns - imagined.value[:-1]) / scale)
+    policy = behavior.actor.policy(behavior.actor.apply(params["actor"], sg(imagined.feat[:-1])))
+    scale = sg(scale)
+    advantage = sg((imagined.returns - imagined.value[:-1]) / scale)
     share = {"reinforce": 1.0, "analytic": 0.0, "mixed": config.mix}
     shares = {key: share[behavior.gradient(key)] for key in policy}
 
     objective = jnp.zeros_like(imagined.returns)
     for key, dist in policy.items():
         if shares[key]:
-            objective += shares[key] * dist.log_prob(held(imagined.action[key])) * advantage
+            objective += shares[key] * dist.log_prob(sg(imagined.action[key])) * advantage
     # Returns carry gradients only to the actions that want them, so one term serves every analytic
     # key.
     analytic = max(1.0 - s for s in shares.values())
@@ -166,7 +165,7 @@ def actor_loss(
         "imagined_cont": imagined.cont.mean(),
         "weight": imagined.weight.mean(),
     }
-    return loss, held(metrics)
+    return loss, sg(metrics)
 
 
 def critic_loss(
@@ -185,7 +184,7 @@ def critic_loss(
       [...].
     """
     logits = behavior.critic.apply(params["critic"], feat)
-    toward = held(behavior.predict_value(slow, feat))
+    toward = sg(behavior.predict_value(slow, feat))
     loss = transforms.two_hot_loss(logits, target, behavior.critic_bins)
     return loss + behavior.critic_config.slow_scale * transforms.two_hot_loss(
         logits, toward, behavior.critic_bins
@@ -197,7 +196,7 @@ def imagined_critic_loss(
 ) -> Array:
     """The critic's loss on imagined states, which it does not change: [H, N]."""
     return imagined.weight * critic_loss(
-        behavior, params, slow, held(imagined.feat[:-1]), held(imagined.returns)
+        behavior, params, slow, sg(imagined.feat[:-1]), sg(imagined.returns)
     )
 
 
@@ -222,7 +221,7 @@ def replay_critic_loss(
     discount = (1.0 - batch["is_terminal"]) * (1 - 1 / config.horizon)
     lam = (1.0 - batch["is_last"]) * config.lam
     target = swap(lambda_return(*swap((batch["reward"], discount, lam, bootstrap))))
-    loss = critic_loss(behavior, params, slow, feat[:, :-1], held(target))
+    loss = critic_loss(behavior, params, slow, feat[:, :-1], sg(target))
     return (1.0 - batch["is_last"][:, :-1]) * loss
 
 

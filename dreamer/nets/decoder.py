@@ -82,7 +82,7 @@ class Decoder(nn.Module):
             x = conv(self.depth * mult, self.config.kernel, self.dtype, f"conv{stage}")(upsample(x))
             x = nn.silu(rms_norm(self.dtype, f"norm{stage}")(x))
         channels = [spec.shape[-1] for spec in images.values()]
-        x = conv(sum(channels), self.config.kernel, self.dtype, "out_image")(upsample(x))
+        x = conv(sum(channels), self.config.kernel, self.dtype, "pixels")(upsample(x))
         x = nn.sigmoid(x.astype(jnp.float32)).reshape(*batch, *size, -1)
         parts = jnp.split(x, np.cumsum(channels)[:-1].tolist(), -1)
         return dict(zip(images, parts, strict=True))

@@ -65,12 +65,11 @@ def two_hot(target: Array, bins: Array) -> tuple[Array, Array, Array, Array]:
       (low index, high index, low weight, high weight), each [...]; the weights sum to 1.
     """
     count = bins.shape[-1]
-    low = jnp.searchsorted(bins, target, side="right") - 1
-    high = jnp.searchsorted(bins, target, side="left")
-    low, high = jnp.clip(low, 0, count - 1), jnp.clip(high, 0, count - 1)
-    same = low == high
-    to_low = jnp.where(same, 1.0, jnp.abs(bins[low] - target))
-    to_high = jnp.where(same, 1.0, jnp.abs(bins[high] - target))
+    above = jnp.searchsorted(bins, target, side="right")
+    low, high = jnp.clip(above - 1, 0, count - 1), jnp.clip(above, 0, count - 1)
+    outside = low == high
+    to_low = jnp.where(outside, 0.0, jnp.abs(bins[low] - target))
+    to_high = jnp.where(outside, 1.0, jnp.abs(bins[high] - target))
     total = to_low + to_high
     return low, high, to_high / total, to_low / total
 

@@ -93,6 +93,12 @@ def num_items(replay: Replay) -> int:
     return replay.num_envs * max(0, replay.steps - replay.oldest - replay.length + 1)
 
 
+def nbytes(replay: Replay) -> int:
+    """Returns the bytes of the steps stored."""
+    filled = min(replay.steps, replay.slots) / replay.slots
+    return int(filled * sum(ring.nbytes for ring in replay.rings.values()))
+
+
 def sample(
     replay: Replay, seed: Sequence[int], batch_size: int, online: bool = True
 ) -> tuple[Replay, dict[str, Any], np.ndarray]:
@@ -187,12 +193,14 @@ def set_state(replay: Replay, state: Mapping[str, Any]) -> Replay:
     """Restores `get_state`; every later sample is then the same. In place.
 
     Arrays of `state` may be taken over, so it serves one replay only. The capacity may differ, the
-    newest steps that fit are kept. A queue of windows of another length is dropped.
+    newest steps that fit are kept. Float latents are cast to the precision of this run. A queue of
+    windows of another length is dropped.
 
     Raises:
         UserError: the state was saved with another spec or number of environments.
     """
     parts = tree.flatten(state["rings"])
+    parts = {path: _in_precision(path, part, replay) for path, part in parts.items()}
     counters = {name: int(value[0]) for name, value in state["counters"].items()}
     _check_saved(parts, replay)
     replay.steps = counters["steps"]
@@ -267,6 +275,14 @@ def _check(
                 f"{tree.name(path)} is {dtype} {list(shape)}, "
                 f"the spec says {ring.dtype} {list(expected)}"
             )
+
+
+def _in_precision(path: tree.Path, part: np.ndarray, replay: Replay) -> np.ndarray:
+    """Casts float latents: another device may compute them in another precision."""
+    ring = replay.rings.get(path)
+    if path[0] != "latent" or ring is None or np.uint8 in (part.dtype, ring.dtype):
+        return part
+    return part.astype(ring.dtype, copy=False)
 
 
 def _check_saved(parts: Mapping[tree.Path, np.ndarray], replay: Replay) -> None:

@@ -239,11 +239,30 @@ def _check_structure(saved: dict[str, str], wanted: dict[str, str], folder: Path
             )
 
 
+def check(directory: str | Path) -> None:
+    """Refuses a folder of checkpoints that cannot be made or written to; leaves no trace.
+
+    Raises:
+        UserError: the folder, or the nearest parent there is, cannot be written to.
+    """
+    directory = Path(directory).absolute()
+    folders = (directory, *directory.parents)
+    existing = next(folder for folder in folders if os.path.lexists(folder))
+    with _explaining_refusal(directory), tempfile.TemporaryFile(dir=existing):
+        pass
+
+
 def _check_writable(directory: Path) -> None:
-    try:
+    with _explaining_refusal(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
+
+
+@contextlib.contextmanager
+def _explaining_refusal(directory: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"cannot write checkpoints to {directory}: {error.strerror}; "

@@ -1,5 +1,6 @@
 """Plays a fixed number of whole episodes on fresh environments."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +84,8 @@ def evaluate(
     episodes: int,
     seed: int,
     record: bool = False,
-) -> Evaluation:
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
     """Plays episodes with fixed parameters on fresh environments, as many as the policy is for.
 
     Short episodes are not favoured: every environment plays its own share of the episodes.
@@ -95,6 +97,7 @@ def evaluate(
       episodes: how many in all, at least N.
       seed: of the environments and the policy.
       record: keep the frames of the first episode.
+      interrupted: asked at every step; when True the result is None.
     """
     num_envs = policy.num_envs
     shares = [len(range(i, episodes, num_envs)) for i in range(num_envs)]
@@ -105,6 +108,8 @@ def evaluate(
         recorder = Recorder(env) if record else None
         running, step, time_step = Episodes.start(num_envs), 0, env.reset()
         while any(len(result) < share for result, share in zip(results, shares, strict=True)):
+            if interrupted():
+                return None
             if recorder:
                 recorder.add(time_step)
             for i, score, length in running.add(time_step):

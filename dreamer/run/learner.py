@@ -16,6 +16,11 @@ from dreamer.replay.host import Replay
 Pending = dict[str, Any]  # index [K, B, 2] and latent leaves [K, B, T, ...]
 
 
+def purpose_key(seed: int, purpose: str) -> jax.Array:
+    """The run's random key for one purpose: init, train or act."""
+    return jax.random.fold_in(jax.random.key(seed), ("init", "train", "act").index(purpose))
+
+
 class Learner:
     """The state of learning on its devices.
 
@@ -42,8 +47,9 @@ class Learner:
         self.devices = devices
         self.updates = 0
         self.pending: Pending | None = None
+        self._dtype = agent.dtype
         self._seed, self._batch_size, self._per_call = seed, batch_size, updates_per_call
-        init_key, train_key = jax.random.split(jax.random.key(seed))
+        init_key, train_key = purpose_key(seed, "init"), purpose_key(seed, "train")
         self.state: State = parallel.replicate(
             jax.jit(partial(agents.init, agent))(init_key), devices
         )
@@ -130,5 +136,12 @@ class Learner:
         """Restores what `state`, `fetch_pending()` and `get_counters()` were when saved."""
         self.state = parallel.replicate(state, self.devices)
         self._params = parallel.unreplicate(self.state.params)
-        self.pending = pending or None
+        self.pending = None
+        if pending:
+            floats = {
+                key: value.astype(self._dtype)
+                for key, value in pending["latent"].items()
+                if value.dtype != np.uint8
+            }
+            self.pending = pending | {"latent": pending["latent"] | floats}
         self.updates, self._owed = counters["updates"], counters["owed"]

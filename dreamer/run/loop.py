@@ -15,12 +15,12 @@ from dreamer import compose, parallel
 from dreamer.agent import agent as agents
 from dreamer.config import Config
 from dreamer.envs import registry
-from dreamer.replay import host
-from dreamer.run import folder, paths
+from dreamer.replay import host, memory
+from dreamer.run import checkpoint, folder, paths
 from dreamer.run.checkpoint import Checkpointer
 from dreamer.run.clocks import EverySeconds, EverySteps, Ratio
 from dreamer.run.evaluate import Episodes
-from dreamer.run.learner import Learner
+from dreamer.run.learner import Learner, purpose_key
 from dreamer.run.logger import Logger
 from dreamer.run.plan import plan
 from dreamer.run.policy import Policy, transition, transition_spec
@@ -46,6 +46,7 @@ class Trainer:
         self.path = paths.run_folder(config)
         folder.check(self.path)
         paths.refuse_changes(config, self.path)
+        checkpoint.check(paths.checkpoint_folder(config))
         self.devices = parallel.local_devices(
             config.platform, config.devices, config.replay.batch_size
         )
@@ -73,10 +74,11 @@ class Trainer:
             self.agent, self.devices, config.seed, settings.batch_size, config.run.updates_per_call
         )
         self.policy = Policy(self.agent, num_envs)
-        self.policy.reset(jax.random.fold_in(jax.random.key(config.seed), 1))
+        self.policy.reset(purpose_key(config.seed, "act"))
         self.ratio = Ratio(settings.train_ratio / (settings.batch_size * settings.batch_length))
         self.episodes = Episodes.start(num_envs)
         self.step = 0  # environment steps in replay so far
+        self.stop = StopRequest()
         self.best: float | None = None  # mean return of the best evaluation
         self.time_step: dm_env.TimeStep
 
@@ -118,8 +120,8 @@ class Trainer:
             self.progress.print(f"{self.path} is complete; raise run.steps to train on")
             return
         self._set_clocks()
-        with StopRequest() as stop:
-            while self.step < total and not stop.requested:
+        with self.stop:
+            while self.step < total and not self.stop.requested:
                 self._turn()
                 self._now_and_then()
             done = self.step >= total
@@ -163,7 +165,7 @@ class Trainer:
         if self._eval_clock(self.step) and self.step < self.config.run.steps:
             self._evaluate()
         if self._video_clock(self.step):
-            self.reporter.videos(self.learner.params, self.replay, self.step)
+            self.reporter.videos(self.learner.params, self.replay, self.step, self._interrupted)
         # Both clocks are asked every time, so that neither falls behind.
         if any([self._save_clock(), self._save_step_clock(self.step)]):
             self._save()
@@ -176,8 +178,13 @@ class Trainer:
             self.logger.write(self.step, metrics)
             self.progress.update(self.step, self.learner.updates, shown)
 
+    def _interrupted(self) -> bool:
+        return self.stop.requested
+
     def _evaluate(self) -> None:
-        numbers = self.reporter.evaluation(self.learner.params, self.step)
+        numbers = self.reporter.evaluation(self.learner.params, self.step, self._interrupted)
+        if numbers is None:
+            return
         self.progress.print(
             f"evaluation at step {self.step:,}: return {numbers['mean']:.1f} ± "
             f"{numbers['std']:.1f} over {numbers['episodes']} episodes"
@@ -190,8 +197,14 @@ class Trainer:
 
     def _save(self, score: float | None = None) -> None:
         """Saves everything that influences the rest of the run."""
-        state = {"train": self.learner.state, "carry": self.policy.carry}
-        arrays = {"replay": host.get_state(self.replay), "pending": self.learner.fetch_pending()}
+        self.checkpoints.wait()  # or the copies of two saves would be in memory
+        # A replay too large to copy is written while nothing changes it.
+        copy = host.nbytes(self.replay) < 0.8 * memory.available()
+        arrays = {
+            "replay": host.get_state(self.replay, copy),
+            "pending": self.learner.fetch_pending(),
+            "carry": self.policy.get_state(),
+        }
         counters = {
             "step": self.step,
             "best": self.best,
@@ -200,7 +213,9 @@ class Trainer:
             "env": self.env.get_state(),
             "episodes": self.episodes.get_state(),
         }
-        self.checkpoints.save(self.step, state, arrays, counters, score)
+        self.checkpoints.save(self.step, self.learner.state, arrays, counters, score)
+        if not copy:
+            self.checkpoints.wait()
 
     def _start_or_resume(self) -> str:
         """Starts the first episodes, or goes back to the newest checkpoint and says so."""
@@ -208,12 +223,11 @@ class Trainer:
             self.time_step = self.env.reset()
             self.episodes.add(self.time_step)
             return ""
-        target = {"train": self.learner.state, "carry": self.policy.carry}
-        state, arrays, counters = self.checkpoints.restore(None, target)
+        state, arrays, counters = self.checkpoints.restore(None, self.learner.state)
         assert arrays is not None, "every save has a replay"
         self.step, self.best = counters["step"], counters["best"]
-        self.learner.set_state(state["train"], arrays["pending"], counters["learner"])
-        self.policy.carry = state["carry"]
+        self.learner.set_state(state, arrays["pending"], counters["learner"])
+        self.policy.set_state(arrays["carry"])
         self.ratio.set_state(counters["ratio"])
         host.set_state(self.replay, arrays["replay"])
         self.episodes.set_state(counters["episodes"])

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from dreamer import compose, parallel
 from dreamer.agent import agent as agents
@@ -18,6 +19,8 @@ from dreamer.run.policy import Policy
 from dreamer.run.reporter import FPS
 from dreamer.run.video import write_mp4
 
+EVALUATION = 4  # the purpose of these random numbers, beside those of training
+
 
 def play(options: EvalOptions) -> dict[str, Any]:
     """Evaluates as asked: prints a table, writes JSON and perhaps a video, and gives the summary.
@@ -30,9 +33,10 @@ def play(options: EvalOptions) -> dict[str, Any]:
     agent = agent_for(config)
     params, step = load_params(config, agent, options.checkpoint)
     policy = Policy(agent, min(options.num_envs, options.episodes), options.greedy)
-    result = evaluate(
-        policy, params, config.env, options.episodes, options.seed, record=options.video
-    )
+    # Mixed, so that no seed repeats the episodes of a training run.
+    seed = int(np.random.SeedSequence((options.seed, EVALUATION)).generate_state(1)[0])
+    result = evaluate(policy, params, config.env, options.episodes, seed, record=options.video)
+    assert result is not None, "nothing interrupts it"
     numbers = summary.summarize(result.returns, result.lengths)
     print(summary.render(numbers, f"{config.env.task}, step {step:,}"))
     out = Path(options.out or Path(options.run) / f"evaluation-{step}.json")
@@ -84,8 +88,7 @@ def load_params(config: Config, agent: Agent, which: str) -> tuple[Any, int]:
                 "set if the best is wanted"
             )
         state = jax.eval_shape(lambda: agents.init(agent, jax.random.key(0)))
-        carry = jax.eval_shape(lambda: agents.initial_carry(agent, config.env.num_envs))
-        restored, _ = checkpoints.restore_state(step, {"train": state, "carry": carry})
+        restored, _ = checkpoints.restore_state(step, state)
     finally:
         checkpoints.close()
-    return parallel.unreplicate(restored["train"].params), step
+    return parallel.unreplicate(restored.params), step

@@ -7,6 +7,7 @@ import dm_env
 import jax
 import numpy as np
 
+from dreamer import parallel
 from dreamer.agent import agent as agents
 from dreamer.agent.agent import Agent, Carry
 from dreamer.nets import rssm
@@ -39,8 +40,20 @@ class Policy:
 
     def reset(self, key: jax.Array) -> None:
         """Forgets everything; from here on the draws of step n follow from `key` and n."""
-        self._key = key
-        self.carry = agents.initial_carry(self._agent, self.num_envs)
+        # On the device of the parameters, so that the first call is compiled as all later ones.
+        fresh = key, agents.initial_carry(self._agent, self.num_envs)
+        self._key, self.carry = jax.device_put(fresh, parallel.first_device())
+
+    def get_state(self) -> dict[str, Any]:
+        """The carry as numpy arrays."""
+        carry = jax.device_get(self.carry)
+        return {"latent": dict(carry.latent), "action": carry.action}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restores a carry, also one that was computed in another dtype."""
+        saved = Carry(state["latent"], state["action"])
+        cast = jax.tree.map(lambda x, now: np.asarray(x).astype(now.dtype), saved, self.carry)
+        self.carry = jax.device_put(cast, parallel.first_device())
 
     def __call__(
         self, params: Any, time_step: dm_env.TimeStep, step: int

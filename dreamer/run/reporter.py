@@ -1,5 +1,6 @@
 """Looks at the agent while it trains: evaluations, episode videos, open-loop predictions."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -45,22 +46,35 @@ class Reporter:
         sequence = np.random.SeedSequence((self._config.seed, step, purpose))
         return int(sequence.generate_state(1)[0])
 
-    def evaluation(self, params: Any, step: int) -> dict[str, float]:
-        """Plays `eval.episodes` episodes; logs and gives their summary."""
+    def evaluation(
+        self, params: Any, step: int, interrupted: Callable[[], bool]
+    ) -> dict[str, float] | None:
+        """Plays `eval.episodes` episodes; logs and gives their summary, or None if interrupted."""
         config = self._config
         result = evaluate(
-            self._policy, params, config.env, config.eval.episodes, self._seed(step, 1)
+            self._policy,
+            params,
+            config.env,
+            config.eval.episodes,
+            self._seed(step, 1),
+            interrupted=interrupted,
         )
+        if result is None:
+            return None
         numbers = summary.summarize(result.returns, result.lengths)
         self._logger.write(step, {f"eval/{key}": value for key, value in numbers.items()})
         return numbers
 
-    def videos(self, params: Any, replay: Replay, step: int) -> None:
+    def videos(
+        self, params: Any, replay: Replay, step: int, interrupted: Callable[[], bool]
+    ) -> None:
         """One episode, and predictions of every image when there is something to predict."""
         config = self._config
         result = evaluate(
-            self._video_policy, params, config.env, 1, self._seed(step, 2), record=True
+            self._video_policy, params, config.env, 1, self._seed(step, 2), True, interrupted
         )
+        if result is None:
+            return
         if result.frames is not None:
             self._logger.video(step, "episode", result.frames, FPS)
         if not self._images or not host.num_items(replay):

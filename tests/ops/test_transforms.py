@@ -61,6 +61,15 @@ def test_two_hot_reproduces_its_target(target):
     )
 
 
+@pytest.mark.parametrize("count", [4, 5, 254, 255])
+def test_a_target_on_a_bin_has_all_its_weight_there(count):
+    bins = transforms.symexp_bins(count)
+    low, high, low_weight, high_weight = transforms.two_hot(bins, bins)
+    reproduced = low_weight * bins[low] + high_weight * bins[high]
+    np.testing.assert_allclose(reproduced, bins, rtol=1e-6)
+    np.testing.assert_allclose(np.maximum(low_weight, high_weight), 1.0)
+
+
 def test_targets_outside_the_bins_are_held_at_the_ends():
     bins = transforms.symexp_bins(5)
     logits = jnp.arange(5.0)

@@ -112,6 +112,9 @@ def test_agrees_with_the_reference_on_random_schedules(schedule):
             for window, (env, first) in enumerate(chosen):
                 for t, row in enumerate(reference.read(env, first)):
                     for path, leaf in row.items():
+                        if path[0] == "latent" and t:  # only the context row has them
+                            assert flat[path].shape[1] == 1
+                            continue
                         np.testing.assert_array_equal(
                             flat[path][window, t], leaf, err_msg=f"{path} {t}"
                         )

@@ -1,0 +1,205 @@
+"""The commands as a user runs them: stopped, resumed, and given what they cannot do."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreamer import train
+from dreamer.errors import exit_on_user_error
+from dreamer.run.loop import Trainer
+from tests import tiny_run
+from tests.probe_envs import task
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def command(folder: Path, *changes: str) -> list[str]:
+    return [sys.executable, "-m", "dreamer.train", *tiny_run.argv(folder, *changes)]
+
+
+def run(folder: Path, *changes: str) -> int:
+    """What the command would exit with."""
+    return exit_on_user_error(lambda: train.main(tiny_run.argv(folder, *changes)))
+
+
+def test_a_stopped_run_is_resumed_by_the_same_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM saves and exits with 0; nothing is on standard error."""
+    folder, changes = tmp_path / "run", ("run.steps=1000000", "log.progress=plain")
+    metrics = folder / "metrics.jsonl"
+    process = subprocess.Popen(
+        command(folder, *changes),
+        **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+    )
+    try:
+        for _ in range(1200):
+            if metrics.exists() and "loss/total" in metrics.read_text():
+                break
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, err) == (0, "")
+    assert "stopped, the same command resumes" in out
+    (saved,) = (int(path.name) for path in (folder / "checkpoints").iterdir())
+    assert saved >= 30
+    with Trainer(tiny_run.config(folder, *changes)) as trainer:
+        assert trainer.step == saved
+        assert trainer.learner.updates > 0
+    assert f"resumed {folder} at step {saved:,}" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: Any) -> Path:
+    return tiny_run.finished(tmp_path_factory)[0]
+
+
+def test_a_finished_run_says_so(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_run.copy(finished, tmp_path / "run")
+    before = (folder / "metrics.jsonl").read_text()
+    assert run(folder, "log.progress=plain") == 0
+    out, err = capsys.readouterr()
+    assert f"{folder} is complete; raise run.steps to train on" in out
+    assert err == ""
+    assert (folder / "metrics.jsonl").read_text() == before
+
+
+def test_a_changed_configuration_is_refused_until_it_is_accepted(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_run.copy(finished, tmp_path / "run")
+    changes = ("agent.losses.reward=2", "replay.online=false", "run.steps=102")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert run(folder, *changes) == 2
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert "agent.losses.reward: 1.0 -> 2.0; replay.online: true -> false; " in line
+    assert out == ""
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert run(folder, *changes, "run.accept_changes=true", "log.progress=plain") == 0
+    assert "done: step 102" in capsys.readouterr().out
+    assert "reward: 2.0" in (folder / "config.yaml").read_text()
+
+
+BAD = {
+    "id": (
+        ["env.task=Cartpole-v1"],
+        "env.task=Cartpole-v1 is no registered gymnasium id; did you mean CartPole-v1?",
+    ),
+    "key": (["env.tsk=CartPole-v1"], "env.tsk=CartPole-v1: no such key"),
+    "batch": (
+        ["devices=4", "replay.batch_size=6"],
+        "replay.batch_size=6 cannot be split over 4 devices; make it a multiple of 4",
+    ),
+    "devices": (["devices=5"], "devices=5 were asked for but there are 4"),
+    "platform": (["platform=tpu"], "platform=tpu was asked for but jax finds no such device here"),
+    "small": (["replay.capacity=9"], "raise it to at least 10"),
+    "never": (
+        ["replay.capacity=22"],
+        "training starts when the replay holds batch_size * batch_length = 16 sequences; "
+        "raise it to at least 24",
+    ),
+    "memory": (["replay.capacity=1e12"], "the largest capacity that fits is replay.capacity="),
+    "image": (
+        [task("Picture"), "env.image_size=[15,16]"],
+        "images of 15x16 cannot be encoded in 2 stages",
+    ),
+    "pixels": (
+        [task("Walk"), "env.pixels=true"],
+        "env.pixels=true needs an environment that renders",
+    ),
+    "package": (["env.task=nosuchpackage:A-v0"], "pip install nosuchpackage"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused_in_one_line_and_leaves_nothing(
+    changes: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "a" / "run", *changes) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_game_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    argv = ["env=atari", "env.task=pongg", f"run.dir={tmp_path / 'run'}", "platform=cpu"]
+    assert exit_on_user_error(lambda: train.main(argv)) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "env.task=pongg is no game of the atari suite; did you mean pong?" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_itself_exits_with_2_and_one_line(tmp_path: Path) -> None:
+    """With all that packages print and warn when they are imported."""
+    done = subprocess.run(
+        command(tmp_path / "run", "env.task=Cartpole-v1"),
+        **{"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: env.task=Cartpole-v1 is no registered gymnasium id")
+    assert list(tmp_path.iterdir()) == []
+
+
+def foreign(folder: Path) -> str:
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("")
+    return "holds files but no config.yaml of a dreamer run"
+
+
+def occupied(folder: Path) -> str:
+    folder.write_text("")
+    return "is not a folder; choose another with run.dir=PATH"
+
+
+@pytest.mark.parametrize("prepare", [foreign, occupied])
+def test_a_folder_of_something_else_is_left_alone(
+    prepare: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    message = prepare(tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+    assert run(tmp_path / "run") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert message in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As on a read-only disk; permissions do not stop the administrator."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("dreamer.run.folder.probe", refuse)
+    assert run(tmp_path / "run") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "cannot be written: Read-only file system; " in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_folder_that_cannot_be_made_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert run(tmp_path / "run", f"checkpoint.dir={tmp_path / 'file'}") == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"cannot write checkpoints to {tmp_path / 'file'}" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
