@@ -62,6 +62,11 @@ def first_device() -> SingleDeviceSharding:
     return SingleDeviceSharding(jax.local_devices()[0])
 
 
+def to_first_device(tree: Tree) -> Tree:
+    """Puts every array onto the first local device."""
+    return jax.device_put(tree, first_device())
+
+
 def replicate(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
     """Copies every array onto every device."""
     return jax.device_put(tree, replicated(devices))

@@ -187,7 +187,12 @@ def act(
         params, latent, None if greedy else behavior.actor.noise(action_key, (num_envs,))
     )
     carry = Carry(latent, behaviors.concat_actions(behavior, action))
-    return carry, environment_action(agent, action), rssm.pack(agent.config.rssm, latent)
+    return carry, environment_action(agent, action), stored_latent(agent, latent)
+
+
+def stored_latent(agent: Agent, latent: Latent) -> Latent:
+    """The latent as replay stores it: class numbers uint8 [..., S] in place of one-hot groups."""
+    return rssm.pack(agent.config.rssm, latent)
 
 
 def environment_action(agent: Agent, action: models.Actions) -> dict[str, Array]:
@@ -368,4 +373,4 @@ def update(
         "optimizer/weight_norm": optax.tree.norm(params),
     }
     state = State(params, slow_critic, optimizer, percentiles, state.updates + 1)
-    return state, rssm.pack(agent.config.rssm, latents), metrics
+    return state, stored_latent(agent, latents), metrics

@@ -10,7 +10,6 @@ import numpy as np
 from dreamer import parallel
 from dreamer.agent import agent as agents
 from dreamer.agent.agent import Agent, Carry
-from dreamer.nets import rssm
 
 PARTS = ("encoder", "rssm", "actor")  # networks that acting needs
 
@@ -42,7 +41,7 @@ class Policy:
         """Forgets everything; from here on the draws of step n follow from `key` and n."""
         # On the device of the parameters, so that the first call is compiled as all later ones.
         fresh = key, agents.initial_carry(self._agent, self.num_envs)
-        self._key, self.carry = jax.device_put(fresh, parallel.first_device())
+        self._key, self.carry = parallel.to_first_device(fresh)
 
     def get_state(self) -> dict[str, Any]:
         """The carry as numpy arrays."""
@@ -53,7 +52,7 @@ class Policy:
         """Restores a carry, also one that was computed in another dtype."""
         saved = Carry(state["latent"], state["action"])
         cast = jax.tree.map(lambda x, now: np.asarray(x).astype(now.dtype), saved, self.carry)
-        self.carry = jax.device_put(cast, parallel.first_device())
+        self.carry = parallel.to_first_device(cast)
 
     def __call__(
         self, params: Any, time_step: dm_env.TimeStep, step: int
@@ -103,7 +102,7 @@ def transition_spec(agent: Agent) -> dict[str, Any]:
         return {key: (spec.shape, spec.dtype) for key, spec in specs.items()}
 
     carry = jax.eval_shape(partial(agents.initial_carry, agent, 1))
-    latent = jax.eval_shape(partial(rssm.pack, agent.config.rssm), carry.latent)
+    latent = jax.eval_shape(partial(agents.stored_latent, agent), carry.latent)
     flag = ((), np.dtype(bool))
     return {
         "observation": shapes(dict(agent.model.encoder.observations)),

@@ -1,0 +1,193 @@
+"""The joint update: noise that does not know of devices, the slow critic, acting and precision."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamer import parallel
+from dreamer.agent import agent as agents
+from tests import tiny
+
+B, T = 4, 4
+SPREAD = {"optimizer": {"warmup": 0, "learning_rate": 1e-2}}
+
+
+def test_noise_of_a_sequence_does_not_depend_on_how_the_batch_is_split():
+    agent = tiny.default()
+    key = jax.random.key(0)
+    whole = agents.draw_noise(agent, key, B, T, 0)
+    parts = [agents.draw_noise(agent, key, 2, T, first) for first in (0, 2)]
+    np.testing.assert_array_equal(
+        whole.posterior, np.concatenate([part.posterior for part in parts])
+    )
+    np.testing.assert_array_equal(
+        whole.prior, np.concatenate([part.prior for part in parts], axis=1)
+    )
+    np.testing.assert_array_equal(
+        whole.policy["action"], np.concatenate([part.policy["action"] for part in parts], axis=1)
+    )
+    assert len(np.unique(whole.prior)) == whole.prior.size
+
+
+def test_noise_differs_between_updates():
+    agent = tiny.agent(tiny.VECTOR, tiny.DISCRETE, optimizer={"learning_rate": 1e-12})
+    state, batch = tiny.state(agent, learned=True), tiny.batch(agent, B, T)
+    step = jax.jit(partial(agents.train_step, agent))
+    state, first, _ = step(state, batch, jax.random.key(0))
+    _, second, _ = step(state, batch, jax.random.key(0))
+    assert np.any(first["stoch"] != second["stoch"])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_devices_together_make_the_update_of_one_device(count):
+    """Tolerance: sums in another order; the optimiser divides by the size of each gradient."""
+    agent = tiny.agent(tiny.VECTOR, tiny.CONTINUOUS, **SPREAD)
+    batch = jax.tree.map(lambda x: x[None], tiny.batch(agent, B, T))
+    fresh = jax.device_get(tiny.state(agent, learned=True))
+    results = {}
+    for devices in (jax.local_devices()[:1], jax.local_devices()[:count]):
+        update = parallel.compile_updates(partial(agents.train_step, agent), devices)
+        state = parallel.replicate(fresh, devices)
+        key = parallel.replicate(jax.random.key(0), devices)
+        state, latents, metrics = update(state, parallel.split(batch, devices), key)
+        copies = [[shard.data for shard in x.addressable_shards] for x in jax.tree.leaves(state)]
+        for copy in copies:
+            assert len(copy) == len(devices)
+            for other in copy[1:]:
+                np.testing.assert_array_equal(copy[0], other)
+        results[len(devices)] = jax.device_get((state, parallel.join(latents), metrics))
+    (one, one_latents, one_metrics), (many, latents, metrics) = results[1], results[count]
+    np.testing.assert_array_equal(latents["stoch"], one_latents["stoch"])
+    np.testing.assert_allclose(latents["deter"], one_latents["deter"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(many.percentiles, one.percentiles, rtol=1e-4)
+    for name in ("loss/total", "optimizer/gradient_norm", "loss/actor", "loss/replay_critic"):
+        np.testing.assert_allclose(metrics[name], one_metrics[name], rtol=1e-4, err_msg=name)
+    change, expected = (
+        np.concatenate(
+            [np.ravel(x) for x in jax.tree.leaves(jax.tree.map(np.subtract, s, fresh.params))]
+        )
+        for s in (many.params, one.params)
+    )
+    assert np.linalg.norm(change - expected) < 1e-2 * np.linalg.norm(expected)
+
+
+def test_several_updates_in_a_call_equal_as_many_calls():
+    agent = tiny.agent(tiny.VECTOR, tiny.DISCRETE, **SPREAD)
+    devices = jax.local_devices()[:1]
+    batches = [tiny.batch(agent, B, T, seed) for seed in (0, 1)]
+    fresh = jax.device_get(tiny.state(agent))
+    key = parallel.replicate(jax.random.key(0), devices)
+    update = parallel.compile_updates(partial(agents.train_step, agent), devices)
+
+    def stacked(some):
+        return parallel.split(jax.tree.map(lambda *x: np.stack(x), *some), devices)
+
+    together, latents, _ = update(parallel.replicate(fresh, devices), stacked(batches), key)
+    state = parallel.replicate(fresh, devices)
+    for batch in batches:
+        state, last, _ = update(state, stacked([batch]), key)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), together.params, state.params
+    )
+    np.testing.assert_array_equal(latents["stoch"][:, 1:], last["stoch"])
+
+
+def test_scan_and_unrolled_loop_are_equal():
+    def body(carry, x):
+        return carry + x["a"], (carry * x["a"], {"b": x["a"]})
+
+    inputs = {"a": jnp.arange(3.0)}
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        parallel.unrolled(body, jnp.array(1.0), inputs),
+        jax.lax.scan(body, jnp.array(1.0), inputs),
+    )
+
+
+def test_slow_critic_follows_the_new_critic():
+    agent = tiny.agent(tiny.VECTOR, tiny.DISCRETE, **SPREAD)
+    state = tiny.state(agent, learned=True)
+    new, _, _ = jax.jit(partial(agents.train_step, agent))(
+        state, tiny.batch(agent, B, T), jax.random.key(0)
+    )
+    expected = jax.tree.map(
+        lambda a, b: 0.02 * a + 0.98 * b, new.params["critic"], state.slow_critic
+    )
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), new.slow_critic, expected
+    )
+    assert int(new.updates) == 1
+
+
+def test_acting_resets_where_an_episode_starts_and_is_greedy_when_asked():
+    agent = tiny.default()
+    params = tiny.state(agent, learned=True).params
+    observation = {"observation": jnp.ones((2, 3))}
+    fresh = agents.initial_carry(agent, 2)
+    dirty = jax.tree.map(lambda x: x + 1, fresh)
+    act = jax.jit(partial(agents.act, agent), static_argnums=5)
+
+    def step(carry, first, seed, greedy=False):
+        key = jax.random.key(seed)
+        return act(params, carry, observation, jnp.array(first), key, greedy)
+
+    _, action, latent = step(dirty, [True, False], 0)
+    _, expected, expected_latent = step(fresh, [True, True], 0)
+    np.testing.assert_array_equal(latent["deter"][0], expected_latent["deter"][0])
+    assert np.any(latent["deter"][1] != expected_latent["deter"][1])
+    assert action["action"].dtype == jnp.int32
+    assert len({int(step(fresh, [True, True], seed)[1]["action"][0]) for seed in range(30)}) > 1
+    carry, action, _ = step(fresh, [True, True], 0, greedy=True)
+    policy = agent.behavior.act(params, carry.latent, None)["action"]
+    np.testing.assert_array_equal(action["action"], policy.argmax(-1))
+
+
+def test_acting_and_training_see_the_same_latents():
+    """What the policy computed step by step is what the update computes from the replayed rows."""
+    agent = tiny.default("continuous", latent="gaussian")
+    params = tiny.state(agent, learned=True).params
+    rng, carry, rows = np.random.default_rng(0), agents.initial_carry(agent, 2), []
+    act = jax.jit(partial(agents.act, agent), static_argnums=5)
+    quiet = jax.tree.map(jnp.copy, params)
+    # No noise in the posterior: the smallest standard deviation is left, and is compared below.
+    for t in range(4):
+        observation = {"observation": rng.normal(size=(2, 3)).astype(np.float32)}
+        first = np.array([t == 0, t in (0, 2)])
+        carry, action, latent = act(quiet, carry, observation, first, jax.random.key(t), False)
+        rows.append(
+            {"observation": observation, "action": action, "latent": latent, "is_first": first}
+        )
+    batch = jax.tree.map(lambda *x: np.stack(x, 1), *rows)
+    flags = np.zeros((2, 4), np.float32)
+    batch |= {"reward": flags, "is_last": flags, "is_terminal": flags}
+    start, previous, steps = agents.split_batch(agent, batch)
+    stored = batch["latent"]
+    model = agent.model
+    for t in range(3):
+        deter = agents.models.observe_step(
+            model,
+            params,
+            start if t == 0 else jax.tree.map(lambda x, t=t: x[:, t], stored),
+            model.encoder.apply(params["encoder"], steps["observation"])[:, t],
+            previous[:, t],
+            steps["is_first"][:, t],
+            None,
+        )[0]["deter"]
+        np.testing.assert_allclose(deter, stored["deter"][:, t + 1], rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_update_is_finite_and_near_float32():
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        agent = tiny.agent(tiny.VECTOR, tiny.DISCRETE, compute_dtype=dtype)
+        state, batch = tiny.state(agent), tiny.batch(agent, B, T)
+        state, latent, metrics = jax.jit(partial(agents.train_step, agent))(
+            state, batch, jax.random.key(0)
+        )
+        assert latent["deter"].dtype == dtype
+        assert all(np.isfinite(x) for x in metrics.values())
+        losses[dtype] = float(metrics["loss/total"])
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.03)

@@ -1,0 +1,59 @@
+"""Where a run keeps its files, and when it may be resumed."""
+
+from pathlib import Path
+
+import pytest
+
+from dreamer import compose
+from dreamer.errors import UserError
+from dreamer.run import folder, paths
+
+
+def test_the_run_folder_is_named_after_what_the_run_is() -> None:
+    config = compose.compose(["env.task=ale_py:ALE/Pong-v5", "size=1m", "seed=3"])
+    assert paths.run_folder(config) == Path("runs/gymnasium-ale_py:ALE-Pong-v5-1m-seed3")
+    assert paths.run_folder(compose.compose(["run.dir=a/b"])) == Path("a/b")
+
+
+def test_checkpoints_are_inside_the_run_folder_unless_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = compose.compose(["run.dir=a"])
+    assert paths.checkpoint_folder(config) == tmp_path / "a" / "checkpoints"
+    config = compose.compose(["run.dir=a", "checkpoint.dir=b"])
+    assert paths.checkpoint_folder(config) == tmp_path / "b"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return folder.prepare(tmp_path / "run", compose.to_yaml(compose.compose(["seed=1"])))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["run.steps=7", "eval.every=5", "log.progress=none", "checkpoint.keep=2", "devices=1"],
+        ["agent.units=32", "run.accept_changes=true"],
+    ],
+    ids=["none", "free", "accepted"],
+)
+def test_a_run_may_be_resumed(run: Path, changes: list[str]) -> None:
+    paths.refuse_changes(compose.compose(["seed=1", *changes]), run)
+
+
+def test_every_change_is_named_in_one_line(run: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        paths.refuse_changes(compose.compose(["agent.units=32", "run.steps=7"]), run)
+    message = str(caught.value)
+    assert f"{run} holds a run with another configuration: " in message
+    assert "seed: 1 -> 0; agent.units: 64 -> 32; " in message
+    assert "run.steps" not in message
+    assert "run.accept_changes=true" in message
+    assert "\n" not in message
+
+
+def test_a_folder_without_a_run_refuses_nothing(tmp_path: Path) -> None:
+    paths.refuse_changes(compose.compose([]), tmp_path)
+    paths.refuse_changes(compose.compose([]), tmp_path / "missing")

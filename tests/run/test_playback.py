@@ -1,0 +1,93 @@
+"""Playing with a trained agent: what is printed and written, and what is refused."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dreamer import eval as command
+from dreamer.errors import UserError
+from tests import tiny_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: Any) -> Path:
+    return tiny_run.finished(tmp_path_factory)[0]
+
+
+def play(run: Path, out: Path, *options: str) -> dict[str, Any]:
+    assert command.main([f"run={run}", f"out={out}", "num_envs=2", "platform=cpu", *options]) == 0
+    return json.loads(out.read_text())
+
+
+def test_table_json_and_video(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = sorted(run.rglob("*"))
+    out = tmp_path / "made" / "result.json"
+    result = play(run, out, "episodes=5", "video=true", "seed=3")
+    assert sorted(run.rglob("*")) == files
+    returns, lengths = result.pop("returns"), result.pop("lengths")
+    assert len(returns) == len(lengths) == 5  # exactly, though two environments do not divide it
+    assert all(3 <= length <= 7 for length in lengths)
+    assert result == {
+        **{"step": 100, "seed": 3, "greedy": False, "checkpoint": "newest", "episodes": 5},
+        **{"mean": np.mean(returns), "std": np.std(returns), "median": np.median(returns)},
+        **{"iqm": np.mean(sorted(returns)[1:4]), "min": min(returns), "max": max(returns)},
+        "length": np.mean(lengths),
+    }
+    text = capsys.readouterr().out
+    assert "probe/Drawn-v0" in text
+    assert ", step 100" in text
+    assert re.search(rf"\| mean return +\| +{result['mean']:.2f} \|", text)
+    assert f"written to {out}" in text
+    video = out.with_suffix(".mp4")
+    assert f"video in {video}" in text
+    assert video.stat().st_size > 500
+
+
+def test_greedy_repeats_and_differs_from_samples(run: Path, tmp_path: Path) -> None:
+    """Once into the run folder, where the result goes unless told otherwise."""
+    options = ("episodes=4", "seed=3")
+    one = play(run, tmp_path / "one.json", "greedy=true", *options)
+    copy = tiny_run.copy(run, tmp_path / "run")
+    assert command.main([f"run={copy}", "num_envs=2", "greedy=true", *options]) == 0
+    same = json.loads((copy / "evaluation-100.json").read_text())
+    sampled = play(run, tmp_path / "sampled.json", *options)
+    assert one == same
+    assert one["greedy"] is True
+    assert one["lengths"] == sampled["lengths"]  # the seed decides them
+    assert one["returns"] != sampled["returns"]
+
+
+def refused(*options: str) -> str:
+    with pytest.raises(UserError) as caught:
+        command.main([*options, "platform=cpu"])
+    return str(caught.value)
+
+
+def test_a_missing_run_is_refused(tmp_path: Path) -> None:
+    message = refused(f"run={tmp_path / 'missing'}")
+    assert (
+        message == f"run={tmp_path / 'missing'} is not a folder; name the folder of a training run"
+    )
+    assert "is not the folder of a run: it has no config.yaml of one" in refused(f"run={tmp_path}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:
+    assert "no best checkpoint" in refused(f"run={run}", "checkpoint=best")
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
+    message = refused(f"run={tmp_path}")
+    assert message.startswith(f"no newest checkpoint in {tmp_path}/checkpoints; train first")
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_no_video_of_what_cannot_be_seen(run: Path, tmp_path: Path) -> None:
+    copy = tiny_run.copy(run, tmp_path / "run")
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace("probe/Drawn-v0", "probe/Walk-v0"))
+    assert "cannot render; use video=false" in refused(f"run={copy}", "episodes=1", "video=true")

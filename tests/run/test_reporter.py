@@ -1,0 +1,126 @@
+"""What is shown of an agent while it trains, which must not change how it trains."""
+
+from pathlib import Path
+from typing import Any
+
+import av
+import jax
+import numpy as np
+import pytest
+
+from dreamer.agent.report import open_loop
+from dreamer.envs import registry
+from dreamer.replay import host
+from dreamer.run.logger import Logger
+from dreamer.run.policy import transition_spec
+from dreamer.run.reporter import Reporter
+from tests import tiny, tiny_run
+from tests.probe_envs import task
+
+LENGTH = 4  # of a sequence, as in `tiny_run.OPTIONS`
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: Any) -> Any:
+    return tiny_run.config(
+        tmp_path_factory.mktemp("run"),
+        *(task("Picture"), "eval.episodes=3", "eval.num_envs=2", "seed=5"),
+    )
+
+
+@pytest.fixture(scope="module")
+def agent(config: Any) -> Any:
+    from dreamer.agent import agent as agents
+
+    env = registry.make(config.env, 1, 0)
+    return agents.make_agent(config.agent, env.observation_spec(), env.action_spec())
+
+
+@pytest.fixture(scope="module")
+def params(agent: Any) -> Any:
+    return tiny.state(agent, learned=True).params
+
+
+def filled(agent: Any, steps: int = 30) -> host.Replay:
+    """Two environments, random rows, some windows waiting in the online queue."""
+    replay = host.init(transition_spec(agent), 60, 2, LENGTH + 1)
+    rows = tiny.batch(agent, 2, steps)
+    for step in range(steps):
+        host.add(replay, jax.tree.map(lambda x, step=step: x[:, step], rows))
+    return replay
+
+
+def never() -> bool:
+    return False
+
+
+def num_frames(file: Path) -> int:
+    with av.open(str(file)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_videos_show_an_episode_and_predictions_and_change_nothing(
+    config: Any, agent: Any, params: Any, tmp_path: Path
+) -> None:
+    replay, before = filled(agent), host.get_state(filled(agent))
+    with Logger(tmp_path, tensorboard=False) as logger:
+        Reporter(agent, config, logger).videos(params, replay, 12, never)
+    files = {file.name: num_frames(file) for file in (tmp_path / "videos").iterdir()}
+    assert files.keys() == {"episode-12.mp4", "open_loop-image-12.mp4"}
+    assert 4 <= files["episode-12.mp4"] <= 8  # 3 to 7 steps and the first
+    assert files["open_loop-image-12.mp4"] == LENGTH
+    tiny_run.assert_same(host.get_state(replay), before)
+    _, _, index = host.sample(replay, (0, 0), 2)
+    assert index.tolist() == [[0, 0], [1, 0]]  # the queue still starts with the first windows
+
+
+def test_nothing_is_predicted_from_an_empty_replay(
+    config: Any, agent: Any, params: Any, tmp_path: Path
+) -> None:
+    with Logger(tmp_path, tensorboard=False) as logger:
+        Reporter(agent, config, logger).videos(params, filled(agent, 4), 12, never)
+    assert [file.name for file in (tmp_path / "videos").iterdir()] == ["episode-12.mp4"]
+
+
+def test_evaluations_are_logged_and_differ_by_step_and_seed(
+    config: Any, agent: Any, params: Any, tmp_path: Path
+) -> None:
+    with Logger(tmp_path, tensorboard=False) as logger:
+        reporter = Reporter(agent, config, logger)
+        first, again, later = (reporter.evaluation(params, step, never) for step in (10, 10, 20))
+        other = Reporter(agent, config.model_copy(update={"seed": 6}), logger)
+        other._policy = reporter._policy  # spares compiling it again
+        seeded = other.evaluation(params, 20, never)
+        assert reporter.evaluation(params, 30, lambda: True) is None
+        reporter.videos(params, filled(agent), 30, lambda: True)
+    assert len(tiny_run.lines(tmp_path)) == 4
+    assert not (tmp_path / "videos").exists()
+    assert first == again
+    assert len({numbers["mean"] for numbers in (first, later, seeded)}) == 3
+    assert first["episodes"] == 3
+    line = tiny_run.lines(tmp_path)[0]
+    assert line == {"step": 10} | {f"eval/{key}": value for key, value in first.items()}
+
+
+def test_open_loop_sees_only_the_context(agent: Any, params: Any) -> None:
+    predict = jax.jit(lambda batch: open_loop(agent, params, batch, 2, jax.random.key(0))["image"])
+    batch = tiny.batch(agent, 3, LENGTH)
+    batch["is_first"][:] = False
+    original = predict(batch)
+    assert original.shape == (3, LENGTH, 16, 16, 3)
+
+    def changed(name: str, step: int) -> list[bool]:
+        """Whether predictions of each step change with this row of the batch."""
+        other = jax.tree.map(np.copy, batch)
+        part = other[name]["image" if name == "observation" else "action"]
+        part[:, step] = 255 - part[:, step] if name == "observation" else (part[:, step] + 1) % 3
+        return (np.asarray(predict(other)) != original).any((0, 2, 3, 4)).tolist()
+
+    # Row 0 is the context step of the sequence, whose latent is given; rows 1 and 2 are observed.
+    assert changed("observation", 0) == [False] * 4
+    assert changed("observation", 2)[1:] == [True] * 3
+    assert changed("observation", 3) == [False] * 4
+    assert changed("observation", 4) == [False] * 4
+    # The action of row 2 leads to row 3, the first that is imagined.
+    assert changed("action", 2) == [False, False, True, True]
+    assert changed("action", 4) == [False] * 4

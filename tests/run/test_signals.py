@@ -1,0 +1,37 @@
+"""A first signal is a wish, a second is an order."""
+
+import os
+import signal
+
+import pytest
+
+from dreamer.run.signals import SIGNALS, StopRequest
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_is_a_wish_and_the_second_acts_as_usual(number: signal.Signals) -> None:
+    usual: list[int] = []
+    before = signal.signal(number, lambda number, frame: usual.append(number))
+    try:
+        with StopRequest() as stop:
+            assert not stop.requested
+            os.kill(os.getpid(), number)
+            assert stop.requested
+            assert usual == []
+            os.kill(os.getpid(), number)
+            assert usual == [number]
+    finally:
+        signal.signal(number, before)
+
+
+def test_handlers_are_put_back_also_on_an_error() -> None:
+    def fail() -> None:
+        with StopRequest():
+            now = [signal.getsignal(number) for number in SIGNALS]
+            assert not set(now) & set(before)
+            raise RuntimeError
+
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [signal.getsignal(number) for number in SIGNALS] == before
