@@ -15,7 +15,6 @@ os.environ.update(
     JAX_PLATFORMS="cpu",
     XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}",
     JAX_NUMPY_RANK_PROMOTION="raise",
-    JAX_DEBUG_KEY_REUSE="1",
     JAX_COMPILATION_CACHE_DIR=str(Path(__file__).resolve().parent.parent / ".cache" / "jax"),
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.5",
     SDL_VIDEODRIVER="dummy",

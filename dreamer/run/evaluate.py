@@ -71,10 +71,15 @@ class Recorder:
             return
         images = [x for x in time_step.observation.values() if x.ndim == 4 and x.dtype == np.uint8]
         rendered = self.env.render()
-        frame = rendered[0] if rendered is not None else images[0][0, ..., :3] if images else None
+        frame = rendered[0] if rendered is not None else shown(images[0][0]) if images else None
         if frame is not None:
             self.frames.append(np.array(frame))
         self.done = bool(time_step.step_type[0] == dm_env.StepType.LAST)
+
+
+def shown(image: np.ndarray) -> np.ndarray:
+    """The channels of an image [H, W, C] that a video can have: three, or else the first."""
+    return image[..., : 3 if image.shape[-1] >= 3 else 1]
 
 
 def evaluate(

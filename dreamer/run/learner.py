@@ -121,9 +121,14 @@ class Learner:
             self.pending = self.pending | {"latent": parallel.join(latent)}
         return self.pending
 
-    def read_metrics(self) -> dict[str, float]:
-        """Averages since the last reading, without the call still running; may be empty."""
-        done, self._metrics = self._metrics[:-1], self._metrics[-1:]
+    def read_metrics(self, wait: bool = False) -> dict[str, float]:
+        """Averages since the last reading, without the call still running unless asked to wait.
+
+        Empty when there is nothing to read.
+        """
+        kept = 0 if wait else 1
+        done = self._metrics[: len(self._metrics) - kept]
+        self._metrics = self._metrics[len(done) :]
         if not done:
             return {}
         return dict(zip(self._names, np.mean(jax.device_get(done), 0).tolist(), strict=True))

@@ -78,6 +78,7 @@ class Trainer:
         self.ratio = Ratio(settings.train_ratio / (settings.batch_size * settings.batch_length))
         self.episodes = Episodes.start(num_envs)
         self.step = 0  # environment steps in replay so far
+        self.evaluated = 0  # step of the last evaluation
         self.stop = StopRequest()
         self.best: float | None = None  # mean return of the best evaluation
         self.time_step: dm_env.TimeStep
@@ -87,6 +88,7 @@ class Trainer:
         config = self.config
         fresh = folder.saved_config(self.path) is None
         if fresh:
+            paths.refuse_foreign_checkpoints(config)
             folder.prepare(self.path, compose.to_yaml(config))
         self.checkpoints = Checkpointer(paths.checkpoint_folder(config), config.checkpoint.keep)
         stack.callback(self.checkpoints.close)
@@ -116,7 +118,7 @@ class Trainer:
     def run(self) -> None:
         """Trains until `run.steps` or until a signal asks to stop, then saves."""
         total = self.config.run.steps
-        if self.step >= total:
+        if self.step >= total and not self._evaluation_is_due():
             self.progress.print(f"{self.path} is complete; raise run.steps to train on")
             return
         self._set_clocks()
@@ -125,11 +127,11 @@ class Trainer:
                 self._turn()
                 self._now_and_then()
             done = self.step >= total
-            if done and self.config.eval.every:
+            if done and self._evaluation_is_due():
                 self._evaluate()
             self._save()
             self.checkpoints.wait()
-        self._log()
+        self._log(wait=True)
         state = "done" if done else "stopped, the same command resumes"
         self.progress.print(
             f"{state}: step {self.step:,}, {self.learner.updates:,} updates, in {self.path}"
@@ -170,13 +172,17 @@ class Trainer:
         if any([self._save_clock(), self._save_step_clock(self.step)]):
             self._save()
 
-    def _log(self) -> None:
-        metrics = self.learner.read_metrics()
+    def _log(self, wait: bool = False) -> None:
+        metrics = self.learner.read_metrics(wait)
         if metrics:
             shown = {key: metrics[key] for key in SHOWN}
             metrics["updates"] = self.learner.updates
             self.logger.write(self.step, metrics)
             self.progress.update(self.step, self.learner.updates, shown)
+
+    def _evaluation_is_due(self) -> bool:
+        """Whether the agent of this step is still to be evaluated, at the end of the run."""
+        return self.config.eval.every > 0 and self.evaluated < self.step
 
     def _interrupted(self) -> bool:
         return self.stop.requested
@@ -185,6 +191,7 @@ class Trainer:
         numbers = self.reporter.evaluation(self.learner.params, self.step, self._interrupted)
         if numbers is None:
             return
+        self.evaluated = self.step
         self.progress.print(
             f"evaluation at step {self.step:,}: return {numbers['mean']:.1f} ± "
             f"{numbers['std']:.1f} over {numbers['episodes']} episodes"
@@ -208,6 +215,7 @@ class Trainer:
         counters = {
             "step": self.step,
             "best": self.best,
+            "evaluated": self.evaluated,
             "learner": self.learner.get_counters(),
             "ratio": self.ratio.get_state(),
             "env": self.env.get_state(),
@@ -226,6 +234,7 @@ class Trainer:
         state, arrays, counters = self.checkpoints.restore(None, self.learner.state)
         assert arrays is not None, "every save has a replay"
         self.step, self.best = counters["step"], counters["best"]
+        self.evaluated = counters["evaluated"]
         self.learner.set_state(state, arrays["pending"], counters["learner"])
         self.policy.set_state(arrays["carry"])
         self.ratio.set_state(counters["ratio"])

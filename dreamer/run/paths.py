@@ -35,3 +35,17 @@ def refuse_changes(config: Config, path: Path) -> None:
             f"{path} holds a run with another configuration: {'; '.join(changes)}; "
             "choose another run.dir, or resume with the changes by run.accept_changes=true"
         )
+
+
+def refuse_foreign_checkpoints(config: Config) -> None:
+    """Keeps a new run from taking over what another one saved in `checkpoint.dir`.
+
+    Raises:
+      UserError: if there are checkpoints already.
+    """
+    directory = checkpoint_folder(config)
+    if any(path.name.isdigit() for path in directory.glob("*")):
+        raise UserError(
+            f"checkpoint.dir={directory} holds the checkpoints of another run, and "
+            f"{run_folder(config)} is new; choose another folder for one of them"
+        )

@@ -74,9 +74,7 @@ def summarize(
 
 def render(summary: Mapping[str, float], title: str = "") -> str:
     """The summary as a table of plain characters, valid as Markdown; no line break at the end."""
-    table = Table(
-        title=title or None, title_justify="left", title_style="", box=box.MARKDOWN, header_style=""
-    )
+    table = Table(box=box.MARKDOWN, header_style="")
     table.add_column("evaluation")
     table.add_column("value", justify="right")
     for key, label in LABELS.items():
@@ -88,7 +86,7 @@ def render(summary: Mapping[str, float], title: str = "") -> str:
     with console.capture() as capture:
         console.print(table)
     lines = (line.rstrip() for line in capture.get().splitlines())
-    return "\n".join(line for line in lines if line)
+    return "\n".join(line for line in [title, *lines] if line)
 
 
 def write_json(path: str | Path, data: Mapping[str, Any]) -> None:

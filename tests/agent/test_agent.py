@@ -1,6 +1,6 @@
 """The joint update: noise that does not know of devices, the slow critic, acting and precision."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,18 @@ from dreamer.agent import agent as agents
 from tests import tiny
 
 B, T = 4, 4
-SPREAD = {"optimizer": {"warmup": 0, "learning_rate": 1e-2}}
+
+
+@cache
+def learning(dtype="float32"):
+    """An agent whose first update moves the weights, and its compiled update."""
+    agent = tiny.agent(
+        tiny.VECTOR,
+        tiny.CONTINUOUS,
+        compute_dtype=dtype,
+        optimizer={"warmup": 0, "learning_rate": 1e-2},
+    )
+    return agent, jax.jit(partial(agents.train_step, agent))
 
 
 def test_noise_of_a_sequence_does_not_depend_on_how_the_batch_is_split():
@@ -32,19 +43,22 @@ def test_noise_of_a_sequence_does_not_depend_on_how_the_batch_is_split():
     assert len(np.unique(whole.prior)) == whole.prior.size
 
 
-def test_noise_differs_between_updates():
-    agent = tiny.agent(tiny.VECTOR, tiny.DISCRETE, optimizer={"learning_rate": 1e-12})
+def test_noise_differs_between_updates_and_only_between_them():
+    agent, step = learning()
     state, batch = tiny.state(agent, learned=True), tiny.batch(agent, B, T)
-    step = jax.jit(partial(agents.train_step, agent))
-    state, first, _ = step(state, batch, jax.random.key(0))
-    _, second, _ = step(state, batch, jax.random.key(0))
-    assert np.any(first["stoch"] != second["stoch"])
+    key = jax.random.key(0)
+    first, again, later = (
+        step(state.replace(updates=jnp.int32(number)), batch, key)[1]["stoch"]
+        for number in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first != later)
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_devices_together_make_the_update_of_one_device(count):
     """Tolerance: sums in another order; the optimiser divides by the size of each gradient."""
-    agent = tiny.agent(tiny.VECTOR, tiny.CONTINUOUS, **SPREAD)
+    agent, _ = learning()
     batch = jax.tree.map(lambda x: x[None], tiny.batch(agent, B, T))
     fresh = jax.device_get(tiny.state(agent, learned=True))
     results = {}
@@ -75,7 +89,7 @@ def test_devices_together_make_the_update_of_one_device(count):
 
 
 def test_several_updates_in_a_call_equal_as_many_calls():
-    agent = tiny.agent(tiny.VECTOR, tiny.DISCRETE, **SPREAD)
+    agent, _ = learning()
     devices = jax.local_devices()[:1]
     batches = [tiny.batch(agent, B, T, seed) for seed in (0, 1)]
     fresh = jax.device_get(tiny.state(agent))
@@ -108,17 +122,14 @@ def test_scan_and_unrolled_loop_are_equal():
 
 
 def test_slow_critic_follows_the_new_critic():
-    agent = tiny.agent(tiny.VECTOR, tiny.DISCRETE, **SPREAD)
+    agent, step = learning()
     state = tiny.state(agent, learned=True)
-    new, _, _ = jax.jit(partial(agents.train_step, agent))(
-        state, tiny.batch(agent, B, T), jax.random.key(0)
-    )
+    new, _, _ = step(state, tiny.batch(agent, B, T), jax.random.key(0))
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
     expected = jax.tree.map(
         lambda a, b: 0.02 * a + 0.98 * b, new.params["critic"], state.slow_critic
     )
-    jax.tree.map(
-        partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), new.slow_critic, expected
-    )
+    jax.tree.map(close, new.slow_critic, expected)
     assert int(new.updates) == 1
 
 
@@ -151,12 +162,10 @@ def test_acting_and_training_see_the_same_latents():
     params = tiny.state(agent, learned=True).params
     rng, carry, rows = np.random.default_rng(0), agents.initial_carry(agent, 2), []
     act = jax.jit(partial(agents.act, agent), static_argnums=5)
-    quiet = jax.tree.map(jnp.copy, params)
-    # No noise in the posterior: the smallest standard deviation is left, and is compared below.
     for t in range(4):
         observation = {"observation": rng.normal(size=(2, 3)).astype(np.float32)}
         first = np.array([t == 0, t in (0, 2)])
-        carry, action, latent = act(quiet, carry, observation, first, jax.random.key(t), False)
+        carry, action, latent = act(params, carry, observation, first, jax.random.key(t), False)
         rows.append(
             {"observation": observation, "action": action, "latent": latent, "is_first": first}
         )
@@ -182,12 +191,25 @@ def test_acting_and_training_see_the_same_latents():
 def test_bfloat16_update_is_finite_and_near_float32():
     losses = {}
     for dtype in ("float32", "bfloat16"):
-        agent = tiny.agent(tiny.VECTOR, tiny.DISCRETE, compute_dtype=dtype)
+        agent, step = learning(dtype)
         state, batch = tiny.state(agent), tiny.batch(agent, B, T)
-        state, latent, metrics = jax.jit(partial(agents.train_step, agent))(
-            state, batch, jax.random.key(0)
-        )
+        state, latent, metrics = step(state, batch, jax.random.key(0))
         assert latent["deter"].dtype == dtype
         assert all(np.isfinite(x) for x in metrics.values())
         losses[dtype] = float(metrics["loss/total"])
     np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.03)
+
+
+def test_no_random_key_is_used_twice():
+    agent, _ = learning()
+    batch, fresh = tiny.batch(agent, B, T), agents.initial_carry(agent, 2)
+    observation, first = {"observation": jnp.ones((2, 3))}, jnp.ones(2, bool)
+
+    def everything(key):
+        keys = jax.random.split(key, 3)
+        state = agents.init(agent, keys[0])
+        agents.act(agent, state.params, fresh, observation, first, keys[1], False)
+        return agents.train_step(agent, state, batch, keys[2])[2]
+
+    with jax.debug_key_reuse(True):
+        jax.jit(everything).trace(jax.random.key(0)).lower()

@@ -236,13 +236,15 @@ def test_metrics_are_read_one_call_late(devices: int, learned: dict[int, Any]) -
 def test_metrics_are_averages_since_the_last_reading(agent: Any, learned: dict[int, Any]) -> None:
     learner, replay = learned[1].learner, filled(agent)
     learner.set_state(learned[1].before, {}, {"updates": 0, "owed": 0})
-    learner.read_metrics()
-    learner._metrics.clear()
+    learner.read_metrics(wait=True)
     learner.train(replay, 3)
     together = learner.read_metrics()
     _, second, third = learned[1].metrics
     for name, value in together.items():
         assert value == pytest.approx((second[name] + third[name]) / 2, rel=1e-5, abs=1e-6), name
+    assert learner.read_metrics() == {}
+    assert learner.read_metrics(wait=True).keys() == together.keys()
+    assert learner.read_metrics(wait=True) == {}
 
 
 def test_parameters_for_acting_are_the_newest_on_the_first_device(learned: dict[int, Any]) -> None:

@@ -54,6 +54,16 @@ def test_every_change_is_named_in_one_line(run: Path) -> None:
     assert "\n" not in message
 
 
+def test_a_new_run_does_not_take_over_the_checkpoints_of_another(tmp_path: Path) -> None:
+    config = compose.compose([f"run.dir={tmp_path}/new", f"checkpoint.dir={tmp_path}/saved"])
+    paths.refuse_foreign_checkpoints(config)
+    (tmp_path / "saved" / "notes").mkdir(parents=True)
+    paths.refuse_foreign_checkpoints(config)
+    (tmp_path / "saved" / "120").mkdir()
+    with pytest.raises(UserError, match="holds the checkpoints of another run"):
+        paths.refuse_foreign_checkpoints(config)
+
+
 def test_a_folder_without_a_run_refuses_nothing(tmp_path: Path) -> None:
     paths.refuse_changes(compose.compose([]), tmp_path)
     paths.refuse_changes(compose.compose([]), tmp_path / "missing")

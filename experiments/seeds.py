@@ -1,0 +1,80 @@
+"""Runs the training command with several seeds and settings, and tabulates the evaluations.
+
+    python experiments/seeds.py FOLDER [--seeds 0 1 2] [--cores 2] [--vary KEY=A,B] -- OPTION ...
+
+Every combination of a varied value and a seed is one run in FOLDER/VALUES-sSEED, `--cores` of them
+at a time with one processor each. A run that was stopped is resumed, one that is complete is only
+read. Prints a Markdown table with the mean return of every seed's last evaluation.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+
+
+def run(folder: Path, options: list[str], cores: "Queue[int]") -> float:
+    """Trains in `folder` on one processor; seconds that this took."""
+    core = cores.get()
+    start = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "dreamer.train", f"run.dir={folder}/run", *options]
+    with open(folder / "output.txt", "a") as output:
+        subprocess.run(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        )
+    cores.put(core)
+    return time.perf_counter() - start
+
+
+def evaluations(folder: Path) -> list[tuple[int, float]]:
+    """(environment step, mean return) of every evaluation of a run."""
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [(row["step"], row["eval/mean"]) for row in rows if "eval/mean" in row]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--vary", nargs="*", default=[], metavar="KEY=A,B")
+    parser.add_argument("options", nargs="*")
+    args = parser.parse_args()
+    keys = [text.split("=", 1)[0] for text in args.vary]
+    choices = [text.split("=", 1)[1].split(",") for text in args.vary]
+    cores: Queue[int] = Queue()
+    for core in sorted(os.sched_getaffinity(0))[: args.cores]:
+        cores.put(core)
+    jobs = {}
+    with ThreadPoolExecutor(args.cores) as pool:
+        for seed, values in itertools.product(args.seeds, itertools.product(*choices)):
+            varied = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
+            folder = args.folder / "-".join([*values, f"s{seed}"])
+            options = [*args.options, *varied, f"seed={seed}"]
+            jobs[values, seed] = folder, pool.submit(run, folder, options, cores)
+    seeds = [f"seed {seed}" for seed in args.seeds]
+    header = [*keys, *seeds, "mean over evaluations", "minutes per run"]
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for values in itertools.product(*choices):
+        results = [jobs[values, seed] for seed in args.seeds]
+        curves = [[score for _, score in evaluations(folder)] for folder, _ in results]
+        last = [f"{curve[-1]:.1f}" for curve in curves]
+        over = sum(sum(curve) / len(curve) for curve in curves) / len(curves)
+        minutes = ", ".join(f"{job.result() / 60:.1f}" for _, job in results)
+        print(f"| {' | '.join([*values, *last])} | {over:.1f} | {minutes} |")
+
+
+if __name__ == "__main__":
+    main()
