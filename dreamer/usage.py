@@ -52,7 +52,7 @@ def _group(group: str, default: str | None) -> str:
     for choice in group_choices(group):
         mark = " (default)" if choice == default else ""
         lines += _columns(
-            f"    {choice}", description(config_dir() / group / f"{choice}.yaml") + mark, 18
+            f"    {choice}", description(config_dir() / group / f"{choice}.yaml") + mark, 22
         )
     return "\n".join(lines) + "\n"
 
