@@ -4,7 +4,7 @@ PYTHON ?= python
 
 help:
 	@echo "install   this package and the tools to work on it, into the current environment"
-	@echo "test      the tests, under ten minutes on two cores"
+	@echo "test      the tests, on two cores"
 	@echo "test-all  the tests, those that learn a task included"
 	@echo "lint      ruff        format    ruff, writing the changes"
 	@echo "types     mypy        ci        lint, types and test"
@@ -13,7 +13,7 @@ install:
 	$(PYTHON) -m pip install -e '.[dev]'
 
 test:
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 test-all:
 	$(PYTHON) -m pytest -m ''

@@ -18,8 +18,18 @@ CONFIG = {
     "compute_dtype": "float32",
     "units": 16,
     "depth": 4,
-    "rssm": {"deter": 16, "hidden": 8, "blocks": 4, "stoch": 2, "classes": 4},
-    "decoder": {"blocks": 4},
+    "rssm": {
+        "deter": 16,
+        "hidden": 8,
+        "blocks": 4,
+        "stoch": 2,
+        "classes": 4,
+        "prior_layers": 1,
+    },
+    "encoder": {"layers": 1},
+    "decoder": {"layers": 1, "blocks": 4},
+    "actor": {"layers": 1},
+    "critic": {"layers": 1},
     "returns": {"imagination": 4},
 }
 

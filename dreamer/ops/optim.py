@@ -41,9 +41,10 @@ def laprop(
       eps: added outside the square root.
     """
     rate = optax.linear_schedule(0.0, learning_rate, warmup) if warmup else learning_rate
-    return optax.chain(
-        clip_by_weight_norm(agc),
+    elementwise = optax.chain(
         optax.scale_by_rms(beta2, eps, eps_in_sqrt=False, bias_correction=True),
         optax.ema(beta1, debias=True),
         optax.scale_by_learning_rate(rate),
     )
+    # On one long vector instead of a hundred tensors: fewer operations to compile and to launch.
+    return optax.chain(clip_by_weight_norm(agc), optax.flatten(elementwise))

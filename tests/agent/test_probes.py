@@ -35,7 +35,7 @@ def compiled(actions, gradient):
 def episodes(probe, actions, rng):
     """Whole episodes under random actions, leaves [B, T + 1, ...]; row 0 is a last step."""
     length = 3 if probe == "delayed" else 2
-    agent, _ = compiled(actions, "auto")
+    agent, _ = compiled(actions, "analytic" if actions == "continuous" else "reinforce")
     rows = jax.tree.map(np.copy, tiny.batch(agent, B, T))
     phase = (np.arange(T + 1) - 1) % length
     rows["is_first"][:] = phase == 0
@@ -63,7 +63,7 @@ def episodes(probe, actions, rng):
 
 
 @cache
-def trained(probe, actions, gradient="auto"):
+def trained(probe, actions, gradient="reinforce"):
     """The agent after learning, with what it thinks of fresh episodes."""
     agent, step = compiled(actions, gradient)
     rng, state = np.random.default_rng(0), tiny.state(agent)
@@ -110,16 +110,15 @@ def test_delayed_reward_is_discounted_back():
     np.testing.assert_allclose(seen["value"][first], GAMMA, atol=0.25)
 
 
-@pytest.mark.parametrize("gradient", ["reinforce", "analytic", "mixed"])
+@pytest.mark.parametrize("gradient", ["reinforce", "analytic"])
 def test_the_better_discrete_action_is_found(gradient):
     seen = trained("action", "discrete", gradient)
     assert np.mean(np.argmax(seen["action"][seen["first"]], -1) == 1) > 0.95
     assert np.mean(seen["value"][seen["first"]]) > 0.45  # random actions give 1/3
 
 
-@pytest.mark.parametrize("gradient", ["reinforce", "analytic"])
-def test_the_better_continuous_action_is_found(gradient):
-    seen = trained("action", "continuous", gradient)
+def test_the_better_continuous_action_is_found():
+    seen = trained("action", "continuous", "analytic")
     assert np.mean(seen["action"][seen["first"]][..., 0]) > 0.6
 
 
