@@ -33,7 +33,9 @@ FREE_ON_RESUME = (
     "devices",
     "env.workers",
     "eval",
-    "checkpoint",
+    "checkpoint.every_seconds",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
     "log",
 )
 
