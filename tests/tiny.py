@@ -8,6 +8,7 @@ from dm_env import specs
 
 from dreamer.agent import agent as agents
 from dreamer.config import AgentConfig
+from dreamer.replay import host
 from dreamer.run.policy import transition_spec
 
 VECTOR = {"observation": specs.Array((3,), np.float32, "observation")}
@@ -88,6 +89,15 @@ def batch(agent: agents.Agent, batch_size: int, length: int, seed: int = 0) -> d
     rows["is_first"] = np.roll(ends, 1, 1)
     rows["is_first"][:, 0] = False
     return rows
+
+
+def filled(agent: agents.Agent, length: int, steps: int = 30) -> host.Replay:
+    """Replay of two environments, random rows; windows of `length` trained steps, some queued."""
+    replay = host.init(transition_spec(agent), 60, 2, length + 1)
+    rows = batch(agent, 2, steps)
+    for step in range(steps):
+        host.add(replay, jax.tree.map(lambda x, step=step: x[:, step], rows))
+    return replay
 
 
 def feature_size(agent: agents.Agent) -> int:

@@ -13,7 +13,6 @@ from jax.flatten_util import ravel_pytree
 from dreamer import parallel
 from dreamer.replay import host
 from dreamer.run.learner import Learner
-from dreamer.run.policy import transition_spec
 from tests import tiny
 
 BATCH, LENGTH = 4, 4
@@ -26,14 +25,6 @@ def agent() -> Any:
         *(tiny.VECTOR, tiny.DISCRETE),
         **{"encoder": one, "decoder": one, "actor": one, "critic": one, "optimizer": {"warmup": 0}},
     )
-
-
-def filled(agent: Any, steps: int = 30) -> host.Replay:
-    replay = host.init(transition_spec(agent), 60, 2, LENGTH + 1)
-    rows = tiny.batch(agent, 2, steps)
-    for step in range(steps):
-        host.add(replay, jax.tree.map(lambda x, step=step: x[:, step], rows))
-    return replay
 
 
 def latents(replay: host.Replay) -> dict[str, np.ndarray]:
@@ -87,7 +78,7 @@ def learner(agent: Any, calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> Ca
 def test_updates_come_in_whole_calls(
     per_call: int, owed: list[int], given: list[int], agent: Any, calls: list, learner: Callable
 ) -> None:
-    replay, made = filled(agent), learner(per_call)
+    replay, made = tiny.filled(agent, LENGTH), learner(per_call)
     done = []
     for number in owed:
         made.train(replay, number)
@@ -101,8 +92,8 @@ def test_updates_come_in_whole_calls(
 def test_batches_are_stacked_by_update_and_split_by_device(
     devices: int, agent: Any, calls: list, learner: Callable
 ) -> None:
-    learner(2, devices, seed=9).train(filled(agent), 2)
-    replay = filled(agent)
+    learner(2, devices, seed=9).train(tiny.filled(agent, LENGTH), 2)
+    replay = tiny.filled(agent, LENGTH)
     sampled = [host.sample(replay, (9, update), BATCH)[1] for update in (0, 1)]
     for path in ("reward", "is_last"):
         batch = calls[0][path]
@@ -115,9 +106,9 @@ def test_batches_are_stacked_by_update_and_split_by_device(
 def test_batches_do_not_depend_on_how_updates_are_grouped(
     agent: Any, calls: list, learner: Callable
 ) -> None:
-    learner(2).train(filled(agent), 4)
+    learner(2).train(tiny.filled(agent, LENGTH), 4)
     single = learner(1)
-    single.train(filled(agent), 4)
+    single.train(tiny.filled(agent, LENGTH), 4)
     two, ones = calls[:2], calls[2:]
     for update in range(4):
         np.testing.assert_array_equal(
@@ -129,7 +120,7 @@ def test_batches_do_not_depend_on_how_updates_are_grouped(
 def test_latents_are_written_back_one_call_late(
     devices: int, agent: Any, calls: list, learner: Callable
 ) -> None:
-    replay, made = filled(agent), learner(2, devices)
+    replay, made = tiny.filled(agent, LENGTH), learner(2, devices)
     before = latents(replay)
     made.train(replay, 2)
     for name, ring in latents(replay).items():
@@ -150,7 +141,7 @@ def test_latents_are_written_back_one_call_late(
 
 
 def test_pending_latents_survive_a_restart(agent: Any, calls: list, learner: Callable) -> None:
-    replay, first, second = filled(agent), learner(1), learner(1)
+    replay, first, second = tiny.filled(agent, LENGTH), learner(1), learner(1)
     assert first.fetch_pending() == {}
     first.train(replay, 1)
     second.set_state(None, first.fetch_pending(), first.get_counters())
@@ -176,7 +167,7 @@ def learned(agent: Any) -> dict[int, Any]:
         learner = Learner(agent, jax.local_devices()[:devices], 0, BATCH, 1)
         before = jax.device_get(tiny.state(agent, learned=True))  # the learner donates its own
         learner.set_state(before, {}, {"updates": 0, "owed": 0})
-        replay, metrics = filled(agent), []
+        replay, metrics = tiny.filled(agent, LENGTH), []
         for _ in range(3):
             learner.train(replay, 1)
             metrics.append(learner.read_metrics())
@@ -236,7 +227,7 @@ def test_metrics_are_read_one_call_late(devices: int, learned: dict[int, Any]) -
 
 
 def test_metrics_are_averages_since_the_last_reading(agent: Any, learned: dict[int, Any]) -> None:
-    learner, replay = learned[1].learner, filled(agent)
+    learner, replay = learned[1].learner, tiny.filled(agent, LENGTH)
     learner.set_state(learned[1].before, {}, {"updates": 0, "owed": 0})
     learner.read_metrics(wait=True)
     learner.train(replay, 3)

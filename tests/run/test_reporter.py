@@ -12,7 +12,6 @@ from dreamer.agent.report import open_loop
 from dreamer.envs import registry
 from dreamer.replay import host
 from dreamer.run.logger import Logger
-from dreamer.run.policy import transition_spec
 from dreamer.run.reporter import Reporter
 from tests import tiny, tiny_run
 from tests.probe_envs import task
@@ -41,15 +40,6 @@ def params(agent: Any) -> Any:
     return tiny.state(agent, learned=True).params
 
 
-def filled(agent: Any, steps: int = 30) -> host.Replay:
-    """Two environments, random rows, some windows waiting in the online queue."""
-    replay = host.init(transition_spec(agent), 60, 2, LENGTH + 1)
-    rows = tiny.batch(agent, 2, steps)
-    for step in range(steps):
-        host.add(replay, jax.tree.map(lambda x, step=step: x[:, step], rows))
-    return replay
-
-
 def never() -> bool:
     return False
 
@@ -62,7 +52,7 @@ def num_frames(file: Path) -> int:
 def test_videos_show_an_episode_and_predictions_and_change_nothing(
     config: Any, agent: Any, params: Any, tmp_path: Path
 ) -> None:
-    replay, before = filled(agent), host.get_state(filled(agent))
+    replay, before = tiny.filled(agent, LENGTH), host.get_state(tiny.filled(agent, LENGTH))
     with Logger(tmp_path, tensorboard=False) as logger:
         Reporter(agent, config, logger).videos(params, replay, 12, never)
     files = {file.name: num_frames(file) for file in (tmp_path / "videos").iterdir()}
@@ -78,7 +68,7 @@ def test_nothing_is_predicted_from_an_empty_replay(
     config: Any, agent: Any, params: Any, tmp_path: Path
 ) -> None:
     with Logger(tmp_path, tensorboard=False) as logger:
-        Reporter(agent, config, logger).videos(params, filled(agent, 4), 12, never)
+        Reporter(agent, config, logger).videos(params, tiny.filled(agent, LENGTH, 4), 12, never)
     assert [file.name for file in (tmp_path / "videos").iterdir()] == ["episode-12.mp4"]
 
 
@@ -92,7 +82,7 @@ def test_evaluations_are_logged_and_differ_by_step_and_seed(
         other._policy = reporter._policy  # spares compiling it again
         seeded = other.evaluation(params, 20, never)
         assert reporter.evaluation(params, 30, lambda: True) is None
-        reporter.videos(params, filled(agent), 30, lambda: True)
+        reporter.videos(params, tiny.filled(agent, LENGTH), 30, lambda: True)
     assert len(tiny_run.lines(tmp_path)) == 4
     assert not (tmp_path / "videos").exists()
     assert first == again
