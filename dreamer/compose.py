@@ -50,9 +50,11 @@ def compose(argv: list[str]) -> Config:
         UserError: an argument that is not GROUP=CHOICE or KEY=VALUE, or that is not allowed.
     """
     given = _split(argv)
-    tree = _compose_groups({group: given.pop(group) for group in GROUPS if group in given})
+    tree, choices = _compose_groups({group: given.pop(group) for group in GROUPS if group in given})
     _assign(tree, given, Config, tree.env.suite)
-    return validate(Config, _resolve(tree))
+    values = _resolve(tree)
+    values["run"]["dir"] = values["run"]["dir"] or _run_folder(values, choices)
+    return validate(Config, values)
 
 
 def options(argv: list[str], schema: type[Schema]) -> Schema:
@@ -149,8 +151,9 @@ def _split(argv: list[str]) -> dict[str, str]:
     return given
 
 
-def _compose_groups(chosen: dict[str, str]) -> DictConfig:
-    """Returns the chosen groups over the defaults of the schema, values not yet checked."""
+def _compose_groups(chosen: dict[str, str]) -> tuple[DictConfig, dict[str, str | None]]:
+    """Returns the chosen groups over the defaults of the schema, values not yet checked, and the
+    choice of every group, those of the defaults and of a recipe included."""
     for group, choice in chosen.items():
         if choice not in group_choices(group):
             close = nearest(choice, group_choices(group))
@@ -162,11 +165,21 @@ def _compose_groups(chosen: dict[str, str]) -> DictConfig:
         with initialize_config_dir(
             config_dir=str(config_dir()), version_base="1.3", job_name="dreamer"
         ):
-            return hydra_compose(
-                "config", overrides=[f"{group}={choice}" for group, choice in chosen.items()]
-            )
+            overrides = [f"{group}={choice}" for group, choice in chosen.items()]
+            tree = hydra_compose("config", overrides=overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"{config_dir()} cannot be composed: {first_line(error)}") from None
+    choices = dict(tree.hydra.runtime.choices)
+    return OmegaConf.masked_copy(tree, [str(key) for key in tree if key != "hydra"]), choices
+
+
+def _run_folder(values: dict[str, Any], choices: dict[str, str | None]) -> str:
+    """A name made of what the run is, so that the same command finds it again."""
+    agent = [] if choices["agent"] == "default" else [choices["agent"]]
+    first = choices["experiment"] or choices["env"]
+    parts = [first, values["env"]["task"], choices["size"], *agent]
+    name = "-".join(str(part).replace("/", "-") for part in parts)
+    return f"runs/{name}-seed{values['seed']}"
 
 
 def _assign(tree: DictConfig, given: dict[str, str], schema: type[BaseModel], suite: str) -> None:

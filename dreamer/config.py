@@ -315,7 +315,7 @@ class EvalConfig(Section):
 class CheckpointConfig(Section):
     dir: str = Field("", description="folder; empty is `checkpoints` inside the run folder")
     every_seconds: NonNegative = Field(
-        900.0, description="seconds between saves; 0 saves after every training call"
+        900.0, description="seconds between saves; 0 saves at every step of the loop"
     )
     every_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="environment steps between saves; 0 is by time only"
@@ -336,7 +336,7 @@ class LogConfig(Section):
 
 class RunConfig(Section):
     dir: str = Field(
-        "", description="run folder; empty is runs/SUITE-TASK-SIZE-SEED; the same folder resumes"
+        "", description="run folder; empty is runs/ENV-TASK-SIZE-SEED; the same folder resumes"
     )
     steps: Count = Field(1_000_000, description="environment steps in all")
     updates_per_call: Count = Field(1, description="gradient updates compiled into one call")
@@ -355,7 +355,7 @@ class Config(Section):
     devices: Annotated[int, Field(ge=0)] = Field(
         0, description="local devices to train on; 0 is all"
     )
-    size: str = Field("200m", description="name of the chosen size, for the run's name")
+    size: str = Field("200m", description="name of the chosen size, for display")
     env: Env = GymnasiumEnv()
     agent: AgentConfig = AgentConfig()
     replay: ReplayConfig = ReplayConfig()
@@ -396,5 +396,7 @@ class EvalOptions(Section):
     checkpoint: Literal["newest", "best"] = Field("newest", description="best is by evaluation")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="of environments and policy")
     video: bool = Field(False, description="write an mp4 of the first episode")
-    out: str = Field("", description="JSON file; empty is evaluation-STEP.json in the run folder")
+    out: str = Field(
+        "", description="JSON file; empty is evaluation-STEP-seedSEED.json in the run folder"
+    )
     platform: Literal["auto", "cpu", "gpu", "tpu"] = Field("auto", description="jax platform")

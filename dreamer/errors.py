@@ -17,9 +17,13 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 
 def exit_on_user_error(main: Callable[[], int]) -> int:
-    """Runs `main`; a UserError becomes one line on standard error and exit status 2."""
+    """Runs `main`; a UserError becomes one line on standard error and exit status 2, a Ctrl-C that
+    `main` did not take for a wish the word and status 130 that shells expect."""
     try:
         return main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -3,8 +3,6 @@
 import sys
 from pathlib import Path
 
-from dreamer import compose, usage
-from dreamer.config import EvalOptions
 from dreamer.errors import UserError, exit_on_user_error
 
 HELP = "Usage: python -m dreamer.eval run=PATH [KEY=VALUE ...]\n"
@@ -12,12 +10,16 @@ HELP = "Usage: python -m dreamer.eval run=PATH [KEY=VALUE ...]\n"
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; UserError is for the caller."""
+    # Slow to import: from here on Ctrl-C ends the command without a traceback.
+    from dreamer import compose, usage
+    from dreamer.config import EvalOptions
+
     argv = sys.argv[1:] if argv is None else argv
     if usage.wants_help(argv):
         print(HELP + usage.options_text(EvalOptions))
         return 0
     options = compose.options(argv, EvalOptions)
-    if not Path(options.run).is_dir():
+    if not Path(options.run).expanduser().is_dir():
         raise UserError(f"run={options.run} is not a folder; name the folder of a training run")
     from dreamer import start
 

@@ -2,25 +2,28 @@
 
 import sys
 
-from dreamer import compose, usage
 from dreamer.errors import exit_on_user_error
+from dreamer.run.signals import StopRequest
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 when done or stopped by a signal; UserError is for the caller."""
     argv = sys.argv[1:] if argv is None else argv
-    if usage.wants_help(argv):
-        print(usage.help_text())
-        return 0
-    config = compose.compose(argv)
-    # jax is slow to import: only once the configuration is known to be right.
-    from dreamer import start
+    with StopRequest() as stop:  # before the slow imports: a signal never meets a half-made run
+        from dreamer import compose, usage
 
-    start.runtime(config.platform)
-    from dreamer.run.loop import Trainer
+        if usage.wants_help(argv):
+            print(usage.help_text())
+            return 0
+        config = compose.compose(argv)
+        # jax is the slowest: only once the configuration is known to be right.
+        from dreamer import start
 
-    with Trainer(config) as trainer:
-        trainer.run()
+        start.runtime(config.platform)
+        from dreamer.run.loop import Trainer
+
+        with Trainer(config, stop) as trainer:
+            trainer.run()
     return 0
 
 

@@ -89,9 +89,12 @@ def _section(title: str, path: str, suite: str, values: Any) -> str:
 
 
 def _columns(left: str, right: str, width: int) -> list[str]:
-    """Returns lines with `left` in the first column and `right` wrapped in the second."""
-    first, *others = textwrap.wrap(right, WIDTH - width, break_on_hyphens=False) or [""]
-    return [f"{left:<{width}}{first}".rstrip(), *(" " * width + line for line in others)]
+    """Returns lines with `left` in the first column, alone if it is too long, and `right` wrapped
+    in the second."""
+    lines = textwrap.wrap(right, WIDTH - width, break_on_hyphens=False) or [""]
+    left = left.rstrip()
+    first = f"{left:<{width}}{lines.pop(0)}" if len(left) < width else left
+    return [first.rstrip(), *(" " * width + line for line in lines)]
 
 
 def options_text(schema: type[BaseModel]) -> str:

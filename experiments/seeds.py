@@ -21,19 +21,21 @@ from queue import Queue
 
 def run(folder: Path, options: list[str], cores: "Queue[int]") -> float:
     """Trains in `folder` on one processor; seconds that this took."""
-    core = cores.get()
-    start = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "dreamer.train", f"run.dir={folder}/run", *options]
-    with open(folder / "output.txt", "a") as output:
-        subprocess.run(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            check=True,
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-        )
-    cores.put(core)
+    core = cores.get()
+    start = time.perf_counter()
+    try:
+        with open(folder / "output.txt", "a") as output:
+            subprocess.run(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=True,
+                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+            )
+    finally:
+        cores.put(core)
     return time.perf_counter() - start
 
 
@@ -44,14 +46,20 @@ def evaluations(folder: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["eval/mean"]) for row in rows if "eval/mean" in row]
 
 
+def split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before and after `--`: for this script, for the training command."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    return argv[:end], argv[end + 1 :]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--vary", nargs="*", default=[], metavar="KEY=A,B")
-    parser.add_argument("options", nargs="*")
-    args = parser.parse_args()
+    own, options = split(sys.argv[1:])
+    args = parser.parse_args(own)
     keys = [text.split("=", 1)[0] for text in args.vary]
     choices = [text.split("=", 1)[1].split(",") for text in args.vary]
     cores: Queue[int] = Queue()
@@ -62,8 +70,8 @@ def main() -> None:
         for seed, values in itertools.product(args.seeds, itertools.product(*choices)):
             varied = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
             folder = args.folder / "-".join([*values, f"s{seed}"])
-            options = [*args.options, *varied, f"seed={seed}"]
-            jobs[values, seed] = folder, pool.submit(run, folder, options, cores)
+            full = [*options, *varied, f"seed={seed}"]
+            jobs[values, seed] = folder, pool.submit(run, folder, full, cores)
     seeds = [f"seed {seed}" for seed in args.seeds]
     header = [*keys, *seeds, "mean over evaluations", "minutes per run"]
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")

@@ -44,6 +44,14 @@ class Unseeded(Walk):
         return self._place.copy(), {}
 
 
+class Broken(Walk):
+    """The walk into nowhere."""
+
+    def step(self, action: Any) -> Any:
+        place, *others = super().step(action)
+        return np.full_like(place, np.nan), *others
+
+
 class Steered(Walk):
     """The walk with a continuous action."""
 
@@ -106,7 +114,7 @@ class Uneven(gymnasium.Env):
         return np.zeros(3, np.float32), 1.0, self._left == 0, False, {}
 
 
-for made in (Walk, Unseeded, Steered, Picture, Drawn, Uneven):
+for made in (Walk, Unseeded, Broken, Steered, Picture, Drawn, Uneven):
     gymnasium.register(f"probe/{made.__name__}-v0", entry_point=made)
 
 

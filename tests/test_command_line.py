@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dreamer import train
+from dreamer import compose, train
 from dreamer.errors import exit_on_user_error
 from dreamer.run.loop import Trainer
 from tests import tiny_run
@@ -203,3 +203,53 @@ def test_a_checkpoint_folder_that_cannot_be_made_is_refused(
     (line,) = capfd.readouterr().err.splitlines()
     assert f"cannot write checkpoints to {tmp_path / 'file'}" in line
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_signal_during_the_start_is_a_wish_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run is saved before its first step, and resumes."""
+    compose_for_real = compose.compose
+
+    def interrupted(argv: list[str]) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return compose_for_real(argv)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compose, "compose", interrupted)
+        assert run(tmp_path / "run", "log.progress=plain") == 0
+    assert "stopped, the same command resumes: step 0, " in capsys.readouterr().out
+    assert run(tmp_path / "run", "log.progress=plain", "run.steps=6") == 0
+    out = capsys.readouterr().out
+    assert f"resumed {tmp_path / 'run'} at step 0" in out
+    assert "done: step 6" in out
+
+
+def test_ctrl_c_that_is_no_wish_is_one_word(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise KeyboardInterrupt
+
+    assert exit_on_user_error(main) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_second_run_in_the_same_folder_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_run.copy(finished, tmp_path / "run")
+    with Trainer(tiny_run.config(folder)):
+        capsys.readouterr()
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        assert run(folder) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"run folder {folder} is in use by a run that goes on" in line
+        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert run(folder) == 0
+
+
+def test_what_an_environment_breaks_ends_the_run_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "run", task("Broken")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "environment 0 gave NaN or infinity as observation" in line

@@ -140,7 +140,7 @@ READ = {
     "env.task=1": "1",
     "env.task=ALE/Pong-v5": "ALE/Pong-v5",
     "run.dir=2024": "2024",
-    "run.dir=": "",
+    "run.dir=": "runs/gymnasium-CartPole-v1-nano-seed0",
     "run.dir='with space(1), and=more'": "with space(1), and=more",
     "run.dir=runs/${env.task}-${seed}": "runs/CartPole-v1-0",
 }

@@ -280,13 +280,13 @@ def loss(
       params: what is learned.
       slow_critic: parameters of the slow critic.
       percentiles: of the returns so far.
-      batch: from replay, leaves [B, T + 1, ...].
+      batch: from replay, leaves [B, T + 1, ...], of `latent` only the first [B, 1, ...].
       draws: the noise.
       axis_name: device axis, if any.
 
     Returns:
-      Scalar loss, and (latents [B, T, ...], new percentiles, unscaled loss terms per step,
-      metrics).
+      Scalar loss, and (latents [B, T, ...], new percentiles, unscaled loss terms [B, T] of which
+      replay_critic has [B, T - 1], metrics).
     """
     config, model, behavior = agent.config, agent.model, agent.behavior
     start, previous, steps = split_batch(agent, batch)
@@ -337,7 +337,8 @@ def train_step(
     Args:
       agent: networks.
       state: before the update.
-      batch: this device's sequences from replay, leaves [B, T + 1, ...].
+      batch: this device's sequences from replay, leaves [B, T + 1, ...], of `latent` only the
+        first [B, 1, ...].
       key: the run's key; the number of the update is folded in.
       axis_name: device axis to average over, if any.
 

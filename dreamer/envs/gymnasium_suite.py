@@ -100,5 +100,11 @@ def _errors(spec: EnvSpec) -> Iterator[None]:
         ) from error
     except gymnasium.error.Error as error:
         raise UserError(f"env.task={spec.id} cannot be made: {error}") from error
+    except TypeError as error:
+        if "required" not in str(error):  # else an argument that only `kwargs` of the id could give
+            raise
+        raise UserError(
+            f"env.task={spec.id} cannot be made: {error}; register an id that has all arguments"
+        ) from error
     except UserError as error:
         raise UserError(f"env.task={spec.id}: {error}") from error

@@ -2,11 +2,11 @@
 
 Legend: N environments.
 
-Kinds: uint8 boxes of rank 3 are images; other boxes are float32 vectors, unless they hold at most
-256 whole numbers; Discrete, MultiDiscrete and MultiBinary are int32 classes that count from 0 (the
-start of a space is removed). Entries with unequal numbers of classes become a key each: `key_0`,
-`key_1`, ... Nested Dict and Tuple spaces are flattened, keys joined by '_'. Arrays without elements
-are left out.
+Kinds: uint8 boxes (H, W, C), or (H, W) with values up to 255, are images; other boxes are float32
+vectors, unless they hold at most 256 whole numbers; Discrete, MultiDiscrete and MultiBinary are
+int32 classes that count from 0 (the start of a space is removed). Entries with unequal numbers of
+classes become a key each: `key_0`, `key_1`, ... Nested Dict and Tuple spaces are flattened, keys
+joined by '_'. Arrays without elements are left out.
 """
 
 from collections.abc import Callable
@@ -36,9 +36,28 @@ class Codec:
     convert: Callable[[Any], Any]
 
 
-def is_image(space: gymnasium.Space) -> bool:
-    """Returns whether this is one image: uint8 (H, W, C)."""
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+def image_shape(space: gymnasium.Space) -> tuple[int, int, int] | None:
+    """Returns (H, W, C) of one image, None for all else.
+
+    An image is uint8 (H, W, C), or (H, W) with all the values of a byte; a smaller range in (H, W)
+    is a board of pieces or the like, which are classes.
+
+    Raises:
+      UserError: the channels come first.
+    """
+    if not (isinstance(space, spaces.Box) and space.dtype == np.uint8):
+        return None
+    shape = space.shape
+    if len(shape) == 2 and (space.high == 255).all():
+        return (*shape, 1)
+    if len(shape) != 3:
+        return None
+    if shape[0] <= 4 < min(shape[1:]):
+        raise UserError(
+            f"an observation of shape {shape} and type uint8 is an image with its channels first; "
+            "images are (height, width, channels): move the axis in a wrapper"
+        )
+    return shape
 
 
 def children(space: gymnasium.Space) -> list[tuple[Any, gymnasium.Space]] | None:
@@ -62,7 +81,7 @@ def observation_codec(space: gymnasium.Space, key: str = "") -> Codec:
     """
     parts = children(space)
     if parts is None:
-        return _observation_leaf(space, key or ("image" if is_image(space) else "observation"))
+        return _observation_leaf(space, key or ("image" if image_shape(space) else "observation"))
     codecs = [(name, observation_codec(part, _join(key, name))) for name, part in parts]
 
     def encode(batch: Any) -> dict[str, np.ndarray]:
@@ -77,9 +96,12 @@ def observation_codec(space: gymnasium.Space, key: str = "") -> Codec:
 def _observation_leaf(space: gymnasium.Space, key: str) -> Codec:
     if 0 in (space.shape or ()):
         return Codec({}, lambda batch: {})
-    if is_image(space):
-        spec = specs.BoundedArray(space.shape, np.uint8, 0, 255, key)
-        return Codec({key: spec}, lambda batch: {key: np.array(batch, np.uint8)})
+    image = image_shape(space)
+    if image:
+        spec = specs.BoundedArray(image, np.uint8, 0, 255, key)
+        return Codec(
+            {key: spec}, lambda batch: {key: np.array(batch, np.uint8).reshape(-1, *image)}
+        )
     whole = _classes(space)
     if whole is not None:
         start, count = whole

@@ -10,7 +10,9 @@ import os
 import signal
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import resource_tracker
 from typing import Any, Literal, cast
 
 import dm_env
@@ -21,9 +23,12 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from dreamer.envs.base import FIRST, LAST, MID, Actions, Specs
 from dreamer.envs.episodes import Episodes
 from dreamer.envs.spaces import action_codec, observation_codec
+from dreamer.errors import UserError
 
 Workers = Literal["auto", "serial", "process"]
 Maker = Callable[[], gymnasium.Env]
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+CLOSE_SECONDS = 10  # that a worker may still take for its step when all are closed
 
 
 class VectorEnv:
@@ -40,7 +45,7 @@ class VectorEnv:
       render: Whether `render` returns frames.
 
     Raises:
-      UserError: A space is not supported.
+      UserError: A space is not supported; later, a reward or observation is not finite.
     """
 
     def __init__(
@@ -124,7 +129,9 @@ class VectorEnv:
 
     def close(self) -> None:
         try:
-            self._vector.close()
+            with warnings.catch_warnings():  # of a step under way, which an interruption leaves
+                warnings.simplefilter("ignore")
+                self._vector.close(timeout=CLOSE_SECONDS)
         except (BrokenPipeError, ConnectionError, EOFError):  # a worker has died; end the others
             self._vector.close_extras(terminate=True)
             self._vector.closed = True
@@ -139,8 +146,20 @@ class VectorEnv:
         )
 
     def _keep(self, time_step: dm_env.TimeStep) -> dm_env.TimeStep:
+        _check_finite(time_step)
         self._last = time_step
         return time_step
+
+
+def _check_finite(time_step: dm_env.TimeStep) -> None:
+    """A NaN would spread from replay into every weight: refuses it where it comes from."""
+    for name, value in [("reward", time_step.reward), *time_step.observation.items()]:
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            env = int(np.argwhere(~np.isfinite(value))[0][0])
+            raise UserError(
+                f"environment {env} gave NaN or infinity as {name}, which nothing can be "
+                "learned from; mend the environment, or wrap it to clip what it gives"
+            )
 
 
 # Observations are copied once, when they are converted; gymnasium need not copy them too.
@@ -159,7 +178,7 @@ def _start_processes(makers: list[Maker]) -> AsyncVectorEnv:
     context = "forkserver" if "forkserver" in available else "spawn"
     if context == "forkserver":
         multiprocessing.get_context(context).set_forkserver_preload([__name__])
-    with _hidden_main():
+    with _hidden_main(), _blocked_signals():
         return AsyncVectorEnv(
             makers, copy=False, context=context, autoreset_mode=AutoresetMode.NEXT_STEP
         )
@@ -176,6 +195,36 @@ def _hidden_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Blocks signals, which processes started here inherit until `_detach`.
+
+    This process misses none: another thread takes it, or it waits until the end.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # its start, which a process needs, lets signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _detach() -> None:
+    """Leaves the main program's process group: what a terminal or a scheduler sends to the group is
+    for the main program to decide on, which then still asks its workers for their state."""
+    if sys.platform == "win32":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return
+    os.setpgrp()
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # drops what came before the group was left
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _cores() -> int:
     """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -183,7 +232,5 @@ def _cores() -> int:
 
 def _make(maker: Maker, seed: int, index: int, parent: int) -> gymnasium.Env:
     if os.getpid() != parent:
-        # Ctrl-C reaches the whole process group; the main process decides, and asks workers for
-        # their state then.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _detach()
     return Episodes(maker(), seed, index)

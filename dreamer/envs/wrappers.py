@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamer.envs.images import resize
-from dreamer.envs.spaces import children, is_image
+from dreamer.envs.spaces import children, image_shape
 from dreamer.errors import UserError
 
 Size = tuple[int, int]  # height, width
@@ -79,8 +79,9 @@ def _image_space(size: Size, channels: int) -> spaces.Box:
 
 def _resized(space: gymnasium.Space, size: Size) -> gymnasium.Space:
     """Returns the space with all its images of `size`."""
-    if is_image(space):
-        return _image_space(size, cast(tuple[int, ...], space.shape)[-1])
+    image = image_shape(space)
+    if image:
+        return _image_space(size, image[-1])
     parts = {name: _resized(part, size) for name, part in children(space) or ()}
     if isinstance(space, spaces.Dict):
         return spaces.Dict(parts)
@@ -89,8 +90,9 @@ def _resized(space: gymnasium.Space, size: Size) -> gymnasium.Space:
 
 def _resize_images(space: gymnasium.Space, value: Any, size: Size) -> Any:
     """Returns `value`, an element of `space`, with all its images resized."""
-    if is_image(space):
-        return resize(value, size)
+    image = image_shape(space)
+    if image:
+        return resize(value.reshape(image), size)
     parts = {name: _resize_images(part, value[name], size) for name, part in children(space) or ()}
     if isinstance(space, spaces.Dict):
         return parts

@@ -110,8 +110,8 @@ def sample(
     sequence, so nothing is reset at it.
 
     Args:
-        seed: integers in [0, 2**32), always equally many, such as (run seed, update). The batch
-            depends on the content of the replay and on these alone.
+        seed: integers in [0, 2**32) such as (run seed, update); zeros at the end count for
+            nothing. The batch depends on the content of the replay and on these alone.
         batch_size: B.
         online: take from the queue; reports leave it alone.
 

@@ -6,11 +6,11 @@ and renamed when it is complete.
 
 import contextlib
 import json
+import logging
 import math
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +24,12 @@ from orbax.checkpoint import checkpoint_managers as ocm
 
 from dreamer import parallel
 from dreamer.errors import UserError
+from dreamer.run import folder
 
-# Orbax tells every step of its work, and prints a traceback of each error that it also raises.
+# Orbax tells every step of its work, and prints a traceback of each error that it also raises;
+# asyncio prints those of the writes that go on after the first has failed.
 absl.logging.set_verbosity(absl.logging.FATAL)
+logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
 
 _CHUNK_BYTES = 2**24  # compressed and written at once: larger ones cost memory, smaller ones time
 
@@ -53,7 +56,7 @@ class Checkpointer:
     ) -> None:
         self.directory = Path(directory).absolute()
         if not read_only:
-            _check_writable(self.directory)
+            _make(self.directory)
         best = ocm.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
         options = ocm.CheckpointManagerOptions(
             preservation_policy=ocm.AnyPreservationPolicy([ocm.LatestN(keep), best]),
@@ -187,10 +190,9 @@ class Checkpointer:
         """Writes the score of a complete checkpoint where orbax would have."""
         self._manager.wait_until_finished()
         if metrics is not None:
-            folder = self.directory / str(step) / "metrics"
-            folder.mkdir(exist_ok=True)
-            (folder / "new").write_text(json.dumps(metrics))
-            (folder / "new").replace(folder / "metrics")
+            metrics_folder = self.directory / str(step) / "metrics"
+            metrics_folder.mkdir(exist_ok=True)
+            folder.write_atomic(metrics_folder / "metrics", json.dumps(metrics))
             self._manager.reload()
 
     @contextlib.contextmanager
@@ -228,13 +230,13 @@ def _structure(state: Any) -> dict[str, str]:
     return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
 
 
-def _check_structure(saved: dict[str, str], wanted: dict[str, str], folder: Path) -> None:
+def _check_structure(saved: dict[str, str], wanted: dict[str, str], where: Path) -> None:
     """Orbax casts, and tells differences over many lines: refuses the first in one line."""
     for path in [*wanted, *saved]:
         there, here = saved.get(path, "missing"), wanted.get(path, "missing")
         if there != here:
             raise UserError(
-                f"the checkpoint {folder} does not fit the configuration: {path} is {there} there "
+                f"the checkpoint {where} does not fit the configuration: {path} is {there} there "
                 f"and {here} here; use the configuration it was saved with"
             )
 
@@ -246,17 +248,14 @@ def check(directory: str | Path) -> None:
         UserError: the folder, or the nearest parent there is, cannot be written to.
     """
     directory = Path(directory).absolute()
-    folders = (directory, *directory.parents)
-    existing = next(folder for folder in folders if os.path.lexists(folder))
-    with _explaining_refusal(directory), tempfile.TemporaryFile(dir=existing):
-        pass
+    with _explaining_refusal(directory):
+        folder.probe(folder.nearest(directory))
 
 
-def _check_writable(directory: Path) -> None:
+def _make(directory: Path) -> None:
     with _explaining_refusal(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        folder.probe(directory)
 
 
 @contextlib.contextmanager
@@ -282,8 +281,8 @@ def _remove_temporary(directory: Path) -> None:
     """Removes half-written checkpoints; again while threads of the failed save still write."""
     for _ in range(20):
         folders = list(directory.glob("*.orbax-checkpoint-tmp*"))
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+        for path in folders:
+            shutil.rmtree(path, ignore_errors=True)
         if not folders:
             return
         time.sleep(0.05)

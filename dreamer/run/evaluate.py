@@ -13,6 +13,8 @@ from dreamer.envs import registry
 from dreamer.envs.base import BatchedEnv
 from dreamer.run.policy import Policy
 
+MAX_FRAMES = 2000  # of a video; an episode may last for hours
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -60,26 +62,32 @@ class Episodes:
 
 @dataclass
 class Recorder:
-    """Keeps the frames of environment 0 until its first episode ends."""
+    """Keeps the frames of environment 0 until its first episode ends, or the first `MAX_FRAMES`."""
 
     env: BatchedEnv
     frames: list[np.ndarray] = field(default_factory=list)
     done: bool = False
 
     def add(self, time_step: dm_env.TimeStep) -> None:
-        if self.done:
-            return
-        images = [x for x in time_step.observation.values() if x.ndim == 4 and x.dtype == np.uint8]
-        rendered = self.env.render()
-        frame = rendered[0] if rendered is not None else shown(images[0][0]) if images else None
-        if frame is not None:
-            self.frames.append(np.array(frame))
-        self.done = bool(time_step.step_type[0] == dm_env.StepType.LAST)
+        picture = None if self.done else frame(self.env, time_step)
+        if picture is not None:
+            self.frames.append(picture)
+        self.done |= bool(time_step.step_type[0] == dm_env.StepType.LAST)
+        self.done |= len(self.frames) == MAX_FRAMES
 
 
-def shown(image: np.ndarray) -> np.ndarray:
-    """The channels of an image [H, W, C] that a video can have: three, or else the first."""
-    return image[..., : 3 if image.shape[-1] >= 3 else 1]
+def frame(env: BatchedEnv, time_step: dm_env.TimeStep) -> np.ndarray | None:
+    """What environment 0 looks like: its rendering, or else its first image; None without either.
+
+    Of an image [H, W, C] a video can have three channels, or else the first.
+    """
+    rendered = env.render()
+    if rendered is not None:
+        return np.array(rendered[0])
+    for value in time_step.observation.values():
+        if value.ndim == 4 and value.dtype == np.uint8:
+            return np.array(value[0, ..., : 3 if value.shape[-1] >= 3 else 1])
+    return None
 
 
 def evaluate(

@@ -8,16 +8,19 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from dreamer.errors import UserError
 
 CONFIG = "config.yaml"
 VERSION = "version.json"
+LOCK = ".lock"
 HEADER = (
     "# Configuration of a dreamer run, complete and resolved. The same run.dir resumes the run.\n"
 )
@@ -79,9 +82,7 @@ def check(path: str | Path) -> None:
     """
     path = Path(path)
     try:
-        existing = next(
-            folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder)
-        )
+        existing = nearest(path)
         if not existing.is_dir():
             raise UserError(
                 f"run folder {path}: {existing} is not a folder; choose another with run.dir=PATH"
@@ -96,15 +97,41 @@ def check(path: str | Path) -> None:
         raise _not_writable(path, error) from error
 
 
+def nearest(path: Path) -> Path:
+    """The path itself or the first of its parents that exists."""
+    return next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+
+
 def probe(folder: Path) -> None:
-    """Writes a small file and removes it: permissions do not tell of a read-only or full disk.
+    """Writes a megabyte and removes it: permissions do not tell of a read-only or full disk.
 
     Raises:
         OSError: it cannot be written.
     """
     with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(bytes(4096))
+        file.write(bytes(2**20))
         file.flush()
+
+
+@contextlib.contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Keeps every other run out of a folder; the system unlocks it when this process dies.
+
+    Raises:
+        UserError: another run is in it.
+    """
+    lock = filelock.FileLock(Path(path) / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise UserError(
+            f"run folder {path} is in use by a run that goes on; wait for it or stop it, or choose "
+            "another folder with run.dir=PATH"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def saved_config(path: str | Path) -> str | None:

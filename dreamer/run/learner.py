@@ -13,7 +13,9 @@ from dreamer.agent.agent import Agent, State
 from dreamer.replay import host
 from dreamer.replay.host import Replay
 
-Pending = dict[str, Any]  # index [K, B, 2] and latent leaves [K, B, T, ...]
+# index [K, B, 2] and latent leaves [K, B, T, ...], on the host or still [X, K, B/X, T, ...] on X
+# devices
+Pending = dict[str, Any]
 
 
 def purpose_key(seed: int, purpose: str) -> jax.Array:
@@ -24,9 +26,8 @@ def purpose_key(seed: int, purpose: str) -> jax.Array:
 class Learner:
     """The state of learning on its devices.
 
-    Nothing here waits for an update that was just dispatched: its latents are fetched after the
-      next one is on its way,
-    its metrics when they are asked for.
+    Nothing waits for the update just dispatched: its latents are fetched after the next one is on
+    its way, its metrics when they are asked for.
 
     Args:
       agent: networks.
@@ -62,9 +63,8 @@ class Learner:
             state: State, batch: Any, key: jax.Array, axis_name: str
         ) -> tuple[State, Any, jax.Array]:
             state, latent, metrics = agents.train_step(agent, state, batch, key, axis_name)
-            self._names = sorted(
-                metrics
-            )  # while tracing: one array is fetched instead of one per metric
+            # Noted while tracing: one array is fetched instead of one per metric.
+            self._names = sorted(metrics)
             return state, latent, jnp.stack([metrics[name] for name in self._names])
 
         self._update = parallel.compile_updates(step, devices)

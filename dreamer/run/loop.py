@@ -1,7 +1,8 @@
 """The training loop: act, remember, learn; and now and then evaluate, log, save.
 
 One turn of the loop steps every environment once. Updates are dispatched before the environments
-step, so the device learns while they do; nothing but the actions is waited for.
+step, so the device learns while they do; only the next actions, which come from the updated policy,
+wait for it.
 """
 
 from contextlib import ExitStack
@@ -36,13 +37,15 @@ class Trainer:
 
     Args:
       config: the whole configuration.
+      stop: asked at every step whether to save and return.
 
     Raises:
       UserError: what the user can mend, before anything is written.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, stop: StopRequest | None = None) -> None:
         self.config = config
+        self.stop = stop or StopRequest()
         self.path = paths.run_folder(config)
         folder.check(self.path)
         paths.refuse_changes(config, self.path)
@@ -79,7 +82,6 @@ class Trainer:
         self.episodes = Episodes.start(num_envs)
         self.step = 0  # environment steps in replay so far
         self.evaluated = 0  # step of the last evaluation
-        self.stop = StopRequest()
         self.best: float | None = None  # mean return of the best evaluation
         self.time_step: dm_env.TimeStep
 
@@ -90,6 +92,7 @@ class Trainer:
         if fresh:
             paths.refuse_foreign_checkpoints(config)
             folder.prepare(self.path, compose.to_yaml(config))
+        stack.enter_context(folder.locked(self.path))
         self.checkpoints = Checkpointer(paths.checkpoint_folder(config), config.checkpoint.keep)
         stack.callback(self.checkpoints.close)
         resumed = self._start_or_resume()
@@ -100,7 +103,7 @@ class Trainer:
         self.logger.truncate(self.step if resumed else -1)
         self.reporter = Reporter(self.agent, config, self.logger)
         self.progress = stack.enter_context(
-            Progress(config.log.progress, config.run.steps, config.log.every_seconds)
+            Progress(config.log.progress, config.run.steps, config.log.every_seconds, self.step)
         )
         weights = sum(x.size for x in jax.tree.leaves(self.learner.params))
         self.progress.print(plan(config, weights, transition_spec(self.agent), self.devices))
@@ -122,16 +125,17 @@ class Trainer:
             self.progress.print(f"{self.path} is complete; raise run.steps to train on")
             return
         self._set_clocks()
-        with self.stop:
-            while self.step < total and not self.stop.requested:
-                self._turn()
-                self._now_and_then()
-            done = self.step >= total
-            if done and self._evaluation_is_due():
-                self._evaluate()
-            self._save()
-            self.checkpoints.wait()
+        if self._eval_clock(self.step) and self.step < total:  # interrupted by the stop before
+            self._evaluate()
+        while self.step < total and not self.stop.requested:
+            self._turn()
+            self._now_and_then()
+        if self.step >= total and self._evaluation_is_due():
+            self._evaluate()
+        self._save()
+        self.checkpoints.wait()
         self._log(wait=True)
+        done = self.step >= total and not self._evaluation_is_due()
         state = "done" if done else "stopped, the same command resumes"
         self.progress.print(
             f"{state}: step {self.step:,}, {self.learner.updates:,} updates, in {self.path}"
@@ -155,7 +159,7 @@ class Trainer:
     def _set_clocks(self) -> None:
         config = self.config
         self._log_clock = EverySeconds(config.log.every_seconds)
-        self._eval_clock = EverySteps(config.eval.every, self.step)
+        self._eval_clock = EverySteps(config.eval.every, self.evaluated)
         self._video_clock = EverySteps(config.log.video_every, self.step)
         self._save_clock = EverySeconds(config.checkpoint.every_seconds)
         self._save_step_clock = EverySteps(config.checkpoint.every_steps, self.step)
@@ -235,7 +239,9 @@ class Trainer:
         assert arrays is not None, "every save has a replay"
         self.step, self.best = counters["step"], counters["best"]
         self.evaluated = counters["evaluated"]
-        self.learner.set_state(state, arrays["pending"], counters["learner"])
+        same_windows = arrays["replay"]["counters"]["length"][0] == self.replay.length
+        pending = arrays["pending"] if same_windows else {}
+        self.learner.set_state(state, pending, counters["learner"])
         self.policy.set_state(arrays["carry"])
         self.ratio.set_state(counters["ratio"])
         host.set_state(self.replay, arrays["replay"])

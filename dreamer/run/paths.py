@@ -9,15 +9,14 @@ from dreamer.run import folder
 
 
 def run_folder(config: Config) -> Path:
-    """`run.dir`, or a name made of what the run is, so that the same command finds it again."""
-    task = config.env.task.replace("/", "-")
-    name = f"{config.env.suite}-{task}-{config.size}-seed{config.seed}"
-    return Path(config.run.dir or f"runs/{name}")
+    """`run.dir`, which composing fills with a name made of the choices when it is not given."""
+    return Path(config.run.dir).expanduser()
 
 
 def checkpoint_folder(config: Config) -> Path:
     """`checkpoint.dir`, or a folder inside the run folder."""
-    return Path(config.checkpoint.dir or run_folder(config) / "checkpoints").absolute()
+    folder = Path(config.checkpoint.dir or run_folder(config) / "checkpoints")
+    return folder.expanduser().absolute()
 
 
 def refuse_changes(config: Config, path: Path) -> None:

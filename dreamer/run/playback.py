@@ -14,7 +14,7 @@ from dreamer.envs import registry
 from dreamer.errors import UserError
 from dreamer.run import folder, paths, summary
 from dreamer.run.checkpoint import Checkpointer
-from dreamer.run.evaluate import evaluate
+from dreamer.run.evaluate import evaluate, frame
 from dreamer.run.policy import Policy
 from dreamer.run.reporter import FPS
 from dreamer.run.video import write_mp4
@@ -28,10 +28,15 @@ def play(options: EvalOptions) -> dict[str, Any]:
     Raises:
       UserError: no run, no checkpoint, or a folder that cannot be written.
     """
-    config = saved_config(Path(options.run))
+    parallel.local_devices(options.platform, 1, 1)  # refuses a platform that is not there
+    config = saved_config(Path(options.run).expanduser())
     config = config.model_copy(update={"run": config.run.model_copy(update={"dir": options.run})})
-    agent = agent_for(config)
+    agent = agent_for(config, options.video)
     params, step = load_params(config, agent, options.checkpoint)
+    mode = "-greedy" if options.greedy else ""
+    name = f"evaluation-{step}-seed{options.seed}{mode}.json"
+    out = Path(options.out or Path(options.run) / name).expanduser()
+    summary.check(out)
     policy = Policy(agent, min(options.num_envs, options.episodes), options.greedy)
     # Mixed, so that no seed repeats the episodes of a training run.
     seed = int(np.random.SeedSequence((options.seed, EVALUATION)).generate_state(1)[0])
@@ -39,14 +44,12 @@ def play(options: EvalOptions) -> dict[str, Any]:
     assert result is not None, "nothing interrupts it"
     numbers = summary.summarize(result.returns, result.lengths)
     print(summary.render(numbers, f"{config.env.task}, step {step:,}"))
-    out = Path(options.out or Path(options.run) / f"evaluation-{step}.json")
     settings = {key: getattr(options, key) for key in ("seed", "greedy", "checkpoint")}
     episodes = {"returns": result.returns, "lengths": result.lengths}
     summary.write_json(out, {"step": step, **settings, **numbers, **episodes})
     print(f"written to {out}")
     if options.video:
-        if result.frames is None:
-            raise UserError(f"{config.env.task} has no images and cannot render; use video=false")
+        assert result.frames is not None, "refused at the start"
         write_mp4(out.with_suffix(".mp4"), result.frames, FPS)
         print(f"video in {out.with_suffix('.mp4')}")
     return numbers
@@ -64,10 +67,16 @@ def saved_config(path: Path) -> Config:
     return compose.from_yaml(saved)
 
 
-def agent_for(config: Config) -> Agent:
-    """The networks of a configuration; an environment is made for a moment to know its spaces."""
-    env = registry.make(config.env, 1, config.seed)
+def agent_for(config: Config, video: bool = False) -> Agent:
+    """The networks of a configuration; an environment is made for a moment to know its spaces.
+
+    Raises:
+      UserError: a video is wanted of an environment that nothing can be seen of.
+    """
+    env = registry.make(config.env, 1, config.seed, render=video)
     try:
+        if video and frame(env, env.reset()) is None:
+            raise UserError(f"{config.env.task} has no images and cannot render; use video=false")
         return agents.make_agent(config.agent, env.observation_spec(), env.action_spec())
     finally:
         env.close()

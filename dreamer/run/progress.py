@@ -96,8 +96,9 @@ class Progress:
     prints nothing at all, `auto` is `bar` in a terminal and `plain` elsewhere. A terminal that goes
     away ends the display, not the run.
 
-    Steps and updates are those of the whole run; rates count only from the first `update` on, so a
-    resumed run does not show the speed of its past. A context manager.
+    Steps and updates are those of the whole run, which starts or resumes at `step`; rates count
+    only from the first `update` on, so a resumed run does not show the speed of its past. A context
+    manager.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Progress:
         mode: Mode,
         total_steps: int,
         interval: float = 10.0,
+        step: int = 0,
         file: TextIO | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -116,7 +118,7 @@ class Progress:
         self._last_line = -math.inf
         self._rates = Rates()
         self._returns: deque[float] = deque(maxlen=RECENT)
-        self._snapshot = Snapshot(total_steps)
+        self._snapshot = Snapshot(total_steps, step)
         self._printed: Snapshot | None = None
         self._live: Live | None = None
         if self._mode == "bar":
@@ -209,9 +211,9 @@ def display(shot: Snapshot, elapsed: float) -> RenderableType:
     bar.add_column(ratio=1)
     bar.add_column(no_wrap=True)
     times = f"{duration(elapsed)} [dim]elapsed[/]  {duration(shot.seconds_left)} [dim]left[/]"
-    bar.add_row(
-        ProgressBar(total=1.0, completed=shot.fraction), f"[bold]{percent(shot)}[/]  {times}"
-    )
+    # As text, not as a string: a message printed above without markup would take it from strings.
+    status = Text.from_markup(f"[bold]{percent(shot)}[/]  {times}")
+    bar.add_row(ProgressBar(total=1.0, completed=shot.fraction), status)
     width = max(8, len(f"{shot.total:,}"))
     lines = [
         f"[dim]steps    [/] [bold cyan]{shot.step:{width},}[/] [dim]of {shot.total:<{width},}[/]"

@@ -1,9 +1,10 @@
 """Statistics of evaluation episodes: computed, shown as a table, written as JSON."""
 
+import contextlib
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dreamer.errors import UserError
-from dreamer.run.folder import write_atomic
+from dreamer.run import folder
 
 LABELS = {
     "episodes": "episodes",
@@ -96,9 +97,25 @@ def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
         UserError: the file cannot be written.
     """
     text = json.dumps(_finite(data), indent=2, allow_nan=False) + "\n"
-    try:
+    with _explaining_refusal(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text)
+        folder.write_atomic(path, text)
+
+
+def check(path: str | Path) -> None:
+    """Refuses a file that `write_json` could not write; leaves no trace.
+
+    Raises:
+        UserError: its folder, or the nearest parent there is, cannot be written to.
+    """
+    with _explaining_refusal(path):
+        folder.probe(folder.nearest(Path(path).parent))
+
+
+@contextlib.contextmanager
+def _explaining_refusal(path: str | Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; make it writable or choose another"

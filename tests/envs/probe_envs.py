@@ -1,6 +1,7 @@
 """Tiny gymnasium environments with known values, for tests; worker processes import this module."""
 
 import sys
+import time
 from typing import Any
 
 import gymnasium
@@ -119,6 +120,28 @@ class Crash(Counter):
         if self._state[0] == 1:
             raise RuntimeError("simulator broke")
         return super().step(action)
+
+
+class Hanging(Counter):
+    """Never comes back from a step."""
+
+    def step(self, action: Any) -> Any:
+        time.sleep(1000)
+
+
+class Undefined(Counter):
+    """Gives NaN at its second step."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self._what = what
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *others = super().step(action)
+        if self._state[0] == 2:
+            observation = observation * np.nan if self._what == "observation" else observation
+            reward = np.inf if self._what == "reward" else reward
+        return observation, reward, *others
 
 
 class Missing(Counter):

@@ -16,6 +16,8 @@ OBSERVATIONS = [
     (spaces.Box(-np.inf, np.inf, (2, 3)), {"observation": ((2, 3), F32, None)}),
     (spaces.Box(0, 1, ()), {"observation": ((), F32, None)}),
     (spaces.Box(0, 255, (8, 6, 3), U8), {"image": ((8, 6, 3), U8, 256)}),
+    (spaces.Box(0, 255, (8, 6), U8), {"image": ((8, 6, 1), U8, 256)}),
+    (spaces.Box(0, 3, (8, 6), U8), {"observation": ((8, 6), I32, 4)}),
     (spaces.Box(-2, 3, (4,), np.int64), {"observation": ((4,), I32, 6)}),
     (spaces.Box(0, 10_000, (4,), np.int64), {"observation": ((4,), F32, None)}),
     (spaces.Box(0, 1, (2,), np.bool_), {"observation": ((2,), I32, 2)}),
@@ -177,6 +179,7 @@ def test_continuous_actions_are_clipped_then_scaled():
     [
         (observation_codec, spaces.Dict({"say": spaces.Text(5)}), ["observation", "'say'", "Text"]),
         (observation_codec, spaces.Box(0, 1, (8, 8, 3)), ["'observation'", "(8, 8, 3)", "uint8"]),
+        (observation_codec, spaces.Box(0, 255, (3, 84, 84), U8), ["(3, 84, 84)", "channels first"]),
         (action_codec, spaces.Dict({"a": spaces.Text(5)}), ["action", "'a'", "Text"]),
         (action_codec, spaces.Box(-np.inf, 1, (3,)), ["'action'", "(3,)", "infinite", "register"]),
         (

@@ -1,5 +1,6 @@
 import functools
 import json
+import multiprocessing.forkserver
 import os
 import signal
 import subprocess
@@ -250,12 +251,46 @@ def test_unsupported_space_is_refused_before_processes_start(make: Make):
         make(functools.partial(probe_envs.Probe, spaces.Text(4)), workers="process")
 
 
-def test_workers_ignore_ctrl_c(make: Make):
+def test_workers_are_out_of_reach_of_signals_to_the_group(make: Make):
     env = make(counter(), workers="process")
     env.reset()
     for process in env._vector.processes:
+        assert os.getpgid(process.pid) != os.getpgrp()
         os.kill(process.pid, signal.SIGINT)
     assert env.step(act(4, 4)).reward.tolist() == [2, 2]
+
+
+def test_signals_to_the_group_spare_workers_that_are_starting(make: Make):
+    """Workers begin as their server is: deaf to them. Once started they can be ended."""
+    make(counter(), workers="process")
+    server = multiprocessing.forkserver._forkserver._forkserver_pid
+    for number in vector.SIGNALS:
+        os.kill(server, number)
+    processes = make(counter(), workers="process")._vector.processes
+    assert multiprocessing.forkserver._forkserver._forkserver_pid == server
+    processes[0].terminate()
+    processes[0].join(10)
+    assert processes[0].exitcode == -signal.SIGTERM
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(vector.SIGNALS)
+
+
+def test_close_ends_a_worker_that_hangs(make: Make, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(vector, "CLOSE_SECONDS", 0.2)
+    env = make(probe_envs.Hanging, workers="process")
+    env.reset()
+    env._vector.step_async(np.zeros(2, np.int64))
+    env.close()
+    assert not any(process.is_alive() for process in env._vector.processes)
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("what", ["observation", "reward"])
+def test_nan_is_refused_where_it_comes_from(make: Make, workers: str, what: str):
+    env = make(functools.partial(probe_envs.Undefined, what), workers=workers)
+    env.reset()
+    assert env.step(act(0, 0)).reward.tolist() == [-2, -2]
+    with pytest.raises(UserError, match=f"environment 0 gave NaN or infinity as {what}, which"):
+        env.step(act(0, 0))
 
 
 def test_close_ends_workers_and_may_be_called_twice(make: Make):

@@ -16,7 +16,6 @@ import pytest
 
 from dreamer.errors import UserError
 from dreamer.replay import host
-from dreamer.run import checkpoint
 from dreamer.run.checkpoint import Checkpointer
 
 
@@ -297,7 +296,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatc
     def refuse(*args, **kwargs):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(checkpoint.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr("dreamer.run.folder.probe", refuse)
     with pytest.raises(UserError, match="Read-only file system"):
         Checkpointer(tmp_path)
 

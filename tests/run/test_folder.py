@@ -3,13 +3,15 @@
 import json
 import resource
 import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dreamer.errors import UserError
-from dreamer.run.folder import git_state, prepare, saved_config, versions, write_atomic
+from dreamer.run.folder import git_state, locked, prepare, saved_config, versions, write_atomic
 
 CONFIG = "seed: 3\n"
 
@@ -166,3 +168,24 @@ def test_versions_are_those_installed() -> None:
 
     assert versions()["numpy"] == np.__version__
     assert {"python", "dreamer", "jax", "flax", "optax", "gymnasium"} <= versions().keys()
+
+
+def test_a_lock_keeps_others_out_until_it_is_given_back(tmp_path: Path) -> None:
+    refusal = pytest.raises(UserError, match=r"is in use by a run .* with run\.dir=PATH")
+    with locked(tmp_path), refusal, locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_a_dead_process_holds_no_lock(tmp_path: Path) -> None:
+    code = """
+        import os, sys
+        from dreamer.run.folder import locked
+        with locked(sys.argv[1]):
+            os.kill(os.getpid(), 9)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
+    assert subprocess.run(command, check=False).returncode == -9
+    with locked(tmp_path):
+        pass

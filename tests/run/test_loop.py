@@ -175,3 +175,32 @@ def test_a_change_that_the_checkpoint_does_not_fit_leaves_the_saved_configuratio
     with pytest.raises(UserError, match=r"env\.num_envs=2 but the run has env\.num_envs=3"):
         Trainer(tiny_run.config(folder, "env.num_envs=3", "run.accept_changes=true"))
     assert (folder / "config.yaml").read_text() == before
+
+
+def test_an_interrupted_evaluation_is_made_up_for(whole: dict, saved: dict, tmp_path: Path) -> None:
+    """At the step where it was due, and with the same result; the last one before "done"."""
+    expected = [line for line in tiny_run.lines(saved["two_envs"][0]) if "eval/mean" in line]
+    for stop in (50, 100):
+        folder = tmp_path / str(stop)
+        with Trainer(tiny_run.config(folder, *WATCHING)) as trainer:
+            evaluate = trainer._evaluate
+
+            def interrupted(trainer: Trainer = trainer, evaluate: Any = evaluate) -> None:
+                trainer.stop.requested = trainer.step == stop  # noqa: B023
+                evaluate()
+
+            trainer._evaluate = interrupted  # type: ignore[method-assign]
+            trainer.run()
+            assert trainer.step == stop
+            assert trainer._evaluation_is_due()
+        tiny_run.train(folder, *WATCHING)
+        assert [line for line in tiny_run.lines(folder) if "eval/mean" in line] == expected
+
+
+def test_sequences_of_another_length_may_be_accepted(saved: dict, tmp_path: Path) -> None:
+    """Latents that waited for their replay rows are of the length before, and are given up."""
+    folder = tiny_run.copy(saved["two_envs"][0], tmp_path / "run", 42)
+    for length, given_up in ((4, False), (3, True)):
+        changes = (f"replay.batch_length={length}", "run.accept_changes=true")
+        with Trainer(tiny_run.config(folder, *changes)) as trainer:
+            assert (trainer.learner.pending is None) == given_up

@@ -12,7 +12,10 @@ from dreamer.run import folder, paths
 def test_the_run_folder_is_named_after_what_the_run_is() -> None:
     config = compose.compose(["env.task=ale_py:ALE/Pong-v5", "size=1m", "seed=3"])
     assert paths.run_folder(config) == Path("runs/gymnasium-ale_py:ALE-Pong-v5-1m-seed3")
+    recipe = compose.compose(["experiment=pendulum_pixels", "agent=dreamerv3"])
+    assert paths.run_folder(recipe) == Path("runs/pendulum_pixels-Pendulum-v1-nano-dreamerv3-seed0")
     assert paths.run_folder(compose.compose(["run.dir=a/b"])) == Path("a/b")
+    assert paths.run_folder(compose.compose(["run.dir=~/a"])) == Path.home() / "a"
 
 
 def test_checkpoints_are_inside_the_run_folder_unless_told(

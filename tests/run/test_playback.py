@@ -55,7 +55,7 @@ def test_greedy_repeats_and_differs_from_samples(run: Path, tmp_path: Path) -> N
     one = play(run, tmp_path / "one.json", "greedy=true", *options)
     copy = tiny_run.copy(run, tmp_path / "run")
     assert command.main([f"run={copy}", "num_envs=2", "greedy=true", *options]) == 0
-    same = json.loads((copy / "evaluation-100.json").read_text())
+    same = json.loads((copy / "evaluation-100-seed3-greedy.json").read_text())
     sampled = play(run, tmp_path / "sampled.json", *options)
     assert one == same
     assert one["greedy"] is True
@@ -86,8 +86,20 @@ def test_a_missing_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
 
 
-def test_no_video_of_what_cannot_be_seen(run: Path, tmp_path: Path) -> None:
+def test_no_video_of_what_cannot_be_seen(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("dreamer.run.playback.evaluate")  # refused before anything is played
     copy = tiny_run.copy(run, tmp_path / "run")
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("probe/Drawn-v0", "probe/Walk-v0"))
     assert "cannot render; use video=false" in refused(f"run={copy}", "episodes=1", "video=true")
+
+
+def test_where_nothing_can_be_written_nothing_is_played(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("dreamer.run.playback.evaluate")
+    (tmp_path / "file").write_text("")
+    message = refused(f"run={run}", f"out={tmp_path}/file/a.json")
+    assert message.startswith(f"cannot write {tmp_path}/file/a.json: Not a directory; ")
