@@ -23,4 +23,4 @@ def test_the_default_run_solves_cartpole(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_pendulum_is_swung_up(tmp_path: Path) -> None:
-    assert learn(tmp_path / "run", "experiment=pendulum") >= -250
+    assert learn(tmp_path / "run", "experiment=pendulum") >= -200

@@ -1,0 +1,19 @@
+"""Pendulum-v1 with five torques to choose from: a discrete task whose every step is rewarded.
+
+`env.task=experiments.discrete_pendulum:DiscretePendulum-v0`, from the root of the project.
+"""
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import TransformAction
+
+TORQUES = np.linspace(-2, 2, 5, dtype=np.float32)  # newton metres, all that Pendulum-v1 takes
+
+
+def make(render_mode: str | None = None) -> gymnasium.Env:
+    env = gymnasium.make("Pendulum-v1", render_mode=render_mode)
+    return TransformAction(env, lambda choice: TORQUES[[choice]], spaces.Discrete(len(TORQUES)))
+
+
+gymnasium.register("DiscretePendulum-v0", entry_point=make)
