@@ -137,7 +137,7 @@ class Trainer:
         self._log(wait=True)
         done = self.step >= total and not self._evaluation_is_due()
         state = "done" if done else "stopped, the same command resumes"
-        self.progress.print(
+        self.progress.close(
             f"{state}: step {self.step:,}, {self.learner.updates:,} updates, in {self.path}"
         )
 

@@ -166,12 +166,15 @@ class Progress:
         elif self._mode == "plain":
             print(line, file=self._file, flush=True)
 
-    def close(self) -> None:
-        """Draws the last state and gives the terminal back; may be called twice."""
+    def close(self, message: str = "") -> None:
+        """Draws the last state, gives the terminal back, and prints a last message; may be called
+        twice."""
         if self._mode == "plain" and self._printed is not self._snapshot:
             self._print_status()
         if self._live is not None:
             self._live.stop()
+        if message:
+            self.print(message)
         self._mode, self._live = "none", None
 
     def __enter__(self) -> Self:

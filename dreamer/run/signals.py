@@ -1,5 +1,7 @@
 """Ctrl-C and SIGTERM as a wish to stop at the next safe point."""
 
+import contextlib
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -8,7 +10,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """In this context the first SIGINT or SIGTERM sets `requested`; a second acts as usual."""
+    """In this context the first SIGINT or SIGTERM sets `requested`; a second acts as usual.
+
+    Ctrl-C is answered at once, for the step under way may take long.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -29,6 +34,11 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         self._restore()
+        if number == signal.SIGINT:
+            with contextlib.suppress(
+                OSError
+            ):  # written directly: a print may be what it interrupts
+                os.write(2, b"stopping after this step, then saving; Ctrl-C again stops at once\n")
 
     def _restore(self) -> None:
         while self._before:

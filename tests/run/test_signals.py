@@ -9,7 +9,9 @@ from dreamer.run.signals import SIGNALS, StopRequest
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_is_a_wish_and_the_second_acts_as_usual(number: signal.Signals) -> None:
+def test_the_first_signal_is_a_wish_and_the_second_acts_as_usual(
+    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
     usual: list[int] = []
     before = signal.signal(number, lambda number, frame: usual.append(number))
     try:
@@ -20,6 +22,8 @@ def test_the_first_signal_is_a_wish_and_the_second_acts_as_usual(number: signal.
             assert usual == []
             os.kill(os.getpid(), number)
             assert usual == [number]
+        answer = "stopping after this step, then saving; Ctrl-C again stops at once\n"
+        assert capfd.readouterr().err == (answer if number == signal.SIGINT else "")
     finally:
         signal.signal(number, before)
 
