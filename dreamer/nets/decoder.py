@@ -15,11 +15,10 @@ from dreamer.nets.layers import (
     MLP,
     Block,
     BlockLinear,
-    conv,
+    UpsampleConv,
     linear,
     rms_norm,
     split_blocks,
-    upsample,
 )
 
 
@@ -78,11 +77,12 @@ class Decoder(nn.Module):
             deter.reshape(-1, deter.shape[-1]), stoch.reshape(-1, stoch.shape[-1]), height, width
         )
         x = nn.silu(rms_norm(self.dtype, "norm_space")(x))
+        kernel = self.config.kernel
         for stage, mult in reversed(list(enumerate(self.config.mults[:-1]))):
-            x = conv(self.depth * mult, self.config.kernel, self.dtype, f"conv{stage}")(upsample(x))
+            x = UpsampleConv(self.depth * mult, kernel, self.dtype, name=f"conv{stage}")(x)
             x = nn.silu(rms_norm(self.dtype, f"norm{stage}")(x))
         channels = [spec.shape[-1] for spec in images.values()]
-        x = conv(sum(channels), self.config.kernel, self.dtype, "pixels")(upsample(x))
+        x = UpsampleConv(sum(channels), kernel, self.dtype, name="pixels")(x)
         x = nn.sigmoid(x.astype(jnp.float32)).reshape(*batch, *size, -1)
         parts = jnp.split(x, np.cumsum(channels)[:-1].tolist(), -1)
         return dict(zip(images, parts, strict=True))

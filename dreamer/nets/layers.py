@@ -10,10 +10,12 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
 Initializer = Callable[..., Array]
+_CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
 
 def kernel_init(scale: float = 1.0) -> Initializer:
@@ -39,6 +41,49 @@ def conv(channels: int, size: int, dtype: DTypeLike, name: str) -> nn.Conv:
     return nn.Conv(
         channels, (size, size), padding="SAME", dtype=dtype, kernel_init=kernel_init(), name=name
     )
+
+
+class UpsampleConv(nn.Module):
+    """Repeats every row and column twice, then a convolution of stride 1 that keeps that size.
+
+    Computed in its exact sub-pixel form: the 2x2 output pixels over one input pixel see the same
+    few input pixels (3x3 for `size` 5), each through the sum of those taps that fall on it. So one
+    convolution of the small image gives the four as channels, with 2.8 times fewer products.
+    """
+
+    channels: int
+    size: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, H, W, in] to [B, 2H, 2W, channels]."""
+        batch, height, width, inputs = x.shape
+        kernel = self.param("kernel", kernel_init(), (self.size, self.size, inputs, self.channels))
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        taps, padding = _subpixel_taps(self.size)
+        kernel = jnp.einsum("pau,qbv,uvio->abipqo", taps, taps, kernel)
+        kernel = kernel.reshape(*kernel.shape[:3], -1).astype(self.dtype)
+        y = jax.lax.conv_general_dilated(
+            x.astype(self.dtype), kernel, (1, 1), [padding] * 2, dimension_numbers=_CHANNELS_LAST
+        )
+        y = y.reshape(batch, height, width, 2, 2, self.channels).transpose(0, 1, 3, 2, 4, 5)
+        y = y.reshape(batch, 2 * height, 2 * width, -1)
+        return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+
+
+def _subpixel_taps(size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Which taps of a kernel fall on which input pixel of a row that is repeated twice.
+
+    Returns:
+      [2, A, size] of 0 and 1 for the even and the odd output pixel, A input pixels and the taps;
+      and how far these A reach to the left and the right.
+    """
+    left = (size - 1) // 2  # taps before the middle
+    pixel = (np.arange(2)[:, None] + np.arange(size) - left) // 2  # relative to the one below
+    first, last = -left // 2, (size - left) // 2
+    taps = pixel[:, None] == np.arange(first, last + 1)[:, None]
+    return taps.astype(np.float32), (-first, last)
 
 
 def rms_norm(dtype: DTypeLike, name: str | None = None) -> nn.RMSNorm:
@@ -97,11 +142,6 @@ class MLP(nn.Module):
         for index in range(self.layers):
             x = Block(self.units, self.dtype, name=f"block{index}")(x)
         return x
-
-
-def upsample(x: Array) -> Array:
-    """Repeats every row and column twice: [B, H, W, C] to [B, 2H, 2W, C]."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=-3), 2, axis=-2)
 
 
 def max_pool(x: Array) -> Array:

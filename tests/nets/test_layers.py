@@ -41,12 +41,29 @@ def test_norm_by_hand():
     np.testing.assert_allclose(ours, x / np.sqrt(12.5 + 1e-4), rtol=1e-6)
 
 
-def test_pool_and_upsample():
+def test_pool():
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     np.testing.assert_array_equal(layers.max_pool(x)[0, ..., 0], [[5, 7], [13, 15]])
-    up = layers.upsample(layers.max_pool(x))[0, ..., 0]
-    np.testing.assert_array_equal(up[0], [5, 5, 7, 7])
-    np.testing.assert_array_equal(layers.max_pool(layers.upsample(x)), x)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7])
+def test_the_sub_pixel_form_is_a_convolution_of_the_repeated_image(size):
+    """Values and gradients, at every border, for even kernels too."""
+    ours, plain = layers.UpsampleConv(3, size, jnp.float32), layers.conv(3, size, jnp.float32, "")
+    x = jax.random.normal(jax.random.key(0), (2, 4, 5, 2))
+    y = jax.random.normal(jax.random.key(1), (2, 8, 10, 3))
+    params = ours.init(jax.random.key(2), x)
+    params["params"]["bias"] = jnp.arange(3.0)
+
+    def repeated(params, x):
+        return plain.apply(params, x.repeat(2, axis=1).repeat(2, axis=2))
+
+    def error(apply, params, x):
+        return jnp.sum(y * jnp.sin(apply(params, x)))
+
+    np.testing.assert_allclose(ours.apply(params, x), repeated(params, x), atol=1e-5)
+    gradients = [jax.grad(error, (1, 2))(apply, params, x) for apply in (ours.apply, repeated)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *gradients)
 
 
 def test_compute_dtype():
