@@ -49,7 +49,7 @@ def compose(argv: list[str]) -> Config:
     Raises:
         UserError: an argument that is not GROUP=CHOICE or KEY=VALUE, or that is not allowed.
     """
-    given = _split(argv)
+    given = _split(argv, GROUPS)
     tree, choices = _compose_groups({group: given.pop(group) for group in GROUPS if group in given})
     _assign(tree, given, Config, tree.env.suite)
     values = _resolve(tree)
@@ -119,7 +119,7 @@ def group_choices(group: str) -> list[str]:
 # ---------------------------------------------------------------------------------------- composing
 
 
-def _split(argv: list[str]) -> dict[str, str]:
+def _split(argv: list[str], groups: tuple[str, ...] = ()) -> dict[str, str]:
     """Returns {key: text of the value}; every argument must be written KEY=VALUE, each key once."""
     given: dict[str, str] = {}
     for index, argument in enumerate(argv):
@@ -139,7 +139,7 @@ def _split(argv: list[str]) -> dict[str, str]:
         if not equals or not key:
             form = (
                 f"{key}=CHOICE, {_one_of(key)}"
-                if key in GROUPS
+                if key in groups
                 else "KEY=VALUE, for example seed=1"
             )
             raise UserError(f"{argument!r} is not an option; options are written {form}")

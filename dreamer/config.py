@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Mults = Annotated[tuple[Count, ...], Field(min_length=1)]
@@ -47,7 +48,7 @@ class EnvBase(Section):
     num_envs: Count = Field(1, description="environments stepped together for training")
     workers: Literal["auto", "serial", "process"] = Field(
         "auto",
-        description="where environments run: this process, one process each, or chosen by suite",
+        description="where they run: this process, one process each, or whichever is faster",
     )
     repeat: Count = Field(1, description="raw environment steps per agent step, rewards summed")
     time_limit: Annotated[int, Field(ge=0)] = Field(
@@ -211,7 +212,9 @@ class LossConfig(Section):
 class ReturnConfig(Section):
     """Lambda returns and their normaliser."""
 
-    horizon: Positive = Field(333.0, description="steps; the discount is 1 - 1/horizon")
+    horizon: Annotated[float, Field(ge=1)] = Field(
+        333.0, description="steps; the discount is 1 - 1/horizon"
+    )
     lam: Fraction = Field(
         0.95, description="lambda of the returns: 0 is one step, 1 is Monte Carlo"
     )
@@ -238,8 +241,8 @@ class OptimizerConfig(Section):
     agc: Positive = Field(
         0.3, description="largest gradient norm of a tensor as a share of its weight norm"
     )
-    beta1: Fraction = Field(0.9, description="decay of the momentum")
-    beta2: Fraction = Field(0.999, description="decay of the mean square")
+    beta1: Decay = Field(0.9, description="decay of the momentum")
+    beta2: Decay = Field(0.999, description="decay of the mean square")
     eps: Positive = Field(1e-20, description="added to the root mean square")
 
 
@@ -336,7 +339,7 @@ class LogConfig(Section):
 
 class RunConfig(Section):
     dir: str = Field(
-        "", description="run folder; empty is runs/ENV-TASK-SIZE-SEED; the same folder resumes"
+        "", description="run folder; empty is named after what was chosen; the same folder resumes"
     )
     steps: Count = Field(1_000_000, description="environment steps in all")
     updates_per_call: Count = Field(1, description="gradient updates compiled into one call")
@@ -364,24 +367,23 @@ class Config(Section):
     log: LogConfig = LogConfig()
     run: RunConfig = RunConfig()
 
+    @property
+    def first_update(self) -> int:
+        """Environment step from which updates are owed: when the replay holds batch_size *
+        batch_length different sequences of batch_length + 1 steps."""
+        sequences = self.replay.batch_size * self.replay.batch_length
+        of_each = -(-sequences // self.env.num_envs)  # rounded up
+        return self.env.num_envs * (of_each + self.replay.batch_length)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        window = self.replay.batch_length + 1
-        if self.replay.capacity < window * self.env.num_envs:
-            raise ValueError(
-                f"replay.capacity={self.replay.capacity} is too small for one sequence of "
-                f"batch_length + 1 = {window} steps in each of env.num_envs={self.env.num_envs} "
-                f"environments; raise it to at least {window * self.env.num_envs}"
-            )
-        slots = self.replay.capacity // self.env.num_envs
-        windows = (slots - window + 1) * self.env.num_envs
-        needed = self.replay.batch_size * self.replay.batch_length
-        if windows < needed:
-            smallest = self.env.num_envs * (-(-needed // self.env.num_envs) + window - 1)
+        if self.replay.capacity < self.first_update:
             raise ValueError(
                 f"replay.capacity={self.replay.capacity} is too small: training starts when the "
-                f"replay holds batch_size * batch_length = {needed} sequences; "
-                f"raise it to at least {smallest}"
+                "replay holds batch_size * batch_length = "
+                f"{self.replay.batch_size * self.replay.batch_length} sequences of batch_length + "
+                f"1 = {self.replay.batch_length + 1} steps, with env.num_envs={self.env.num_envs}; "
+                f"raise it to at least {self.first_update}"
             )
         return self
 

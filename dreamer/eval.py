@@ -1,7 +1,6 @@
 """`python -m dreamer.eval run=PATH [KEY=VALUE ...]`: plays episodes with a trained agent."""
 
 import sys
-from pathlib import Path
 
 from dreamer.errors import UserError, exit_on_user_error
 
@@ -13,13 +12,14 @@ def main(argv: list[str] | None = None) -> int:
     # Slow to import: from here on Ctrl-C ends the command without a traceback.
     from dreamer import compose, usage
     from dreamer.config import EvalOptions
+    from dreamer.run import paths
 
     argv = sys.argv[1:] if argv is None else argv
     if usage.wants_help(argv):
         print(HELP + usage.options_text(EvalOptions))
         return 0
     options = compose.options(argv, EvalOptions)
-    if not Path(options.run).expanduser().is_dir():
+    if not paths.expand(options.run, "run").is_dir():
         raise UserError(f"run={options.run} is not a folder; name the folder of a training run")
     from dreamer import start
 

@@ -7,8 +7,8 @@ import jax
 
 
 def runtime(platform: str) -> None:
-    """Chooses the platform and keeps compiled programs between runs; settings of the user's
-    environment win.
+    """Chooses the platform and keeps compiled programs between runs, where the user's environment
+    says.
 
     Args:
       platform: auto, cpu, gpu or tpu.

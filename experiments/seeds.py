@@ -14,29 +14,33 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import Queue
 
 
-def run(folder: Path, options: list[str], cores: "Queue[int]") -> float:
-    """Trains in `folder` on one processor; seconds that this took."""
+def run(folder: Path, options: list[str], cores: "Queue[int]") -> None:
+    """Trains in `folder` on one processor; notes the seconds of this start in seconds.txt."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "dreamer.train", f"run.dir={folder}/run", *options]
     core = cores.get()
     start = time.perf_counter()
     try:
         with open(folder / "output.txt", "a") as output:
-            subprocess.run(
+            done = subprocess.run(
                 command,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                check=True,
+                check=False,
                 preexec_fn=lambda: os.sched_setaffinity(0, {core}),
             )
+        if done.returncode:
+            reason = (folder / "output.txt").read_text().splitlines()[-1:]
+            raise SystemExit(f"{folder} failed, see its output.txt: {''.join(reason)}")
     finally:
         cores.put(core)
-    return time.perf_counter() - start
+        with open(folder / "seconds.txt", "a") as seconds:
+            print(time.perf_counter() - start, file=seconds)
 
 
 def evaluations(folder: Path) -> list[tuple[int, float]]:
@@ -44,6 +48,11 @@ def evaluations(folder: Path) -> list[tuple[int, float]]:
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     return [(row["step"], row["eval/mean"]) for row in rows if "eval/mean" in row]
+
+
+def minutes_of(folder: Path) -> float:
+    """Minutes that a run took over all its starts."""
+    return sum(map(float, (folder / "seconds.txt").read_text().split())) / 60
 
 
 def split(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -65,22 +74,27 @@ def main() -> None:
     cores: Queue[int] = Queue()
     for core in sorted(os.sched_getaffinity(0))[: args.cores]:
         cores.put(core)
-    jobs = {}
+    jobs, running = {}, []
     with ThreadPoolExecutor(args.cores) as pool:
         for seed, values in itertools.product(args.seeds, itertools.product(*choices)):
             varied = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
             folder = args.folder / "-".join([*values, f"s{seed}"])
             full = [*options, *varied, f"seed={seed}"]
-            jobs[values, seed] = folder, pool.submit(run, folder, full, cores)
+            jobs[values, seed] = folder
+            running.append(pool.submit(run, folder, full, cores))
+        for job in as_completed(running):
+            if job.exception():  # the others would go on for hours
+                pool.shutdown(cancel_futures=True)
+                job.result()
     seeds = [f"seed {seed}" for seed in args.seeds]
     header = [*keys, *seeds, "mean over evaluations", "minutes per run"]
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for values in itertools.product(*choices):
-        results = [jobs[values, seed] for seed in args.seeds]
-        curves = [[score for _, score in evaluations(folder)] for folder, _ in results]
+        folders = [jobs[values, seed] for seed in args.seeds]
+        curves = [[score for _, score in evaluations(folder)] for folder in folders]
         last = [f"{curve[-1]:.1f}" for curve in curves]
         over = sum(sum(curve) / len(curve) for curve in curves) / len(curves)
-        minutes = ", ".join(f"{job.result() / 60:.1f}" for _, job in results)
+        minutes = ", ".join(f"{minutes_of(folder):.1f}" for folder in folders)
         print(f"| {' | '.join([*values, *last])} | {over:.1f} | {minutes} |")
 
 

@@ -20,6 +20,7 @@ from dreamer.agent import agent as agents
 from dreamer.run.policy import transition_spec
 
 REPEATS = 5
+BATCH = 16, 64  # sequences, and trained steps of each
 OBSERVATIONS = {
     "vector": {"observation": specs.Array((24,), np.float32, "observation")},
     "image 64x64x3": {"image": specs.BoundedArray((64, 64, 3), np.uint8, 0, 255, "image")},
@@ -51,16 +52,14 @@ def seconds_per_update(
     size: str, observation: str, agent_name: str = "dreamerv3"
 ) -> tuple[float, float]:
     """Median seconds of an update and seconds of its compilation."""
-    config = compose.compose(
-        [f"size={size}", f"agent={agent_name}", "replay.batch_size=16", "replay.batch_length=64"]
-    )
+    config = compose.compose([f"size={size}", f"agent={agent_name}"])
     agent = agents.make_agent(config.agent, OBSERVATIONS[observation], ACTIONS)
     devices = jax.local_devices()[:1]
     key = jax.random.key(0)
     state = parallel.replicate(jax.jit(partial(agents.init, agent))(key), devices)
     key = parallel.replicate(key, devices)
     update = parallel.compile_updates(partial(agents.train_step, agent), devices)
-    batch = jax.device_put(random_batch(agent, 16, 64))
+    batch = jax.device_put(random_batch(agent, *BATCH))
     start = time.perf_counter()
     state, _, metrics = jax.block_until_ready(update(state, batch, key))
     compiled = time.perf_counter() - start

@@ -105,12 +105,7 @@ BAD = {
     ),
     "devices": (["devices=5"], "devices=5 were asked for but there are 4"),
     "platform": (["platform=tpu"], "platform=tpu was asked for but jax finds no such device here"),
-    "small": (["replay.capacity=9"], "raise it to at least 10"),
-    "never": (
-        ["replay.capacity=22"],
-        "training starts when the replay holds batch_size * batch_length = 16 sequences; "
-        "raise it to at least 24",
-    ),
+    "small": (["replay.capacity=9"], "raise it to at least 24"),
     "memory": (["replay.capacity=1e12"], "the largest capacity that fits is replay.capacity="),
     "image": (
         [task("Picture"), "env.image_size=[15,16]"],
@@ -121,6 +116,9 @@ BAD = {
         "env.pixels=true needs an environment that renders",
     ),
     "package": (["env.task=nosuchpackage:A-v0"], "pip install nosuchpackage"),
+    "module": (["env.task=.foo:CartPole-v1"], "env.task=.foo:CartPole-v1: .foo cannot be imported"),
+    "decay": (["agent.optimizer.beta2=1"], "agent.optimizer.beta2=1: expected"),
+    "horizon": (["agent.returns.horizon=0.5"], "agent.returns.horizon=0.5: expected"),
 }
 
 

@@ -4,12 +4,15 @@ import ast
 import subprocess
 import sys
 import typing
+from functools import partial
 from pathlib import Path
 
+import jax
 import pydantic
 import pytest
 
 from dreamer import keys, usage
+from dreamer.agent import agent as agents
 from dreamer.compose import (
     FREE_ON_RESUME,
     GROUPS,
@@ -22,6 +25,7 @@ from dreamer.compose import (
     to_yaml,
 )
 from dreamer.config import AtariEnv, Config, GymnasiumEnv, Section
+from dreamer.envs import registry
 from dreamer.errors import UserError, exit_on_user_error
 
 PACKAGE = Path(__file__).resolve().parent.parent / "dreamer"
@@ -55,6 +59,22 @@ def message(*argv: str) -> str:
 )
 def test_every_choice_builds(choice: str) -> None:
     assert isinstance(compose([choice]), Config)
+
+
+SPACES = ("env", "experiment")  # the groups that say what is observed
+
+
+@pytest.mark.parametrize(
+    "choice", [f"{group}={name}" for group in SPACES for name in group_choices(group)]
+)
+def test_every_environment_fits_its_agent(choice: str) -> None:
+    config = compose([choice, "size=nano"] if choice.startswith("env") else [choice])
+    env = registry.make(config.env, 1, 0)
+    try:
+        agent = agents.make_agent(config.agent, env.observation_spec(), env.action_spec())
+    finally:
+        env.close()
+    assert jax.eval_shape(partial(agents.init, agent), jax.random.key(0))
 
 
 def test_every_pair_of_environment_and_size_builds() -> None:
@@ -216,7 +236,7 @@ REFUSED = {
     "env": ["'env'", "env=CHOICE", "gymnasium"],
     "=3": ["'=3'", "KEY=VALUE"],
     "agent.rssm.deter=255": ["agent.rssm: deter=255 must be divisible by blocks=4"],
-    "replay.capacity=32": ["replay.capacity=32 is too small", "env.num_envs=1", "at least 33"],
+    "replay.capacity=32": ["replay.capacity=32 is too small", "env.num_envs=1", "at least 288"],
     "seed=x agent.units=0 env.num_envs=0": ["seed=x", "(and 2 more problems)"],
     "foo=1 bar=2": ["foo=1", "(and 1 more problem)"],
 }
@@ -300,23 +320,33 @@ def test_the_configuration_is_frozen_and_closed() -> None:
     assert hash(config) == hash(compose([]))
 
 
+GENERAL = ("config", "settings")  # what a section is called where it is passed to
+
+
+def _last_name(node: ast.AST) -> str:
+    """`b` of the expression `a.b`, and `a` of `a`."""
+    return getattr(node, "attr", getattr(node, "id", ""))
+
+
 def test_every_key_is_read_somewhere() -> None:
-    """As an attribute; or by its name in quotes where its section is dumped to a dict."""
+    """As an attribute of its section, or of something whose name ends in config or settings; or by
+    its name in quotes where its section is dumped to a dict."""
     ours = ("config.py", "keys.py", "explain.py", "compose.py", "usage.py")
     files = [
         path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).as_posix() not in ours
     ]
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text("utf-8")))]
     attributes = [node for node in nodes if isinstance(node, ast.Attribute)]
-    read = {node.attr for node in attributes}
+    read = {(_last_name(node.value), node.attr) for node in attributes}
     quoted = {node.value for node in nodes if isinstance(node, ast.Constant)}
-    owners = [node.value for node in attributes if node.attr == "model_dump"]
-    dumped = {owner.attr for owner in owners if isinstance(owner, ast.Attribute)}
+    dumped = {_last_name(node.value) for node in attributes if node.attr == "model_dump"}
     unread = []
     for path in sorted({path for suite in SUITES for path in keys.leaves(Config, suite)}):
         *sections, name = path.split(".")
-        by_name = sections[-1:] and sections[-1] in dumped and name in quoted
-        if name not in read and not by_name:
+        section = sections[-1] if sections else "config"
+        by_name = section in dumped and name in quoted
+        owners = {owner for owner, attribute in read if attribute == name}
+        if not by_name and not any(o == section or o.endswith(GENERAL) for o in owners):
             unread.append(path)
     assert not unread, f"accepted but never read: {', '.join(unread)}"
 

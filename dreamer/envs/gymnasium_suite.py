@@ -79,6 +79,8 @@ def _find(task: str) -> EnvSpec:
             f"env.task={task} needs the package {error.name}, which is not installed; "
             f"pip install {error.name}"
         ) from error
+    except (ImportError, TypeError, ValueError) as error:  # also for names such as `.a` and `:a`
+        raise UserError(f"env.task={task}: {package} cannot be imported: {error}") from error
     except gymnasium.error.Error as error:
         raise UserError(
             f"env.task={task} is no registered gymnasium id{nearest(name, gymnasium.registry)}; "

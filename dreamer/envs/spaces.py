@@ -22,6 +22,7 @@ from dreamer.envs.base import Specs
 from dreamer.errors import UserError
 
 MAX_CLASSES = 256  # whole numbers with more values than this are read as a vector
+MAX_ONE_HOT = 2**16  # classes are one-hot vectors to the networks
 SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary and Dict or Tuple of these"
 
 
@@ -41,23 +42,17 @@ def image_shape(space: gymnasium.Space) -> tuple[int, int, int] | None:
 
     An image is uint8 (H, W, C), or (H, W) with all the values of a byte; a smaller range in (H, W)
     is a board of pieces or the like, which are classes.
-
-    Raises:
-      UserError: the channels come first.
     """
     if not (isinstance(space, spaces.Box) and space.dtype == np.uint8):
         return None
-    shape = space.shape
-    if len(shape) == 2 and (space.high == 255).all():
-        return (*shape, 1)
-    if len(shape) != 3:
-        return None
-    if shape[0] <= 4 < min(shape[1:]):
-        raise UserError(
-            f"an observation of shape {shape} and type uint8 is an image with its channels first; "
-            "images are (height, width, channels): move the axis in a wrapper"
-        )
-    return shape
+    if len(space.shape) == 2 and (space.high == 255).all():
+        return (*space.shape, 1)
+    return space.shape if len(space.shape) == 3 and not channels_first(space.shape) else None
+
+
+def channels_first(shape: tuple[int, ...]) -> bool:
+    """Returns whether this is the shape of an image (C, H, W)."""
+    return len(shape) == 3 and shape[0] <= 4 < min(shape[1:])
 
 
 def children(space: gymnasium.Space) -> list[tuple[Any, gymnasium.Space]] | None:
@@ -96,6 +91,11 @@ def observation_codec(space: gymnasium.Space, key: str = "") -> Codec:
 def _observation_leaf(space: gymnasium.Space, key: str) -> Codec:
     if 0 in (space.shape or ()):
         return Codec({}, lambda batch: {})
+    if space.dtype == np.uint8 and channels_first(space.shape or ()):
+        raise UserError(
+            f"observation '{key}' of shape {space.shape} and type uint8 is an image with its "
+            "channels first; images are (height, width, channels): move the axis in a wrapper"
+        )
     image = image_shape(space)
     if image:
         spec = specs.BoundedArray(image, np.uint8, 0, 255, key)
@@ -199,6 +199,11 @@ def _classes(space: gymnasium.Space) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _class_specs(key: str, count: np.ndarray, max_rank: int) -> Specs:
     """Returns one spec if the entries have equally many classes and rank allows, else one each."""
+    if (count > MAX_ONE_HOT).any():
+        raise UserError(
+            f"'{key}' of shape {count.shape} has up to {count.max():,} classes, of which networks "
+            f"take at most {MAX_ONE_HOT:,}; encode them in a wrapper"
+        )
     if count.ndim == 0:
         return {key: specs.DiscreteArray(int(count), np.int32, key)}
     if count.ndim <= max_rank and (count == count.flat[0]).all():

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import types
-import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import resource_tracker
 from typing import Any, Literal, cast
@@ -19,6 +19,7 @@ import dm_env
 import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.async_vector_env import AsyncState
 
 from dreamer.envs.base import FIRST, LAST, MID, Actions, Specs
 from dreamer.envs.episodes import Episodes
@@ -27,8 +28,8 @@ from dreamer.errors import UserError
 
 Workers = Literal["auto", "serial", "process"]
 Maker = Callable[[], gymnasium.Env]
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-CLOSE_SECONDS = 10  # that a worker may still take for its step when all are closed
+# What a terminal, a scheduler or a service manager sends to all processes of a program alike.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 class VectorEnv:
@@ -45,7 +46,8 @@ class VectorEnv:
       render: Whether `render` returns frames.
 
     Raises:
-      UserError: A space is not supported; later, a reward or observation is not finite.
+      UserError: A space is not supported; later, a reward or observation is not finite, or the
+        process of an environment has died.
     """
 
     def __init__(
@@ -57,6 +59,10 @@ class VectorEnv:
         try:
             self._observation = observation_codec(probe.observation_space)
             self._action = action_codec(probe.action_space)
+            if not self._action.specs:
+                raise UserError(
+                    f"the action space {probe.action_space} is empty; give it an action"
+                )
             self._renders = render and probe.render_mode == "rgb_array"
         finally:
             probe.close()
@@ -67,6 +73,8 @@ class VectorEnv:
             functools.partial(_make, maker, seed, i, os.getpid()) for i in range(num_envs)
         ]
         self._vector = _start_processes(makers) if processes else _serial(makers)
+        # At the latest at exit, where multiprocessing would wait for the workers.
+        self._close = weakref.finalize(self, _close, self._vector)
         self._last: dm_env.TimeStep | None = None
 
     def observation_spec(self) -> Specs:
@@ -76,13 +84,13 @@ class VectorEnv:
         return dict(self._action.specs)
 
     def reset(self) -> dm_env.TimeStep:
-        observation, _ = self._vector.reset()
+        observation, _ = self._ask("reset")
         return self._keep(self._first(observation))
 
     def step(self, action: Actions) -> dm_env.TimeStep:
         assert self._last is not None, "call reset first"
         native = self._action.convert(action)
-        observation, reward, terminated, truncated, info = self._vector.step(native)
+        observation, reward, terminated, truncated, info = self._ask("step", native)
         first = self._last.step_type == LAST
         last = np.logical_or(terminated, truncated)
         terminal = terminated
@@ -103,7 +111,7 @@ class VectorEnv:
     def get_state(self) -> dict[str, Any]:
         assert self._last is not None, "call reset first"
         return {
-            "episodes": list(self._vector.call("episode_state")),
+            "episodes": list(self._ask("call", "episode_state")),
             "step_type": self._last.step_type.tolist(),
             "reward": self._last.reward.tolist(),
             "discount": self._last.discount.tolist(),
@@ -114,10 +122,10 @@ class VectorEnv:
             raise ValueError(
                 f"state of {len(state['episodes'])} environments given to {self.num_envs}"
             )
-        observation, info = self._vector.reset(options={"restore": state["episodes"]})
+        observation, info = self._ask("reset", options={"restore": state["episodes"]})
         restored = info["restored"].astype(bool)
         if not restored.all():
-            observation, _ = self._vector.reset(options={"reset_mask": ~restored})
+            observation, _ = self._ask("reset", options={"reset_mask": ~restored})
         fresh = self._first(observation)
         time_step = dm_env.TimeStep(
             np.where(restored, state["step_type"], fresh.step_type).astype(np.int32),
@@ -128,13 +136,21 @@ class VectorEnv:
         return restored, self._keep(time_step)
 
     def close(self) -> None:
+        self._close()
+
+    def _ask(self, method: str, *args: Any, **options: Any) -> Any:
+        """Calls a method of the vector environment."""
         try:
-            with warnings.catch_warnings():  # of a step under way, which an interruption leaves
-                warnings.simplefilter("ignore")
-                self._vector.close(timeout=CLOSE_SECONDS)
-        except (BrokenPipeError, ConnectionError, EOFError):  # a worker has died; end the others
-            self._vector.close_extras(terminate=True)
-            self._vector.closed = True
+            return getattr(self._vector, method)(*args, **options)
+        except (EOFError, ConnectionError):
+            for i, process in enumerate(getattr(self._vector, "processes", ())):
+                process.join(1)  # its end of the pipe closes a moment before it is dead
+                if not process.is_alive():
+                    raise UserError(
+                        f"the process of environment {i} died with exit code {process.exitcode} "
+                        "(-9 is also how a machine out of memory ends it); the same command resumes"
+                    ) from None
+            raise
 
     def _first(self, observation: Any) -> dm_env.TimeStep:
         shape = (self.num_envs,)
@@ -197,7 +213,7 @@ def _hidden_main() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """Blocks signals, which processes started here inherit until `_detach`.
+    """Blocks signals, which processes started here inherit until `_ignore_signals`.
 
     This process misses none: another thread takes it, or it waits until the end.
     """
@@ -212,17 +228,28 @@ def _blocked_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _detach() -> None:
-    """Leaves the main program's process group: what a terminal or a scheduler sends to the group is
-    for the main program to decide on, which then still asks its workers for their state."""
-    if sys.platform == "win32":
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return
-    os.setpgrp()
+def _ignore_signals() -> None:
+    """For workers: the main program decides on them, and still asks its workers for their state.
+    Those end when it closes them, and also when it dies, by their pipe."""
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # drops what came before the group was left
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # drops those that came while starting
+
+
+def _close(vector: SyncVectorEnv | AsyncVectorEnv) -> None:
+    """Closes the environments; kills the workers when one has died or is amid a step."""
+    processes = getattr(vector, "processes", [])
+    idle = getattr(vector, "_state", AsyncState.DEFAULT) is AsyncState.DEFAULT
+    if idle and all(process.is_alive() for process in processes):
+        with contextlib.suppress(EOFError, ConnectionError):
+            vector.close()
+            return
+    for process in processes:
+        process.kill()
+    vars(vector)["_state"] = AsyncState.DEFAULT  # or gymnasium would wait for them
+    vector.close_extras(terminate=True)
+    vector.closed = True
 
 
 def _cores() -> int:
@@ -232,5 +259,5 @@ def _cores() -> int:
 
 def _make(maker: Maker, seed: int, index: int, parent: int) -> gymnasium.Env:
     if os.getpid() != parent:
-        _detach()
+        _ignore_signals()
     return Episodes(maker(), seed, index)

@@ -53,13 +53,11 @@ def init(
         online: serve every new window once before sampling uniformly.
 
     Raises:
-        UserError: the capacity is less than one window per environment or does not fit into memory.
+        UserError: the capacity does not fit into memory.
+        ValueError: it is less than one window per environment.
     """
     if capacity < length * num_envs:
-        raise UserError(
-            f"replay.capacity={capacity} is too small for one window of {length} steps in each of "
-            f"{num_envs} environments; raise it to at least {length * num_envs}"
-        )
+        raise ValueError(f"{capacity=} holds no window of {length} steps in {num_envs} rings")
     memory.check_fits(spec, capacity)
     slots = capacity // num_envs
     rings = {
@@ -189,23 +187,25 @@ def get_state(replay: Replay, copy: bool = True) -> dict[str, Any]:
     }
 
 
-def set_state(replay: Replay, state: Mapping[str, Any]) -> Replay:
+def set_state(replay: Replay, state: dict[str, Any]) -> Replay:
     """Restores `get_state`; every later sample is then the same. In place.
 
-    Arrays of `state` may be taken over, so it serves one replay only. The capacity may differ, the
-    newest steps that fit are kept. Float latents are cast to the precision of this run. A queue of
+    Arrays are taken out of `state`, so it serves one replay only, and freed as soon as they are
+    restored: two replays might not fit into memory. The capacity may differ, the newest steps that
+    fit are kept. Float latents are cast to the precision of this run. A queue of
     windows of another length is dropped.
 
     Raises:
         UserError: the state was saved with another spec or number of environments.
     """
     parts = tree.flatten(state["rings"])
-    parts = {path: _in_precision(path, part, replay) for path, part in parts.items()}
     counters = {name: int(value[0]) for name, value in state["counters"].items()}
     _check_saved(parts, replay)
+    state.clear()
     replay.steps = counters["steps"]
     replay.oldest = max(counters["oldest"], replay.steps - replay.slots)
-    for path, part in parts.items():
+    for path in list(parts):
+        part = parts.pop(path).astype(replay.rings[path].dtype, copy=False)
         replay.rings[path] = _restored(replay.rings[path], part, replay.oldest, replay.steps)
     same_windows = counters["length"] == replay.length
     replay.served = counters["served"] if same_windows else _num_queueable(replay)
@@ -277,14 +277,6 @@ def _check(
             )
 
 
-def _in_precision(path: tree.Path, part: np.ndarray, replay: Replay) -> np.ndarray:
-    """Casts float latents: another device may compute them in another precision."""
-    ring = replay.rings.get(path)
-    if path[0] != "latent" or ring is None or np.uint8 in (part.dtype, ring.dtype):
-        return part
-    return part.astype(ring.dtype, copy=False)
-
-
 def _check_saved(parts: Mapping[tree.Path, np.ndarray], replay: Replay) -> None:
     """Refuses another spec or number of environments, naming the first difference."""
     for path in sorted(parts.keys() ^ replay.rings.keys()):
@@ -295,7 +287,9 @@ def _check_saved(parts: Mapping[tree.Path, np.ndarray], replay: Replay) -> None:
     for path, ring in replay.rings.items():
         part = parts[path]
         saved, wanted = [(x.dtype, x.shape[2:]) for x in (part, ring)]
-        if saved != wanted:
+        # Float latents are cast: another device may compute them in another precision.
+        cast = path[0] == "latent" and np.uint8 not in (part.dtype, ring.dtype)
+        if saved[1] != wanted[1] or (saved[0] != wanted[0] and not cast):
             raise UserError(
                 f"cannot restore the replay: {tree.name(path)} was saved as {saved[0]} "
                 f"{list(saved[1])} but the run needs {wanted[0]} {list(wanted[1])}; {_ADVICE}"

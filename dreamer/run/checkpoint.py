@@ -56,7 +56,7 @@ class Checkpointer:
     ) -> None:
         self.directory = Path(directory).absolute()
         if not read_only:
-            _make(self.directory)
+            make(self.directory)
         best = ocm.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
         options = ocm.CheckpointManagerOptions(
             preservation_policy=ocm.AnyPreservationPolicy([ocm.LatestN(keep), best]),
@@ -86,9 +86,7 @@ class Checkpointer:
         meta: dict[str, Any],
         score: float | None = None,
     ) -> None:
-        """Saves a checkpoint, after waiting for the one before.
-
-        A step that was saved already is not written again; a `score` is then added to it.
+        """Saves a checkpoint of a new step, after waiting for the one before.
 
         Args:
             step: names the checkpoint; the highest is the newest.
@@ -100,12 +98,7 @@ class Checkpointer:
         Raises:
             UserError: this checkpoint or the one before it could not be written and is removed.
         """
-        scored = score is not None and math.isfinite(score)
-        metrics = {"score": float(score)} if score is not None and scored else None
         with self._explaining_failures():
-            if step in self._manager.all_steps():
-                self._add_metrics(step, metrics)
-                return
             document = {"structure": _structure(state), "meta": meta}
             items = {
                 "state": ocp.args.StandardSave(state),
@@ -115,7 +108,20 @@ class Checkpointer:
                 chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), replay)
                 items["replay"] = ocp.args.PyTreeSave(replay, save_args=chunked)
             composite = ocp.args.Composite(**items)
-            self._manager.save(step, args=composite, metrics=metrics, force=True)
+            self._manager.save(step, args=composite, metrics=_metrics(score), force=True)
+
+    def amend(self, step: int, meta: dict[str, Any], score: float | None = None) -> None:
+        """Replaces the meta of a saved checkpoint, and adds a score; raises like `save`."""
+        with self._explaining_failures():
+            self._manager.wait_until_finished()
+            path = self.directory / str(step)
+            document = json.loads((path / "meta" / "metadata").read_text()) | {"meta": meta}
+            folder.write_atomic(path / "meta" / "metadata", json.dumps(document))
+            metrics = _metrics(score)
+            if metrics is not None:
+                (path / "metrics").mkdir(exist_ok=True)
+                folder.write_atomic(path / "metrics" / "metrics", json.dumps(metrics))
+            self._manager.reload()
 
     def latest_step(self) -> int | None:
         """Returns the newest checkpoint, or None."""
@@ -186,15 +192,6 @@ class Checkpointer:
                 f"use an older one: {reason}"
             ) from error
 
-    def _add_metrics(self, step: int, metrics: dict[str, float] | None) -> None:
-        """Writes the score of a complete checkpoint where orbax would have."""
-        self._manager.wait_until_finished()
-        if metrics is not None:
-            metrics_folder = self.directory / str(step) / "metrics"
-            metrics_folder.mkdir(exist_ok=True)
-            folder.write_atomic(metrics_folder / "metrics", json.dumps(metrics))
-            self._manager.reload()
-
     @contextlib.contextmanager
     def _explaining_failures(self) -> Iterator[None]:
         """Turns what the file system refused into a UserError and removes what is half-written."""
@@ -210,6 +207,10 @@ class Checkpointer:
                 f"cannot save a checkpoint in {self.directory}: {reason}; "
                 "make room there or choose another folder with checkpoint.dir"
             ) from error
+
+
+def _metrics(score: float | None) -> dict[str, float] | None:
+    return {"score": float(score)} if score is not None and math.isfinite(score) else None
 
 
 def _score(metrics: dict[str, float]) -> float:
@@ -252,7 +253,12 @@ def check(directory: str | Path) -> None:
         folder.probe(folder.nearest(directory))
 
 
-def _make(directory: Path) -> None:
+def make(directory: Path) -> None:
+    """Makes a folder of checkpoints.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
     with _explaining_refusal(directory):
         directory.mkdir(parents=True, exist_ok=True)
         folder.probe(directory)

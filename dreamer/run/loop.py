@@ -89,18 +89,22 @@ class Trainer:
         """The run folder, what was saved in it, and the display."""
         config = self.config
         fresh = folder.saved_config(self.path) is None
+        checkpoints = paths.checkpoint_folder(config)
+        if config.checkpoint.dir:  # which the lock of the run folder does not cover
+            checkpoint.make(checkpoints)
+            stack.enter_context(folder.locked(checkpoints))
+        paths.refuse_strange_checkpoints(config, fresh)
         if fresh:
-            paths.refuse_foreign_checkpoints(config)
             folder.prepare(self.path, compose.to_yaml(config))
         stack.enter_context(folder.locked(self.path))
-        self.checkpoints = Checkpointer(paths.checkpoint_folder(config), config.checkpoint.keep)
+        self.checkpoints = Checkpointer(checkpoints, config.checkpoint.keep)
         stack.callback(self.checkpoints.close)
-        resumed = self._start_or_resume()
+        resumed = self._start_or_resume(fresh)
         if not fresh:  # only now is it known that the checkpoint fits a changed configuration
             folder.prepare(self.path, compose.to_yaml(config))
         self.logger = Logger(self.path, config.log.tensorboard)
         stack.callback(self.logger.close)
-        self.logger.truncate(self.step if resumed else -1)
+        self.logger.truncate(self.step if self.step else -1)
         self.reporter = Reporter(self.agent, config, self.logger)
         self.progress = stack.enter_context(
             Progress(config.log.progress, config.run.steps, config.log.every_seconds, self.step)
@@ -209,14 +213,8 @@ class Trainer:
     def _save(self, score: float | None = None) -> None:
         """Saves everything that influences the rest of the run."""
         self.checkpoints.wait()  # or the copies of two saves would be in memory
-        # A replay too large to copy is written while nothing changes it.
-        copy = host.nbytes(self.replay) < 0.8 * memory.available()
-        arrays = {
-            "replay": host.get_state(self.replay, copy),
-            "pending": self.learner.fetch_pending(),
-            "carry": self.policy.get_state(),
-        }
         counters = {
+            "run": str(self.path.absolute()),
             "step": self.step,
             "best": self.best,
             "evaluated": self.evaluated,
@@ -225,18 +223,29 @@ class Trainer:
             "env": self.env.get_state(),
             "episodes": self.episodes.get_state(),
         }
+        if self.checkpoints.latest_step() == self.step:  # since when no array has changed
+            self.checkpoints.amend(self.step, counters, score)
+            return
+        # A replay too large to copy is written while nothing changes it.
+        copy = host.nbytes(self.replay) < 0.8 * memory.available()
+        arrays = {
+            "replay": host.get_state(self.replay, copy),
+            "pending": self.learner.fetch_pending(),
+            "carry": self.policy.get_state(),
+        }
         self.checkpoints.save(self.step, self.learner.state, arrays, counters, score)
         if not copy:
             self.checkpoints.wait()
 
-    def _start_or_resume(self) -> str:
-        """Starts the first episodes, or goes back to the newest checkpoint and says so."""
+    def _start_or_resume(self, fresh: bool) -> str:
+        """Starts the first episodes, or goes back to the newest checkpoint; what to say of it."""
         if self.checkpoints.latest_step() is None:
             self.time_step = self.env.reset()
             self.episodes.add(self.time_step)
-            return ""
+            return "" if fresh else f"{self.path} had saved nothing yet and starts anew"
         state, arrays, counters = self.checkpoints.restore(None, self.learner.state)
         assert arrays is not None, "every save has a replay"
+        paths.refuse_checkpoint_of(counters["run"], self.config)
         self.step, self.best = counters["step"], counters["best"]
         self.evaluated = counters["evaluated"]
         same_windows = arrays["replay"]["counters"]["length"][0] == self.replay.length
@@ -244,7 +253,7 @@ class Trainer:
         self.learner.set_state(state, pending, counters["learner"])
         self.policy.set_state(arrays["carry"])
         self.ratio.set_state(counters["ratio"])
-        host.set_state(self.replay, arrays["replay"])
+        host.set_state(self.replay, arrays.pop("replay"))
         self.episodes.set_state(counters["episodes"])
         restored, self.time_step = self.env.set_state(counters["env"])
         self.episodes.forget(~restored)

@@ -6,17 +6,31 @@ from dreamer import compose
 from dreamer.config import Config
 from dreamer.errors import UserError
 from dreamer.run import folder
+from dreamer.run.logger import METRICS
 
 
 def run_folder(config: Config) -> Path:
     """`run.dir`, which composing fills with a name made of the choices when it is not given."""
-    return Path(config.run.dir).expanduser()
+    return expand(config.run.dir, "run.dir")
 
 
 def checkpoint_folder(config: Config) -> Path:
     """`checkpoint.dir`, or a folder inside the run folder."""
-    folder = Path(config.checkpoint.dir or run_folder(config) / "checkpoints")
-    return folder.expanduser().absolute()
+    if config.checkpoint.dir:
+        return expand(config.checkpoint.dir, "checkpoint.dir").absolute()
+    return run_folder(config).absolute() / "checkpoints"
+
+
+def expand(path: str, key: str) -> Path:
+    """The path with `~` as the home folder.
+
+    Raises:
+      UserError: it is that of a user who does not exist.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{key}={path}: {error} write the folder's full path") from None
 
 
 def refuse_changes(config: Config, path: Path) -> None:
@@ -36,15 +50,42 @@ def refuse_changes(config: Config, path: Path) -> None:
         )
 
 
-def refuse_foreign_checkpoints(config: Config) -> None:
-    """Keeps a new run from taking over what another one saved in `checkpoint.dir`.
+def refuse_strange_checkpoints(config: Config, fresh: bool) -> None:
+    """Keeps a new run from taking over what another one saved in `checkpoint.dir`, and an old one
+    from starting over because that folder is not where it was.
 
     Raises:
-      UserError: if there are checkpoints already.
+      UserError: a fresh run finds checkpoints there, or one that has logged already finds none.
     """
-    directory = checkpoint_folder(config)
-    if any(path.name.isdigit() for path in directory.glob("*")):
+    directory, path = checkpoint_folder(config), run_folder(config)
+    found = any(entry.name.isdigit() for entry in directory.glob("*"))
+    if fresh and found:
         raise UserError(
-            f"checkpoint.dir={directory} holds the checkpoints of another run, and "
-            f"{run_folder(config)} is new; choose another folder for one of them"
+            f"checkpoint.dir={directory} holds the checkpoints of another run, and {path} is new; "
+            "choose another folder for one of them"
+        )
+    metrics = path / METRICS
+    logged = metrics.exists() and metrics.stat().st_size > 0
+    if config.checkpoint.dir and logged and not (fresh or found):
+        raise UserError(
+            f"checkpoint.dir={directory} holds no checkpoint of the run in {path}, which would "
+            "start over; put the folder back, or start a new run with another run.dir"
+        )
+
+
+def refuse_checkpoint_of(owner: str, config: Config) -> None:
+    """Keeps a run from resuming what another one saved in the same `checkpoint.dir`.
+
+    Args:
+      owner: run folder of the checkpoint.
+      config: of the run that resumes; inside its own folder it may have moved.
+
+    Raises:
+      UserError: they differ and `run.accept_changes` is not set.
+    """
+    ours = str(run_folder(config).absolute())
+    if config.checkpoint.dir and owner != ours and not config.run.accept_changes:
+        raise UserError(
+            f"checkpoint.dir={config.checkpoint.dir} holds checkpoints of {owner}, not of {ours}; "
+            "choose another folder, or if the run was moved, resume with run.accept_changes=true"
         )

@@ -21,6 +21,8 @@ def plan(
     replay, run = config.replay, config.run
     per_update = replay.batch_size * replay.batch_length
     per_step = replay.train_ratio / per_update
+    start = config.first_update
+    updates = max(0, int((run.steps - start) * per_step))
     needed = memory.gib(memory.nbytes(transition_spec, replay.capacity))
     frames = f" ({run.steps * config.env.repeat:,} frames)" if config.env.repeat > 1 else ""
     where = f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''}"
@@ -29,7 +31,7 @@ def plan(
         "agent": f"{config.size}, {weights:,} parameters, on {where}",
         "steps": f"{run.steps:,} environment steps{frames}",
         "replayed": f"{replay.train_ratio:g} steps per environment step",
-        "updates": f"{per_step:g} per environment step, {int(run.steps * per_step):,} in all, "
+        "updates": f"{per_step:g} per environment step from {start:,} on, {updates:,} in all, "
         f"each of {replay.batch_size} x {replay.batch_length} = {per_update:,} replayed steps",
         "replay": f"{needed} for {replay.capacity:,} steps",
     }

@@ -29,29 +29,34 @@ def play(options: EvalOptions) -> dict[str, Any]:
       UserError: no run, no checkpoint, or a folder that cannot be written.
     """
     parallel.local_devices(options.platform, 1, 1)  # refuses a platform that is not there
-    config = saved_config(Path(options.run).expanduser())
+    folder_of_run = paths.expand(options.run, "run")
+    config = saved_config(folder_of_run)
     config = config.model_copy(update={"run": config.run.model_copy(update={"dir": options.run})})
     agent = agent_for(config, options.video)
     params, step = load_params(config, agent, options.checkpoint)
     mode = "-greedy" if options.greedy else ""
     name = f"evaluation-{step}-seed{options.seed}{mode}.json"
-    out = Path(options.out or Path(options.run) / name).expanduser()
-    summary.check(out)
+    out = paths.expand(options.out, "out") if options.out else folder_of_run / name
+    video = out.with_suffix(".mp4")
+    if out == video:
+        raise UserError(f"out={options.out} is the name of a video; name the JSON file beside it")
+    for path in (out, video) if options.video else (out,):
+        summary.check(path)
     policy = Policy(agent, min(options.num_envs, options.episodes), options.greedy)
     # Mixed, so that no seed repeats the episodes of a training run.
     seed = int(np.random.SeedSequence((options.seed, EVALUATION)).generate_state(1)[0])
     result = evaluate(policy, params, config.env, options.episodes, seed, record=options.video)
     assert result is not None, "nothing interrupts it"
     numbers = summary.summarize(result.returns, result.lengths)
-    print(summary.render(numbers, f"{config.env.task}, step {step:,}"))
     settings = {key: getattr(options, key) for key in ("seed", "greedy", "checkpoint")}
     episodes = {"returns": result.returns, "lengths": result.lengths}
     summary.write_json(out, {"step": step, **settings, **numbers, **episodes})
-    print(f"written to {out}")
     if options.video:
         assert result.frames is not None, "refused at the start"
-        write_mp4(out.with_suffix(".mp4"), result.frames, FPS)
-        print(f"video in {out.with_suffix('.mp4')}")
+        with summary.explaining_refusal(video):
+            write_mp4(video, result.frames, FPS)
+    print(summary.render(numbers, f"{config.env.task}, step {step:,}"))
+    print(f"written to {out}" + (f", the first episode to {video}" if options.video else ""))
     return numbers
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop at the next safe point."""
+"""Ctrl-C, SIGTERM and a closed terminal as a wish to stop at the next safe point."""
 
 import contextlib
 import os
@@ -6,13 +6,14 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 class StopRequest:
-    """In this context the first SIGINT or SIGTERM sets `requested`; a second acts as usual.
+    """In this context the first of `SIGNALS` sets `requested`; a second acts as usual.
 
-    Ctrl-C is answered at once, for the step under way may take long.
+    One that is ignored, as SIGHUP under nohup, stays so. Ctrl-C is answered at once, for the step
+    under way may take long.
     """
 
     def __init__(self) -> None:
@@ -20,7 +21,9 @@ class StopRequest:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -35,9 +38,8 @@ class StopRequest:
         self.requested = True
         self._restore()
         if number == signal.SIGINT:
-            with contextlib.suppress(
-                OSError
-            ):  # written directly: a print may be what it interrupts
+            # Not by print, which may be what it interrupts.
+            with contextlib.suppress(OSError):
                 os.write(2, b"stopping after this step, then saving; Ctrl-C again stops at once\n")
 
     def _restore(self) -> None:

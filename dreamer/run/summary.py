@@ -1,9 +1,11 @@
 """Statistics of evaluation episodes: computed, shown as a table, written as JSON."""
 
 import contextlib
+import errno
 import io
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,23 +99,26 @@ def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
         UserError: the file cannot be written.
     """
     text = json.dumps(_finite(data), indent=2, allow_nan=False) + "\n"
-    with _explaining_refusal(path):
+    with explaining_refusal(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         folder.write_atomic(path, text)
 
 
 def check(path: str | Path) -> None:
-    """Refuses a file that `write_json` could not write; leaves no trace.
+    """Refuses a file that could not be written; leaves no trace.
 
     Raises:
-        UserError: its folder, or the nearest parent there is, cannot be written to.
+        UserError: it is a folder; or its folder, or the nearest parent there is, cannot be written.
     """
-    with _explaining_refusal(path):
+    with explaining_refusal(path):
+        if Path(path).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         folder.probe(folder.nearest(Path(path).parent))
 
 
 @contextlib.contextmanager
-def _explaining_refusal(path: str | Path) -> Iterator[None]:
+def explaining_refusal(path: str | Path) -> Iterator[None]:
+    """Turns what the file system refuses into a UserError that names the file."""
     try:
         yield
     except OSError as error:

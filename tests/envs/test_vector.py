@@ -246,36 +246,46 @@ def test_auto_workers(
     assert type(env._vector).__name__ == expected
 
 
+def test_an_environment_without_actions_is_refused(make: Make):
+    with pytest.raises(UserError, match=r"the action space Dict\(\) is empty"):
+        make(functools.partial(probe_envs.Probe, spaces.Discrete(2), spaces.Dict()))
+
+
 def test_unsupported_space_is_refused_before_processes_start(make: Make):
     with pytest.raises(UserError, match="Text"):
         make(functools.partial(probe_envs.Probe, spaces.Text(4)), workers="process")
 
 
-def test_workers_are_out_of_reach_of_signals_to_the_group(make: Make):
+def test_workers_leave_signals_to_the_main_program(make: Make):
     env = make(counter(), workers="process")
     env.reset()
     for process in env._vector.processes:
-        assert os.getpgid(process.pid) != os.getpgrp()
-        os.kill(process.pid, signal.SIGINT)
+        for number in vector.SIGNALS:
+            os.kill(process.pid, number)
     assert env.step(act(4, 4)).reward.tolist() == [2, 2]
 
 
+@pytest.mark.parametrize("ask", ["step", "get_state"])
+def test_a_dead_worker_is_named(make: Make, ask: str):
+    env = make(counter(), workers="process")
+    env.reset()
+    env._vector.processes[1].kill()
+    with pytest.raises(UserError, match="process of environment 1 died with exit code -9"):
+        getattr(env, ask)(*([act(0, 0)] if ask == "step" else []))
+
+
 def test_signals_to_the_group_spare_workers_that_are_starting(make: Make):
-    """Workers begin as their server is: deaf to them. Once started they can be ended."""
+    """Workers begin as their server is: deaf to them."""
     make(counter(), workers="process")
     server = multiprocessing.forkserver._forkserver._forkserver_pid
     for number in vector.SIGNALS:
         os.kill(server, number)
-    processes = make(counter(), workers="process")._vector.processes
+    make(counter(), workers="process").reset()
     assert multiprocessing.forkserver._forkserver._forkserver_pid == server
-    processes[0].terminate()
-    processes[0].join(10)
-    assert processes[0].exitcode == -signal.SIGTERM
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(vector.SIGNALS)
 
 
-def test_close_ends_a_worker_that_hangs(make: Make, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(vector, "CLOSE_SECONDS", 0.2)
+def test_close_ends_a_worker_that_hangs(make: Make):
     env = make(probe_envs.Hanging, workers="process")
     env.reset()
     env._vector.step_async(np.zeros(2, np.int64))

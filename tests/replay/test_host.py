@@ -280,7 +280,7 @@ def test_sampling_needs_a_complete_window():
 
 
 def test_refuses_a_capacity_below_one_window_per_environment():
-    with pytest.raises(UserError, match="raise it to at least 20"):
+    with pytest.raises(ValueError, match="capacity=19 holds no window of 5 steps in 4 rings"):
         host.init(SPEC, 19, 4, 5)
     assert host.init(SPEC, 20, 4, 5).slots == 5
 

@@ -193,13 +193,15 @@ def test_a_score_can_be_added_to_a_saved_step(opened):
     writer = opened()
     save(writer, 1, 3.0)
     save(writer, 2)
-    save(writer, 2, 4.0)
+    writer.amend(2, {"step": 3}, 4.0)
     assert writer.best_step() == 2
-    save(writer, 2)  # nothing new: keeps its score
+    writer.amend(2, {"step": 3})  # keeps its score
     save(writer, 3)
     writer.wait()
     assert folders(writer) == ["2", "3"]
-    assert opened(read_only=True).best_step() == 2
+    reader = opened(read_only=True)
+    assert reader.best_step() == 2
+    assert reader.restore_state(2, {"step": np.array([0])})[1] == {"step": 3}
 
 
 def test_the_state_alone_is_restored_without_reading_the_replay(opened):

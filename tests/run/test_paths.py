@@ -59,12 +59,43 @@ def test_every_change_is_named_in_one_line(run: Path) -> None:
 
 def test_a_new_run_does_not_take_over_the_checkpoints_of_another(tmp_path: Path) -> None:
     config = compose.compose([f"run.dir={tmp_path}/new", f"checkpoint.dir={tmp_path}/saved"])
-    paths.refuse_foreign_checkpoints(config)
+    paths.refuse_strange_checkpoints(config, fresh=True)
     (tmp_path / "saved" / "notes").mkdir(parents=True)
-    paths.refuse_foreign_checkpoints(config)
+    paths.refuse_strange_checkpoints(config, fresh=True)
     (tmp_path / "saved" / "120").mkdir()
     with pytest.raises(UserError, match="holds the checkpoints of another run"):
-        paths.refuse_foreign_checkpoints(config)
+        paths.refuse_strange_checkpoints(config, fresh=True)
+
+
+def test_a_run_does_not_start_over_because_its_checkpoints_are_gone(tmp_path: Path) -> None:
+    config = compose.compose([f"run.dir={tmp_path}/run", f"checkpoint.dir={tmp_path}/saved"])
+    (tmp_path / "run").mkdir()
+    paths.refuse_strange_checkpoints(config, fresh=False)  # it has done nothing yet
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(
+        UserError, match=r"holds no checkpoint of the run in .*; put the folder back"
+    ):
+        paths.refuse_strange_checkpoints(config, fresh=False)
+    (tmp_path / "saved" / "120").mkdir(parents=True)
+    paths.refuse_strange_checkpoints(config, fresh=False)
+    # Without a folder of their own, they are gone only if none was saved yet.
+    paths.refuse_strange_checkpoints(compose.compose([f"run.dir={tmp_path}/run"]), fresh=False)
+
+
+def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    options = [f"run.dir={tmp_path}/run", f"checkpoint.dir={tmp_path}/saved"]
+    config = compose.compose(options)
+    paths.refuse_checkpoint_of(f"{tmp_path}/run", config)
+    with pytest.raises(UserError, match=f"holds checkpoints of /a/b, not of {tmp_path}/run"):
+        paths.refuse_checkpoint_of("/a/b", config)
+    paths.refuse_checkpoint_of("/a/b", compose.compose([*options, "run.accept_changes=true"]))
+    paths.refuse_checkpoint_of("/a/b", compose.compose(options[:1]))  # the folder has moved
+
+
+@pytest.mark.parametrize("key", ["run.dir", "checkpoint.dir"])
+def test_the_home_of_nobody_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match=f"{key}=~nosuch/x: .* write the folder's full path"):
+        paths.checkpoint_folder(compose.compose([f"{key}=~nosuch/x"]))
 
 
 def test_a_folder_without_a_run_refuses_nothing(tmp_path: Path) -> None:

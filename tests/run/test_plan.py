@@ -32,8 +32,10 @@ def test_numbers() -> None:
         "agent": "nano, 1,234,567 parameters, on 1 Abacus device",
         "steps": "3,000 environment steps",
         "replayed": "64 steps per environment step",
-        # 64 / 256 = 1 / 4, times 3,000.
-        "updates": "0.25 per environment step, 750 in all, each of 8 x 32 = 256 replayed steps",
+        # 64 / 256 = 1 / 4. After 86 + 32 steps of each of the 3 environments there are 3 * 86 = 258
+        # sequences of 33 steps; the other 3,000 - 354 steps owe 661.5 updates.
+        "updates": "0.25 per environment step from 354 on, 661 in all, "
+        "each of 8 x 32 = 256 replayed steps",
         # 12 bytes times 2^18 are 3 times 2^20.
         "replay": "3.0 MiB for 262,144 steps",
     }

@@ -43,9 +43,8 @@ def test_table_json_and_video(
     assert "probe/Drawn-v0" in text
     assert ", step 100" in text
     assert re.search(rf"\| mean return +\| +{result['mean']:.2f} \|", text)
-    assert f"written to {out}" in text
     video = out.with_suffix(".mp4")
-    assert f"video in {video}" in text
+    assert f"written to {out}, the first episode to {video}" in text
     assert video.stat().st_size > 500
 
 
@@ -103,3 +102,8 @@ def test_where_nothing_can_be_written_nothing_is_played(
     (tmp_path / "file").write_text("")
     message = refused(f"run={run}", f"out={tmp_path}/file/a.json")
     assert message.startswith(f"cannot write {tmp_path}/file/a.json: Not a directory; ")
+    assert "Is a directory" in refused(f"run={run}", f"out={tmp_path}")
+    (tmp_path / "a.mp4").mkdir()
+    message = refused(f"run={run}", f"out={tmp_path}/a.json", "video=true")
+    assert message.startswith(f"cannot write {tmp_path}/a.mp4: Is a directory; ")
+    assert "is the name of a video" in refused(f"run={run}", f"out={tmp_path}/b.mp4")
