@@ -251,6 +251,11 @@ class AgentConfig(Section):
         "auto",
         description="activations; auto is bfloat16 on accelerators, float32 on CPU (faster there)",
     )
+    backward: Literal["auto", "scan", "batched"] = Field(
+        "auto",
+        description="gradient of the posterior's loop: jax's own, or with large products outside "
+        "the loop for all that can be there; auto is scan on CPU, batched elsewhere",
+    )
     units: Count = Field(1024, description="width of every MLP")
     depth: Count = Field(64, description="base channels of the image networks")
     rssm: RSSMConfig = RSSMConfig()

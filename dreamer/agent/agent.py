@@ -22,7 +22,7 @@ from dreamer.nets.encoder import Encoder
 from dreamer.nets.heads import Actor, Head
 from dreamer.nets.layers import compute_dtype
 from dreamer.nets.rssm import RSSM, Latent, feature
-from dreamer.ops import normalize, optim, transforms
+from dreamer.ops import normalize, optim, recurrence, transforms
 from dreamer.ops.normalize import Percentiles
 
 
@@ -78,6 +78,7 @@ def make_agent(config: AgentConfig, observations: spaces.Specs, actions: spaces.
         reward=Head(config.reward.layers, units, config.reward.bins, 0.0, dtype),
         cont=Head(config.cont.layers, units, 1, 1.0, dtype),
         reward_bins=transforms.symexp_bins(config.reward.bins),
+        unroll=recurrence.choose(config.backward),
     )
     behavior = Behavior(
         actor=Actor(config.actor, acted, units, dtype),
@@ -180,9 +181,8 @@ def act(
     latent_key, action_key = jax.random.split(key)
     token = model.encoder.apply(params["encoder"], observation)
     noise = model.rssm.noise(latent_key, (num_envs,))
-    latent, _ = models.observe_step(
-        model, params, carry.latent, token, carry.action, is_first, noise
-    )
+    inputs = models.parts(model, params["rssm"], token, carry.action, is_first)
+    latent = models.observe_step(model, params["rssm"], carry.latent, *inputs, is_first, noise)
     action = behavior.act(
         params, latent, None if greedy else behavior.actor.noise(action_key, (num_envs,))
     )

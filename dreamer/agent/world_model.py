@@ -33,6 +33,7 @@ class WorldModel:
     reward: Head
     cont: Head
     reward_bins: Array
+    unroll: Callable  # a recurrence over time, of `ops.recurrence`
 
     def latent(self, deter: Array, stats: Array, noise: Array | None) -> Latent:
         """The latent state of a deterministic state and the statistics of its stochastic part."""
@@ -72,39 +73,53 @@ def observe(
       Latents with leaves [B, T, ...] and the posterior's statistics [B, T, S, K or 2].
     """
 
-    def step(
-        carry: Latent, inputs: tuple[Array, Array, Array, Array | None]
-    ) -> tuple[Latent, tuple[Latent, Array]]:
-        latent, stats = observe_step(model, params, carry, *inputs)
-        return latent, (latent, stats)
+    rssm = params["rssm"]
+    token_parts, action_parts = parts(model, rssm, tokens, previous, is_first)
 
-    _, outputs = jax.lax.scan(step, start, swap((tokens, previous, is_first, noise)))
-    return swap(outputs)
+    def step(rssm: Mapping, latent: Latent, now: tuple) -> Latent:
+        return observe_step(model, rssm, latent, *now)
+
+    inputs = swap((token_parts, action_parts, is_first, noise))
+    latents = swap(model.unroll(step, rssm, start, inputs))
+    # Once more and for all steps at once, so that the loop has nothing to keep but the latents.
+    return latents, model.rssm.apply(rssm, latents["deter"], token_parts, method="posterior")
+
+
+def parts(
+    model: WorldModel, rssm: Mapping, tokens: Array, previous: Array, is_first: Array
+) -> tuple[Array, Array]:
+    """What steps need of tokens and actions, before any state is known: [..., H] each."""
+    previous = mask(previous, ~is_first)
+    return (
+        model.rssm.apply(rssm, tokens, method="token_part"),
+        model.rssm.apply(rssm, previous, method="action_part"),
+    )
 
 
 def observe_step(
     model: WorldModel,
-    params: Params,
-    carry: Latent,
-    token: Array,
-    previous: Array,
+    rssm: Mapping,
+    latent: Latent,
+    token_part: Array,
+    action_part: Array,
     is_first: Array,
     noise: Array | None,
-) -> tuple[Latent, Array]:
-    """One step of `observe`, without its time axis."""
-    carry, previous = jax.tree.map(lambda x: mask(x, ~is_first), (carry, previous))
-    deter = model.rssm.apply(
-        params["rssm"], carry["deter"], carry["stoch"], previous, method="core"
-    )
-    stats = model.rssm.apply(params["rssm"], deter, token, method="posterior")
-    return model.latent(deter, stats, noise), stats
+) -> Latent:
+    """One step of `observe`, without its time axis; `rssm` are the parameters of that network."""
+    latent = jax.tree.map(lambda x: mask(x, ~is_first), latent)
+    deter = model.rssm.apply(rssm, latent["deter"], latent["stoch"], action_part, method="core")
+    stats = model.rssm.apply(rssm, deter, token_part, method="posterior")
+    return model.latent(deter, stats, noise)
 
 
 def imagine_step(
     model: WorldModel, params: Params, carry: Latent, action: Array, noise: Array | None
 ) -> Latent:
     """One step of the prior: leaves [N, ...], action [N, A], noise or None for the mode."""
-    deter = model.rssm.apply(params["rssm"], carry["deter"], carry["stoch"], action, method="core")
+    action_part = model.rssm.apply(params["rssm"], action, method="action_part")
+    deter = model.rssm.apply(
+        params["rssm"], carry["deter"], carry["stoch"], action_part, method="core"
+    )
     stats = model.rssm.apply(params["rssm"], deter, method="prior")
     return model.latent(deter, stats, noise)
 
@@ -222,5 +237,5 @@ def swap(tree: Tree) -> Tree:
 
 
 def mask(x: Array, keep: Array) -> Array:
-    """Zeroes the rows of x [B, ...] where keep [B] is False."""
-    return jnp.where(keep.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
+    """Zeroes the rows of x [*batch, ...] where keep [*batch] is False."""
+    return jnp.where(keep.reshape(*keep.shape, *[1] * (x.ndim - keep.ndim)), x, 0)

@@ -101,20 +101,52 @@ def merge_blocks(x: Array) -> Array:
     return x.reshape(*x.shape[:-2], -1)
 
 
+class TwoInputLinear(nn.Module):
+    """y = [a, b] W + c, of which the share of b may be computed beforehand, and for many a."""
+
+    features: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, a: Array, b: Array) -> Array:
+        """Maps [..., A] and [..., B] to [..., features]."""
+        self.param("kernel", kernel_init(), (a.shape[-1] + b.shape[-1], self.features))
+        self.param("bias", nn.initializers.zeros, (self.features,))
+        return self.add_first(a, self.second(b))
+
+    def second(self, b: Array) -> Array:
+        """The share of b."""
+        kernel = self.get_variable("params", "kernel")[-b.shape[-1] :]
+        return b.astype(self.dtype) @ kernel.astype(self.dtype)
+
+    def add_first(self, a: Array, second: Array) -> Array:
+        """y from a and the share of b."""
+        kernel, bias = (self.get_variable("params", name) for name in ("kernel", "bias"))
+        y = a.astype(self.dtype) @ kernel[: a.shape[-1]].astype(self.dtype) + second
+        return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+
+
 class BlockLinear(nn.Module):
-    """Linear layer with a block-diagonal kernel: block k of the input makes block k of y."""
+    """Linear layer with a block-diagonal kernel: block k of the input makes block k of y.
+
+    A shared input goes into every block, as if it were appended to each.
+    """
 
     features: int
     blocks: int
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps [..., G, in/G] to [..., G, features/G]."""
-        shape = (self.blocks, x.shape[-1], self.features // self.blocks)
-        kernel = self.param("kernel", kernel_init(), shape)
+    def __call__(self, x: Array, shared: Array | None = None) -> Array:
+        """Maps [..., G, in/G] and perhaps [..., S] to [..., G, features/G]."""
+        size = x.shape[-1]
+        inputs = size + (0 if shared is None else shared.shape[-1])
+        shape = (self.blocks, inputs, self.features // self.blocks)
+        kernel = self.param("kernel", kernel_init(), shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = jnp.einsum("...gi,gio->...go", x.astype(self.dtype), kernel.astype(self.dtype))
+        y = jnp.einsum("...gi,gio->...go", x.astype(self.dtype), kernel[:, :size])
+        if shared is not None:  # one large product instead of a copy of it for every block
+            y += jnp.einsum("...i,gio->...go", shared.astype(self.dtype), kernel[:, size:])
         return y + jnp.broadcast_to(split_blocks(bias.astype(self.dtype), self.blocks), y.shape)
 
 

@@ -13,6 +13,7 @@ from dreamer.nets.layers import (
     MLP,
     Block,
     BlockLinear,
+    TwoInputLinear,
     linear,
     merge_blocks,
     rms_norm,
@@ -28,8 +29,7 @@ class RSSM(nn.Module):
     """Deterministic state by a block GRU and a stochastic latent, categorical or gaussian.
 
     Statistics of a latent are the raw outputs of a network: logits [..., S, K] when categorical,
-      mean and raw standard
-    deviation [..., S, 2] when gaussian.
+    mean and raw standard deviation [..., S, 2] when gaussian.
     """
 
     config: RSSMConfig
@@ -44,7 +44,9 @@ class RSSM(nn.Module):
         self.dynamics_hidden = [BlockLinear(config.deter, config.blocks, dtype) for _ in layers]
         self.dynamics_norm = [rms_norm(dtype) for _ in layers]
         self.gates = BlockLinear(3 * config.deter, config.blocks, dtype)
-        self.posterior_mlp = MLP(config.posterior_layers, config.hidden, dtype)
+        self.posterior_in = TwoInputLinear(config.hidden, dtype)
+        self.posterior_norm = rms_norm(dtype)
+        self.posterior_mlp = MLP(config.posterior_layers - 1, config.hidden, dtype)
         self.posterior_out = linear(self._outputs, dtype)
         self.prior_mlp = MLP(config.prior_layers, config.hidden, dtype)
         self.prior_out = linear(self._outputs, dtype)
@@ -55,39 +57,45 @@ class RSSM(nn.Module):
             self.config.classes if self.config.latent == "categorical" else 2
         )
 
-    def core(self, deter: Array, stoch: Array, action: Array) -> Array:
+    def action_part(self, action: Array) -> Array:
+        """What `core` needs of an action, before any state is known: [..., A] to [..., H].
+
+        Entries beyond [-1, 1] are scaled down.
+        """
+        return self.embed_action(action / jax.lax.stop_gradient(jnp.maximum(1, jnp.abs(action))))
+
+    def token_part(self, token: Array) -> Array:
+        """What `posterior` needs of a token, before any state is known: [..., E] to [..., H]."""
+        return self.posterior_in.second(token)
+
+    def core(self, deter: Array, stoch: Array, action_part: Array) -> Array:
         """The next deterministic state, before anything is seen.
 
         Args:
-          deter: [B, D].
-          stoch: [B, S, K] or [B, S].
-          action: [B, A], taken in that state; scaled down where an entry is beyond [-1, 1].
+          deter: [..., D].
+          stoch: [..., S, K] or [..., S].
+          action_part: [..., H], of the action taken in that state.
 
         Returns:
-          [B, D].
+          [..., D].
         """
         config = self.config
-        action = action / jax.lax.stop_gradient(jnp.maximum(1, jnp.abs(action)))
-        inputs = [
-            self.embed_deter(deter),
-            self.embed_stoch(stoch.reshape(*deter.shape[:-1], -1)),
-            self.embed_action(action),
-        ]
-        shared = jnp.concatenate(inputs, -1)[..., None, :]
-        shared = jnp.broadcast_to(shared, (*deter.shape[:-1], config.blocks, shared.shape[-1]))
+        stoch = self.embed_stoch(stoch.reshape(*deter.shape[:-1], -1))
+        shared = jnp.concatenate([self.embed_deter(deter), stoch, action_part], -1)
         own = split_blocks(deter, config.blocks)
-        x = jnp.concatenate([own, shared], -1)
-        for layer, norm in zip(self.dynamics_hidden, self.dynamics_norm, strict=True):
-            x = split_blocks(nn.silu(norm(merge_blocks(layer(x)))), config.blocks)
+        x = own
+        for index, norm in enumerate(self.dynamics_norm):
+            x = self.dynamics_hidden[index](x, None if index else shared)
+            x = split_blocks(nn.silu(norm(merge_blocks(x))), config.blocks)
         reset, candidate, update = jnp.split(self.gates(x), 3, -1)
         candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
         update = jax.nn.sigmoid(update - 1)
         return merge_blocks(update * candidate + (1 - update) * own)
 
-    def posterior(self, deter: Array, token: Array) -> Array:
-        """Statistics given what is seen: deter [..., D], token [..., E] to [..., S, K or 2]."""
-        x = self.posterior_mlp(jnp.concatenate([deter, token], -1))
-        return self._shape(self.posterior_out(x))
+    def posterior(self, deter: Array, token_part: Array) -> Array:
+        """Statistics given what is seen: deter [..., D], [..., H] to [..., S, K or 2]."""
+        x = nn.silu(self.posterior_norm(self.posterior_in.add_first(deter, token_part)))
+        return self._shape(self.posterior_out(self.posterior_mlp(x)))
 
     def prior(self, deter: Array) -> Array:
         """Statistics of the latent before seeing: deter [..., D] to [..., S, K or 2]."""
@@ -100,8 +108,9 @@ class RSSM(nn.Module):
         self, deter: Array, stoch: Array, action: Array, token: Array
     ) -> tuple[Array, Array]:
         """One whole step, used to create the parameters: returns prior and posterior statistics."""
-        deter = self.core(deter, stoch, action)
-        return self.prior(deter), self.posterior(deter, token)
+        deter = self.core(deter, stoch, self.action_part(action))
+        self.posterior_in(deter, token)
+        return self.prior(deter), self.posterior(deter, self.token_part(token))
 
     def distribution(self, stats: Array) -> Distribution:
         """The distribution of one latent, an event over all S groups; needs no parameters."""

@@ -174,17 +174,13 @@ def test_acting_and_training_see_the_same_latents():
     batch |= {"reward": flags, "is_last": flags, "is_terminal": flags}
     start, previous, steps = agents.split_batch(agent, batch)
     stored = batch["latent"]
-    model = agent.model
+    model, rssm, first = agent.model, params["rssm"], steps["is_first"]
+    tokens = model.encoder.apply(params["encoder"], steps["observation"])
+    parts = agents.models.parts(model, rssm, tokens, previous, first)
     for t in range(3):
-        deter = agents.models.observe_step(
-            model,
-            params,
-            start if t == 0 else jax.tree.map(lambda x, t=t: x[:, t], stored),
-            model.encoder.apply(params["encoder"], steps["observation"])[:, t],
-            previous[:, t],
-            steps["is_first"][:, t],
-            None,
-        )[0]["deter"]
+        before = start if t == 0 else jax.tree.map(lambda x, t=t: x[:, t], stored)
+        now = [x[:, t] for x in (*parts, first)]
+        deter = agents.models.observe_step(model, rssm, before, *now, None)["deter"]
         np.testing.assert_allclose(deter, stored["deter"][:, t + 1], rtol=1e-4, atol=1e-5)
 
 

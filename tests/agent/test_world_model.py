@@ -1,5 +1,8 @@
 """The two scans against naive loops, causality by gradients, and resets."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 from dreamer.agent import agent as agents
 from dreamer.agent import world_model as models
 from dreamer.agent.report import open_loop
+from dreamer.ops import recurrence
 from tests import tiny
 
 B, T = 2, 5
@@ -30,6 +34,14 @@ def case(request):
     return agent, params, tokens, previous, is_first, noise
 
 
+def step(model, rssm, latent, action, token):
+    """Deterministic state and posterior statistics, with nothing computed beforehand."""
+    part = model.rssm.apply(rssm, action, method="action_part")
+    deter = model.rssm.apply(rssm, latent["deter"], latent["stoch"], part, method="core")
+    part = model.rssm.apply(rssm, token, method="token_part")
+    return deter, model.rssm.apply(rssm, deter, part, method="posterior")
+
+
 def test_observe_equals_a_naive_loop(case):
     agent, params, tokens, previous, is_first, noise = case
     latents, stats = observed(*case)
@@ -40,10 +52,7 @@ def test_observe_equals_a_naive_loop(case):
             key: value * keep.reshape(-1, *[1] * (value.ndim - 1)) for key, value in carry.items()
         }
         action = previous[:, t] * keep[:, None]
-        deter = model.rssm.apply(
-            params["rssm"], carry["deter"], carry["stoch"], action, method="core"
-        )
-        expected = model.rssm.apply(params["rssm"], deter, tokens[:, t], method="posterior")
+        deter, expected = step(model, params["rssm"], carry, action, tokens[:, t])
         carry = model.latent(deter, expected, noise[:, t])
         np.testing.assert_allclose(stats[:, t], expected, rtol=1e-4, atol=1e-5)
         for key, value in carry.items():
@@ -127,3 +136,20 @@ def test_world_model_learns_from_the_latents_it_is_given_first():
     np.testing.assert_array_equal(start["stoch"].argmax(-1), batch["latent"]["stoch"][:, 0])
     np.testing.assert_array_equal(previous.argmax(-1), batch["action"]["action"][:, :-1])
     np.testing.assert_array_equal(steps["reward"], batch["reward"][:, 1:])
+
+
+def test_both_gradients_of_the_posterior_loop_are_the_same(case):
+    agent, params, tokens, previous, is_first, noise = case
+
+    def total(unroll, rssm, tokens):
+        model = dataclasses.replace(agent.model, unroll=unroll)
+        start = jax.tree.map(lambda x: x + 0.5, model.rssm.initial(B))
+        inputs = tokens, previous, is_first, noise
+        outputs = models.observe(model, {"rssm": rssm}, start, *inputs)
+        return sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(outputs))
+
+    gradients = [
+        jax.jit(jax.grad(partial(total, unroll), (0, 1)))(params["rssm"], tokens)
+        for unroll in (recurrence.recurrence, recurrence.scan)
+    ]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), *gradients)

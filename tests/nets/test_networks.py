@@ -108,9 +108,8 @@ def test_actions_beyond_one_are_scaled_down():
     latent = agent.model.rssm.initial(1)
 
     def core(action):
-        return agent.model.rssm.apply(
-            params, latent["deter"], latent["stoch"], action, method="core"
-        )
+        part = agent.model.rssm.apply(params, action, method="action_part")
+        return agent.model.rssm.apply(params, latent["deter"], latent["stoch"], part, method="core")
 
     np.testing.assert_allclose(
         core(jnp.array([[5.0, -3.0]])), core(jnp.array([[1.0, -1.0]])), rtol=1e-6
