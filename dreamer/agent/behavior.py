@@ -79,8 +79,7 @@ def rollout(
 
     Model and critic weights are held fixed. The only gradient that passes is that of returns to
     actions, through value, reward, continuation and dynamics, for the action keys whose gradient is
-    not plain reinforce.
-    The policy reads states without sending gradients back into them, as in Hafner et al. 2020.
+    not plain reinforce. The policy reads states without sending gradients back into them, as in Hafner et al. 2020.
 
     Args:
       behavior, model: networks.
@@ -122,8 +121,8 @@ def actor_loss(
     """The policy's loss, its weights the only ones that it reaches.
 
     reinforce: -w (log pi(a) A + eta H); analytic: -w (R / S + eta H), with A = (R - v) / S, w the
-      weight, S the scale of
-    returns, H the entropy and eta its coefficient; mixed weighs both by `actor.mix`.
+    weight, S the scale of returns, H the entropy and eta its coefficient; mixed weighs both by
+    `actor.mix`.
 
     Args:
       behavior: networks.

@@ -61,8 +61,8 @@ class Actor(nn.Module):
 
         Discrete actions are one-hot [..., *shape, classes] with a uniform part mixed in. Continuous
         ones are normal with mean tanh(x) and a bounded standard deviation, neither clipped nor
-        squashed: the
-        environment clips them and the model scales them down. The event is the whole action.
+        squashed: the environment clips them and the model scales them down. The event is the whole
+        action.
         """
         policies = {}
         for key, spec in self.actions:

@@ -1,8 +1,8 @@
 """The distributions of latents and actions; the only file that imports distrax.
 
 Samples are made from noise that is drawn beforehand, outside of any scan: a sample is a
-  deterministic, differentiable
-function of the distribution and its noise. Noise of None stands for the mode.
+deterministic, differentiable function of the distribution and its noise. Noise of None stands for
+the mode.
 """
 
 from typing import TypeAlias
@@ -59,9 +59,8 @@ def draw(dist: Distribution, noise: Array | None) -> Array:
     """A sample, or the mode without noise, with gradients to the parameters of the distribution.
 
     Normals are reparameterised: mean + std noise. One-hot samples are argmax(logits + noise)
-      (Gumbel-max) and carry
-    the gradient of the probabilities (straight-through: sample + p - stop_gradient(p), Bengio et
-    al. 2013).
+    (Gumbel-max) and carry the gradient of the probabilities (straight-through: sample + p -
+    stop_gradient(p), Bengio et al. 2013).
 
     Args:
       dist: from this file, possibly inside `independent`.
