@@ -79,7 +79,8 @@ def rollout(
 
     Model and critic weights are held fixed. The only gradient that passes is that of returns to
     actions, through value, reward, continuation and dynamics, for the action keys whose gradient is
-    not plain reinforce. The policy reads states without sending gradients back into them, as in Hafner et al. 2020.
+    not plain reinforce. The policy reads states without sending gradients back into them, as in
+    Hafner et al. 2020.
 
     Args:
       behavior, model: networks.
