@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ from dreamer.nets.layers import compute_dtype
 from dreamer.nets.rssm import RSSM, Latent, feature
 from dreamer.ops import normalize, optim, recurrence, transforms
 from dreamer.ops.normalize import Percentiles
+
+Tree = TypeVar("Tree")
 
 
 @dataclass(frozen=True)
@@ -289,6 +291,7 @@ def loss(
       replay_critic has [B, T - 1], metrics).
     """
     config, model, behavior = agent.config, agent.model, agent.behavior
+    params, slow_critic = cast_kernels((params, slow_critic), agent.dtype)
     start, previous, steps = split_batch(agent, batch)
     tokens = model.encoder.apply(params["encoder"], steps["observation"])
     latents, stats = models.observe(
@@ -327,6 +330,18 @@ def loss(
         | {"loss/total": total}
     )
     return total, (latents, percentiles, terms, metrics)
+
+
+def cast_kernels(params: Tree, dtype: DTypeLike) -> Tree:
+    """Weights and biases in the dtype they are used in, once instead of in every step of a loop.
+
+    The scales of norms stay float32, as norms are computed.
+    """
+
+    def cast(path: tuple, x: Array) -> Array:
+        return x if path[-1].key == "scale" else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def train_step(

@@ -76,11 +76,12 @@ def observe(
     rssm = params["rssm"]
     token_parts, action_parts = parts(model, rssm, tokens, previous, is_first)
 
-    def step(rssm: Mapping, latent: Latent, now: tuple) -> Latent:
-        return observe_step(model, rssm, latent, *now)
+    # Latents travel through the loop as one array: fewer operations in each step.
+    def step(rssm: Mapping, feat: Array, now: tuple) -> Array:
+        return feature(observe_step(model, rssm, model.rssm.split(feat), *now))
 
     inputs = swap((token_parts, action_parts, is_first, noise))
-    latents = swap(model.unroll(step, rssm, start, inputs))
+    latents = model.rssm.split(swap(model.unroll(step, rssm, feature(start), inputs)))
     # Once more and for all steps at once, so that the loop has nothing to keep but the latents.
     return latents, model.rssm.apply(rssm, latents["deter"], token_parts, method="posterior")
 
@@ -148,17 +149,17 @@ def imagine(
       Latents with leaves [H + 1, N, ...], the start first, and the collected actions, [H, N, ...].
     """
 
-    def step(
-        carry: Latent, inputs: tuple[Array | None, Noise]
-    ) -> tuple[Latent, tuple[Latent, Actions]]:
+    # As one array, like in `observe`.
+    def step(feat: Array, inputs: tuple[Array | None, Noise]) -> tuple[Array, tuple]:
         latent_noise, action_noise = inputs
-        action, collected = policy(carry, action_noise)
-        latent = imagine_step(model, params, carry, action, latent_noise)
-        return latent, (latent, collected)
+        latent = model.rssm.split(feat)
+        action, collected = policy(latent, action_noise)
+        feat = feature(imagine_step(model, params, latent, action, latent_noise))
+        return feat, (feat, collected)
 
-    _, (latents, collected) = jax.lax.scan(step, start, (noise, policy_noise), length=horizon)
-    whole = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), start, latents)
-    return whole, collected
+    first = feature(start)
+    _, (feats, collected) = jax.lax.scan(step, first, (noise, policy_noise), length=horizon)
+    return model.rssm.split(jnp.concatenate([first[None], feats])), collected
 
 
 def model_losses(

@@ -126,6 +126,15 @@ class RSSM(nn.Module):
             return jax.random.gumbel(key, (*batch, config.stoch, config.classes))
         return jax.random.normal(key, (*batch, config.stoch))
 
+    def split(self, feat: Array) -> Latent:
+        """The inverse of `feature`: [..., F] to a latent."""
+        config = self.config
+        shape = (
+            (config.stoch, config.classes) if config.latent == "categorical" else (config.stoch,)
+        )
+        deter, stoch = feat[..., : config.deter], feat[..., config.deter :]
+        return {"deter": deter, "stoch": stoch.reshape(*feat.shape[:-1], *shape)}
+
     def initial(self, batch: int) -> Latent:
         """The zero state that every episode starts from."""
         config = self.config

@@ -20,13 +20,14 @@ def lambda_return(reward: Array, discount: Array, lam: Array | float, bootstrap:
     Returns:
       [T - 1, ...].
     """
-    lam = jnp.broadcast_to(lam, reward.shape)
+    lam = jnp.broadcast_to(lam, reward.shape)[1:]
+    # R[t] = offset[t] + gain[t] R[t+1]: composing such maps is associative, so pairs, then pairs of
+    # pairs ... are composed at once instead of one step after the other.
+    offset = reward[1:] + discount[1:] * (1 - lam) * bootstrap[1:]
+    gain = discount[1:] * lam
 
-    def step(later: Array, now: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
-        r, d, mix, v = now
-        value = r + d * ((1 - mix) * v + mix * later)
-        return value, value
+    def compose(later: tuple[Array, Array], now: tuple[Array, Array]) -> tuple[Array, Array]:
+        return now[0] + now[1] * later[0], now[1] * later[1]
 
-    inputs = (reward[1:], discount[1:], lam[1:], bootstrap[1:])
-    _, returns = jax.lax.scan(step, bootstrap[-1], inputs, reverse=True)
-    return returns
+    offset, gain = jax.lax.associative_scan(compose, (offset, gain), reverse=True)
+    return offset + gain * bootstrap[-1][None]
