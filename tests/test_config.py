@@ -190,7 +190,7 @@ REFUSED = {
     "batch_size=8": ["batch_size=8", "did you mean replay.batch_size?"],
     "env.batch_size=8": ["env.batch_size=8", "did you mean replay.batch_size?"],
     "agnt.units=8": ["agnt.units=8", "no such key", "did you mean agent?"],
-    "agent.unts=8": ["agent.unts=8", "compute_dtype, units", "did you mean units?"],
+    "agent.unts=8": ["agent.unts=8", "compute_dtype, backward, units", "did you mean units?"],
     "agent.units.x=8": ["agent.units.x=8", "no such key", "agent.units"],
     "hydra.run.dir=x": ["hydra.run.dir=x", "no such key"],
     "a[0]=1": ["a[0]=1", "no such key"],

@@ -22,7 +22,9 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            # SIGINT too is ignored where a shell starts a program in the background, but nohup's
+            # ignored SIGHUP is a wish of the user.
+            if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -119,7 +119,7 @@ def test_open_loop_follows_the_posterior_and_then_only_the_actions(case):
     later["observation"]["observation"][:, 3:] += 1  # rows 3 and on are steps 2 and on
     np.testing.assert_array_equal(predict(later), base)
     earlier = jax.tree.map(np.copy, batch)
-    earlier["observation"]["observation"][:, 2] += 1
+    earlier["observation"]["observation"][:, 2] += 1000  # enough to change some class
     assert np.any(predict(earlier)[:, 1:] != base[:, 1:])
     acted = jax.tree.map(np.copy, batch)
     acted["action"]["action"][:, 4] += 1  # leads to step 4
