@@ -57,6 +57,11 @@ class RSSM(nn.Module):
             self.config.classes if self.config.latent == "categorical" else 2
         )
 
+    @property
+    def _stoch_shape(self) -> tuple[int, ...]:
+        config = self.config
+        return (config.stoch, config.classes) if config.latent == "categorical" else (config.stoch,)
+
     def action_part(self, action: Array) -> Array:
         """What `core` needs of an action, before any state is known: [..., A] to [..., H].
 
@@ -121,29 +126,19 @@ class RSSM(nn.Module):
 
     def noise(self, key: Array, batch: tuple[int, ...]) -> Array:
         """What a latent is made from: [*batch, S, K] Gumbel or [*batch, S] normal noise."""
-        config = self.config
-        if config.latent == "categorical":
-            return jax.random.gumbel(key, (*batch, config.stoch, config.classes))
-        return jax.random.normal(key, (*batch, config.stoch))
+        draw = jax.random.gumbel if self.config.latent == "categorical" else jax.random.normal
+        return draw(key, (*batch, *self._stoch_shape))
 
     def split(self, feat: Array) -> Latent:
         """The inverse of `feature`: [..., F] to a latent."""
-        config = self.config
-        shape = (
-            (config.stoch, config.classes) if config.latent == "categorical" else (config.stoch,)
-        )
-        deter, stoch = feat[..., : config.deter], feat[..., config.deter :]
-        return {"deter": deter, "stoch": stoch.reshape(*feat.shape[:-1], *shape)}
+        deter, stoch = feat[..., : self.config.deter], feat[..., self.config.deter :]
+        return {"deter": deter, "stoch": stoch.reshape(*feat.shape[:-1], *self._stoch_shape)}
 
     def initial(self, batch: int) -> Latent:
         """The zero state that every episode starts from."""
-        config = self.config
-        shape = (
-            (config.stoch, config.classes) if config.latent == "categorical" else (config.stoch,)
-        )
         return {
-            "deter": jnp.zeros((batch, config.deter), self.dtype),
-            "stoch": jnp.zeros((batch, *shape), self.dtype),
+            "deter": jnp.zeros((batch, self.config.deter), self.dtype),
+            "stoch": jnp.zeros((batch, *self._stoch_shape), self.dtype),
         }
 
 

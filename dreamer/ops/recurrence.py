@@ -74,7 +74,7 @@ def _backward(step: Step, saved: tuple, gradients: Tree) -> tuple[Tree, Tree, Tr
 
     nothing = jax.tree.map(jnp.zeros_like, start)
     to_start, totals = jax.lax.scan(body, nothing, (residuals, gradients), reverse=True)
-    _, pull = jax.vjp(jax.vmap(partial(step), (None, 0, 0)), params, before, inputs)
+    _, pull = jax.vjp(jax.vmap(step, (None, 0, 0)), params, before, inputs)
     to_params, _, to_inputs = pull(totals)
     return to_params, to_start, to_inputs
 
