@@ -238,12 +238,22 @@ class OptimizerConfig(Section):
     warmup: Annotated[int, Field(ge=0)] = Field(
         1000, description="updates of linear warm-up from 0"
     )
+    anneal: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="update at which the rate, falling linearly, reaches its last tenth; 0: never",
+    )
     agc: Positive = Field(
         0.3, description="largest gradient norm of a tensor as a share of its weight norm"
     )
     beta1: Decay = Field(0.9, description="decay of the momentum")
     beta2: Decay = Field(0.999, description="decay of the mean square")
     eps: Positive = Field(1e-20, description="added to the root mean square")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.anneal and self.anneal <= self.warmup:
+            raise ValueError(f"anneal={self.anneal} must be 0 or more than warmup={self.warmup}")
+        return self
 
 
 class AgentConfig(Section):

@@ -92,8 +92,7 @@ def make_agent(config: AgentConfig, observations: spaces.Specs, actions: spaces.
     )
     settings = config.optimizer
     optimizer = optim.laprop(
-        settings.learning_rate,
-        settings.warmup,
+        optim.schedule(settings.learning_rate, settings.warmup, settings.anneal),
         settings.agc,
         settings.beta1,
         settings.beta2,

@@ -26,25 +26,37 @@ def clip_by_weight_norm(limit: float, floor: float = 1e-3) -> optax.GradientTran
     return optax.stateless(update)
 
 
+def schedule(learning_rate: float, warmup: int = 0, anneal: int = 0) -> optax.Schedule:
+    """The learning rate of each update, counted from 0 (Hafner et al. 2025, reference code).
+
+    Args:
+      learning_rate: the highest.
+      warmup: updates of linear warm-up; the first update has a rate of exactly 0. None at 0.
+      anneal: the update at which the rate, falling linearly from the end of the warm-up, reaches a
+        tenth of the highest, where it stays. At 0 it never falls.
+    """
+    rise = optax.linear_schedule(0.0, learning_rate, warmup)
+    fall = optax.linear_schedule(learning_rate, 0.1 * learning_rate, max(0, anneal - warmup))
+    return optax.join_schedules([rise, fall], [warmup])
+
+
 def laprop(
-    learning_rate: float, warmup: int, agc: float, beta1: float, beta2: float, eps: float
+    learning_rate: optax.ScalarOrSchedule, agc: float, beta1: float, beta2: float, eps: float
 ) -> optax.GradientTransformation:
     """AGC, RMS scaling, momentum, learning rate (LaProp: Ziyin et al. 2020, both averages
     bias-corrected).
 
     Args:
-      learning_rate: reached after the warm-up.
-      warmup: updates of linear warm-up; the first update has a rate of exactly 0. None at 0.
+      learning_rate: a number, or `schedule`.
       agc: limit of `clip_by_weight_norm`.
       beta1: decay of the momentum.
       beta2: decay of the squared gradients.
       eps: added outside the square root.
     """
-    rate = optax.linear_schedule(0.0, learning_rate, warmup) if warmup else learning_rate
     elementwise = optax.chain(
         optax.scale_by_rms(beta2, eps, eps_in_sqrt=False, bias_correction=True),
         optax.ema(beta1, debias=True),
-        optax.scale_by_learning_rate(rate),
+        optax.scale_by_learning_rate(learning_rate),
     )
     # On one long vector instead of a hundred tensors: fewer operations to compile and to launch.
     return optax.chain(clip_by_weight_norm(agc), optax.flatten(elementwise))

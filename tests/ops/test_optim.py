@@ -18,9 +18,8 @@ def at(step, part):
 
 
 def test_golden_eight_steps():
-    optimizer = optim.laprop(
-        float(GOLDEN["optimizer/lr"]), int(GOLDEN["optimizer/warmup"]), **PUBLISHED
-    )
+    rate = optim.schedule(float(GOLDEN["optimizer/lr"]), int(GOLDEN["optimizer/warmup"]))
+    optimizer = optim.laprop(rate, **PUBLISHED)
     params = at(0, "before")
     state = optimizer.init(params)
     for step in range(8):
@@ -52,8 +51,23 @@ def test_tiny_weights_may_still_move():
 
 def test_without_warm_up_the_first_step_has_the_full_rate():
     for warmup, expected in ((0, 0.1), (10, 0.0)):
-        optimizer = optim.laprop(0.1, warmup, **PUBLISHED)
+        optimizer = optim.laprop(optim.schedule(0.1, warmup), **PUBLISHED)
         updates, _ = optimizer.update(
             jnp.array(1.0), optimizer.init(jnp.array(100.0)), jnp.array(100.0)
         )
         np.testing.assert_allclose(updates, -expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_the_rate_rises_falls_to_a_tenth_and_stays(warmup):
+    rate = optim.schedule(2.0, warmup, anneal=warmup + 10)
+    rising = [2.0 * update / 4 for update in range(warmup)]
+    falling = [2.0 - 0.18 * update for update in range(10)]
+    np.testing.assert_allclose(
+        [rate(update) for update in range(warmup + 13)], rising + falling + [0.2] * 3, rtol=1e-5
+    )
+
+
+def test_without_anneal_the_rate_stays():
+    rate = optim.schedule(2.0, 4)
+    assert [float(rate(update)) for update in (4, 5, 1_000_000)] == [2.0, 2.0, 2.0]
