@@ -138,13 +138,7 @@ def load(name: str) -> tuple[agents.Agent, dict[str, np.ndarray], dict[str, Any]
     slow = unflatten({key: value for key, value in flat.items() if key.startswith("slow_critic")})[
         "slow_critic"
     ]
-    state = agents.State(
-        params=params,
-        slow_critic=slow,
-        optimizer=agent.optimizer.init(params),
-        percentiles=agents.normalize.init(),
-        updates=np.zeros((), np.int32),
-    )
+    state = agents.state_of(agent, params).replace(slow_critic=slow)
     replayed = part(data, "data")
     flags = ("reward", "is_first", "is_last", "is_terminal")
     batch = {

@@ -15,7 +15,7 @@ from dreamer.agent import behavior as behaviors
 from dreamer.agent import world_model as models
 from dreamer.agent.behavior import Behavior
 from dreamer.agent.world_model import Metrics, Params, WorldModel
-from dreamer.config import AgentConfig
+from dreamer.config import AgentConfig, OptimizerConfig
 from dreamer.nets import rssm, spaces
 from dreamer.nets.decoder import Decoder
 from dreamer.nets.encoder import Encoder
@@ -24,6 +24,7 @@ from dreamer.nets.layers import compute_dtype
 from dreamer.nets.rssm import RSSM, Latent, feature
 from dreamer.ops import normalize, optim, recurrence, transforms
 from dreamer.ops.normalize import Percentiles
+from dreamer.ops.packing import Packing
 
 Tree = TypeVar("Tree")
 
@@ -35,7 +36,6 @@ class Agent:
     config: AgentConfig
     model: WorldModel
     behavior: Behavior
-    optimizer: optax.GradientTransformation
     actions: spaces.Specs
     dtype: DTypeLike
 
@@ -90,24 +90,27 @@ def make_agent(config: AgentConfig, observations: spaces.Specs, actions: spaces.
         critic_config=config.critic,
         returns=config.returns,
     )
-    settings = config.optimizer
-    optimizer = optim.laprop(
-        optim.schedule(settings.learning_rate, settings.warmup, settings.anneal),
-        settings.agc,
-        settings.beta1,
-        settings.beta2,
-        settings.eps,
-    )
-    return Agent(config, model, behavior, optimizer, dict(acted), dtype)
+    return Agent(config, model, behavior, dict(acted), dtype)
+
+
+def make_optimizer(config: OptimizerConfig, packing: Packing) -> optax.GradientTransformation:
+    """The optimiser of parameters packed like that."""
+    rate = optim.schedule(config.learning_rate, config.warmup, config.anneal)
+    return optim.laprop(rate, config.agc, config.beta1, config.beta2, config.eps, packing)
 
 
 def init(agent: Agent, key: Array) -> State:
     """Fresh parameters and statistics. Call under jit (or `jax.eval_shape` for shapes alone)."""
-    params = init_params(agent, key)
+    return state_of(agent, init_params(agent, key))
+
+
+def state_of(agent: Agent, params: Params) -> State:
+    """The state from which learning starts with these parameters."""
+    packing = Packing.of(params)
     return State(
         params=params,
         slow_critic=params["critic"],
-        optimizer=agent.optimizer.init(params),
+        optimizer=make_optimizer(agent.config.optimizer, packing).init(packing.pack(params)),
         percentiles=normalize.init(),
         updates=jnp.zeros((), jnp.int32),
     )
@@ -375,17 +378,24 @@ def update(
         return loss(agent, params, state.slow_critic, state.percentiles, batch, draws, axis_name)
 
     gradients, (latents, percentiles, _, metrics) = jax.grad(objective, has_aux=True)(state.params)
+    packing = Packing.of(gradients)
+    gradients, weights = jax.lax.optimization_barrier(
+        (packing.pack(gradients), packing.pack(state.params))
+    )
     if axis_name:
         gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
-    updates, optimizer = agent.optimizer.update(gradients, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, optimizer = make_optimizer(agent.config.optimizer, packing).update(
+        gradients, state.optimizer, weights
+    )
+    weights += updates
+    params = packing.unpack(weights)
     slow_critic = optax.incremental_update(
         params["critic"], state.slow_critic, agent.config.critic.slow_rate
     )
     metrics |= {
-        "optimizer/gradient_norm": optax.tree.norm(gradients),
-        "optimizer/update_norm": optax.tree.norm(updates),
-        "optimizer/weight_norm": optax.tree.norm(params),
+        "optimizer/gradient_norm": jnp.linalg.norm(gradients),
+        "optimizer/update_norm": jnp.linalg.norm(updates),
+        "optimizer/weight_norm": jnp.linalg.norm(weights),
     }
     state = State(params, slow_critic, optimizer, percentiles, state.updates + 1)
     return state, stored_latent(agent, latents), metrics

@@ -4,8 +4,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dreamer.ops.packing import Packing
 
-def clip_by_weight_norm(limit: float, floor: float = 1e-3) -> optax.GradientTransformation:
+
+def clip_by_weight_norm(
+    limit: float, floor: float = 1e-3, packing: Packing | None = None
+) -> optax.GradientTransformation:
     """Adaptive gradient clipping by whole tensors: g / max(1, |g| / (limit max(floor, |w|))).
 
     Unlike `optax.adaptive_grad_clip` the norms are those of the whole tensor, not of its units
@@ -14,7 +18,15 @@ def clip_by_weight_norm(limit: float, floor: float = 1e-3) -> optax.GradientTran
     Args:
       limit: largest gradient norm as a share of the weight norm.
       floor: smallest weight norm that is counted.
+      packing: if gradients and weights come as arrays packed so, instead of as trees.
     """
+    if packing:
+
+        def clip_packed(gradients: jax.Array, weights: jax.Array) -> jax.Array:
+            allowed = limit * jnp.maximum(floor, packing.norms(weights))
+            return gradients / packing.spread(jnp.maximum(1.0, packing.norms(gradients) / allowed))
+
+        return optax.stateless(clip_packed)
 
     def clip(gradient: jax.Array, weight: jax.Array) -> jax.Array:
         allowed = limit * jnp.maximum(floor, jnp.linalg.norm(weight.reshape(-1)))
@@ -41,7 +53,12 @@ def schedule(learning_rate: float, warmup: int = 0, anneal: int = 0) -> optax.Sc
 
 
 def laprop(
-    learning_rate: optax.ScalarOrSchedule, agc: float, beta1: float, beta2: float, eps: float
+    learning_rate: optax.ScalarOrSchedule,
+    agc: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    packing: Packing | None = None,
 ) -> optax.GradientTransformation:
     """AGC, RMS scaling, momentum, learning rate (LaProp: Ziyin et al. 2020, both averages
     bias-corrected).
@@ -52,11 +69,11 @@ def laprop(
       beta1: decay of the momentum.
       beta2: decay of the squared gradients.
       eps: added outside the square root.
+      packing: if gradients and weights come as arrays packed so, instead of as trees.
     """
-    elementwise = optax.chain(
+    return optax.chain(
+        clip_by_weight_norm(agc, packing=packing),
         optax.scale_by_rms(beta2, eps, eps_in_sqrt=False, bias_correction=True),
         optax.ema(beta1, debias=True),
         optax.scale_by_learning_rate(learning_rate),
     )
-    # On one long vector instead of a hundred tensors: fewer operations to compile and to launch.
-    return optax.chain(clip_by_weight_norm(agc), optax.flatten(elementwise))

@@ -1,9 +1,12 @@
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from dreamer.ops import optim
+from dreamer.ops.packing import Packing
 from tests.golden_names import FOLDER
 
 GOLDEN = dict(np.load(FOLDER / "functions.npz"))
@@ -47,6 +50,25 @@ def test_tiny_weights_may_still_move():
     weight, gradient = jnp.zeros(4), jnp.ones(4)
     clipped, _ = clip.update(gradient, clip.init(weight), weight)
     np.testing.assert_allclose(np.linalg.norm(clipped), 0.3e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_packed_weights_move_as_those_of_a_tree(scale):
+    shapes = {"a": (3, 5), "b": (1,), "c": (40, 40), "d": (512,)}
+    keys = jax.random.split(jax.random.key(0), 8).reshape(4, 2)
+    params = {n: jax.random.normal(k[0], shapes[n]) for n, k in zip(shapes, keys, strict=True)}
+    gradients = {
+        n: scale * jax.random.normal(k[1], shapes[n]) for n, k in zip(shapes, keys, strict=True)
+    }
+    packing = Packing.of(params)
+    plain, packed = optim.laprop(0.1, **PUBLISHED), optim.laprop(0.1, **PUBLISHED, packing=packing)
+    state, packed_state = plain.init(params), packed.init(packing.pack(params))
+    for _ in range(3):
+        expected, state = plain.update(gradients, state, params)
+        updates, packed_state = packed.update(
+            packing.pack(gradients), packed_state, packing.pack(params)
+        )
+        chex.assert_trees_all_close(packing.unpack(updates), expected, rtol=1e-5)
 
 
 def test_without_warm_up_the_first_step_has_the_full_rate():
