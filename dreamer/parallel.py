@@ -52,6 +52,11 @@ def local_devices(platform: str, count: int, batch_size: int) -> list[jax.Device
     return chosen
 
 
+def peak_memory(device: jax.Device) -> int | None:
+    """The most bytes of a device's own memory in use so far; None where it has none of its own."""
+    return (device.memory_stats() or {}).get("peak_bytes_in_use")
+
+
 def replicated(devices: Sequence[jax.Device]) -> NamedSharding:
     """The sharding of arrays that are whole on every device."""
     return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "envs/": SCHEMA,
     "replay/": SCHEMA,
     "run/": ("agent", "envs", "replay", "parallel", *COMMAND_LINE),
+    "bench/": ("run", "agent", "nets", "envs", "replay", "parallel", "start", *COMMAND_LINE),
     "train.py": ("run", "start", *COMMAND_LINE),
     "eval.py": ("run", "start", *COMMAND_LINE),
     "__init__.py": ("run", "agent", "envs", "start", *COMMAND_LINE),

@@ -1,7 +1,7 @@
 """The agent: how its parts are built, how it acts, and its one joint update."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import jax
@@ -378,24 +378,39 @@ def update(
         return loss(agent, params, state.slow_critic, state.percentiles, batch, draws, axis_name)
 
     gradients, (latents, percentiles, _, metrics) = jax.grad(objective, has_aux=True)(state.params)
+    if axis_name:
+        metrics = jax.lax.pmean(metrics, axis_name)
+    state, norms = descend(agent, state, gradients, axis_name)
+    state = replace(state, percentiles=percentiles)
+    return state, stored_latent(agent, latents), metrics | norms
+
+
+def descend(
+    agent: Agent, state: State, gradients: Params, axis_name: str | None = None
+) -> tuple[State, Metrics]:
+    """Moves the parameters against their gradients, averaged over devices, and the slow critic
+    after the critic.
+
+    Returns:
+      The new state, and the norms of gradients, change and weights.
+    """
     packing = Packing.of(gradients)
+    # Behind the barrier both are arrays of their own, not put together again by each who reads.
     gradients, weights = jax.lax.optimization_barrier(
         (packing.pack(gradients), packing.pack(state.params))
     )
     if axis_name:
-        gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
-    updates, optimizer = make_optimizer(agent.config.optimizer, packing).update(
-        gradients, state.optimizer, weights
-    )
+        gradients = jax.lax.pmean(gradients, axis_name)
+    optimizer = make_optimizer(agent.config.optimizer, packing)
+    updates, moments = optimizer.update(gradients, state.optimizer, weights)
     weights += updates
     params = packing.unpack(weights)
     slow_critic = optax.incremental_update(
         params["critic"], state.slow_critic, agent.config.critic.slow_rate
     )
-    metrics |= {
+    norms = {
         "optimizer/gradient_norm": jnp.linalg.norm(gradients),
         "optimizer/update_norm": jnp.linalg.norm(updates),
         "optimizer/weight_norm": jnp.linalg.norm(weights),
     }
-    state = State(params, slow_critic, optimizer, percentiles, state.updates + 1)
-    return state, stored_latent(agent, latents), metrics
+    return State(params, slow_critic, moments, state.percentiles, state.updates + 1), norms

@@ -132,7 +132,7 @@ class Trainer:
         if self._eval_clock(self.step) and self.step < total:  # interrupted by the stop before
             self._evaluate()
         while self.step < total and not self.stop.requested:
-            self._turn()
+            self.turn()
             self._now_and_then()
         if self.step >= total and self._evaluation_is_due():
             self._evaluate()
@@ -145,7 +145,7 @@ class Trainer:
             f"{state}: step {self.step:,}, {self.learner.updates:,} updates, in {self.path}"
         )
 
-    def _turn(self) -> None:
+    def turn(self) -> None:
         """Acts, remembers, dispatches the updates owed, and steps the environments meanwhile."""
         settings = self.config.replay
         action, latent = self.policy(self.learner.params, self.time_step, self.step)

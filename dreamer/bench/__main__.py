@@ -1,0 +1,139 @@
+"""`python -m dreamer.bench [--what ...] [--sizes ...] [KEY=VALUE ...]`: measures speed."""
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dreamer.errors import UserError, exit_on_user_error, nearest
+
+WHAT = ("update", "parts", "act", "replay", "env", "loop")
+OBSERVATIONS = ("vector", "image")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see python -m dreamer.bench --help")
+
+
+def parser() -> Parser:
+    parser = Parser(prog="python -m dreamer.bench", description=__doc__.split(": ")[1])
+    parser.add_argument(
+        "--what", default="update", help=f"of {','.join(WHAT)}; or all (default: update)"
+    )
+    parser.add_argument("--sizes", default="", help="such as nano,1m,12m (default: that of size=)")
+    parser.add_argument(
+        "--observations", default="vector,image", help="made-up data (default: vector,image)"
+    )
+    parser.add_argument("--repeats", type=int, default=50, help="most calls timed (default: 50)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="most time for each (10)")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--against", type=Path, help="JSON file of an earlier run to compare with")
+    parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="as for dreamer.train")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status; UserError is for the caller."""
+    given = parser().parse_args(argv)
+    what = chosen("--what", WHAT if given.what == "all" else given.what.split(","), WHAT)
+    observations = chosen("--observations", given.observations.split(","), OBSERVATIONS)
+    if given.repeats < 1 or not given.seconds > 0:
+        raise UserError("--repeats must be at least 1 and --seconds more than 0")
+    from dreamer import compose
+
+    sizes = [f"size={size}" for size in given.sizes.split(",") if size]
+    configs = [compose.compose([*given.options, size]) for size in sizes] or [
+        compose.compose(given.options)
+    ]
+    from dreamer import start
+    from dreamer.bench import report
+    from dreamer.run import summary
+
+    earlier = report.load(given.against) if given.against else None
+    if given.out:
+        summary.check(given.out)
+    start.runtime(configs[0].platform)
+    content = machine(configs[0], given.options)
+    from dreamer.bench.timing import Budget, peak_flops
+    from dreamer.nets.layers import compute_dtype
+
+    budget = Budget(given.repeats, given.seconds)
+    peak = peak_flops(compute_dtype(configs[0].agent.compute_dtype), budget)
+    print(f"{content['device']}: {peak / 1e9:,.0f} GFLOP/s in a large matrix product", flush=True)
+    results = []
+    for result in measured(what, configs, observations, budget):
+        results.append(report.row(result, peak))
+        print(f"  {result.what} {result.size} {result.observation}", file=sys.stderr, flush=True)
+    content |= {"peak_flops": peak, "results": results, **memory(configs[0])}
+    print(report.table(report.COLUMNS, [report.cells(entry) for entry in results]))
+    if earlier is not None:
+        print(report.comparison(results, earlier["results"]))
+    if given.out:
+        summary.write_json(given.out, content)
+    return 0
+
+
+def chosen(option: str, names: Sequence[str], allowed: Sequence[str]) -> list[str]:
+    """The names, if all of them are allowed."""
+    for name in names:
+        if name not in allowed:
+            close = nearest(name, allowed)
+            raise UserError(f"{option} {name}: expected some of {','.join(allowed)}{close}")
+    return list(names)
+
+
+def measured(
+    what: Sequence[str], configs: Sequence[Any], observations: Sequence[str], budget: Any
+) -> Iterator[Any]:
+    """Everything asked for, one result at a time."""
+    from dreamer.bench import cases, subject
+
+    for config in configs:
+        for observation in observations:
+            for name in what:
+                if name in cases.PER_SUBJECT:
+                    yield from cases.PER_SUBJECT[name](subject.make(config, observation), budget)
+    if "env" in what:
+        yield from cases.env(configs[0], budget)
+    if "loop" in what:
+        for config in configs:
+            yield from cases.loop(config, budget)
+
+
+def machine(config: Any, options: list[str]) -> dict[str, Any]:
+    """Where and of what code the numbers are."""
+    from dreamer import parallel
+    from dreamer.run import folder
+
+    devices = parallel.local_devices(config.platform, config.devices, config.replay.batch_size)
+    return {
+        "device": f"{len(devices)} {devices[0].device_kind}, {os.cpu_count()} CPU cores",
+        "system": platform.platform(),
+        "options": options,
+        "git": folder.git_state(),
+        "versions": folder.versions(),
+    }
+
+
+def memory(config: Any) -> dict[str, Any]:
+    """The most memory this process has used, on the host and on its first device."""
+    import resource
+
+    from dreamer import parallel
+
+    devices = parallel.local_devices(config.platform, config.devices, config.replay.batch_size)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_device_bytes": parallel.peak_memory(devices[0]),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(exit_on_user_error(main))

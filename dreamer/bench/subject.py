@@ -1,0 +1,80 @@
+"""What is measured: an agent of some size on made-up data of some kind."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from dm_env import specs
+
+from dreamer import parallel
+from dreamer.agent import agent as agents
+from dreamer.agent.agent import Agent, State
+from dreamer.config import Config
+from dreamer.nets import spaces
+from dreamer.run.policy import transition_spec
+
+# Those of a walking robot and of an Atari game.
+OBSERVATIONS: dict[str, spaces.Specs] = {
+    "vector": {"observation": specs.Array((24,), np.float32, "observation")},
+    "image": {"image": specs.BoundedArray((64, 64, 3), np.uint8, 0, 255, "image")},
+}
+ACTIONS: dict[str, spaces.Specs] = {
+    "vector": {"action": specs.BoundedArray((6,), np.float32, -1, 1, "action")},
+    "image": {"action": specs.DiscreteArray(18, np.int32, "action")},
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An agent at the start of learning."""
+
+    config: Config
+    observation: str
+    agent: Agent
+    devices: list[jax.Device]
+    key: jax.Array
+
+    def state(self) -> State:
+        """A new state on the first device."""
+        return parallel.to_first_device(jax.jit(partial(agents.init, self.agent))(self.key))
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Shapes and dtypes of one step as replay stores it."""
+        return transition_spec(self.agent)
+
+    def rows(self, *leading: int) -> dict[str, Any]:
+        """Random steps as replay stores them, leaves [*leading, ...]."""
+        rng = np.random.default_rng(0)
+        return _leaves(self.spec, lambda s, d: _noise(rng, (*leading, *s), np.dtype(d)))
+
+
+def make(config: Config, observation: str) -> Subject:
+    """An agent of `config` for made-up observations: vector or image."""
+    agent = agents.make_agent(config.agent, OBSERVATIONS[observation], ACTIONS[observation])
+    devices = parallel.local_devices(config.platform, config.devices, config.replay.batch_size)
+    return Subject(config, observation, agent, devices, jax.random.key(0))
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree, or of arrays of these shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _leaves(spec: dict[str, Any], make_leaf: Callable) -> dict[str, Any]:
+    return {
+        key: _leaves(value, make_leaf) if isinstance(value, dict) else make_leaf(*value)
+        for key, value in spec.items()
+    }
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Any value that every leaf of this dtype allows; no episode begins or ends."""
+    if np.issubdtype(dtype, np.bool_):
+        return np.zeros(shape, bool)
+    if np.issubdtype(dtype, np.integer):
+        return rng.integers(0, 2, shape).astype(dtype)
+    return rng.uniform(-1, 1, shape).astype(dtype)

@@ -1,0 +1,59 @@
+"""Repeated timing of one call, and the speed that the machine has at best."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+LEAST = 3  # timed calls
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When enough calls have been timed."""
+
+    repeats: int = 50
+    seconds: float = 10.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call."""
+
+    median: float
+    low: float  # a quarter of the calls were faster
+    high: float  # a quarter were slower
+    repeats: int
+
+
+def measure(call: Callable[[], Any], budget: Budget, warm_up: int = 2) -> Timing:
+    """Times a call and all that it has started on the devices.
+
+    Args:
+      call: returns arrays that are waited for.
+      budget: at least `LEAST` calls are timed.
+      warm_up: calls before that.
+    """
+    for _ in range(warm_up):
+        jax.block_until_ready(call())
+    times: list[float] = []
+    end = time.perf_counter() + budget.seconds
+    while len(times) < LEAST or (len(times) < budget.repeats and time.perf_counter() < end):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    low, median, high = np.percentile(times, [25, 50, 75]).tolist()
+    return Timing(median, low, high, len(times))
+
+
+def peak_flops(dtype: DTypeLike, budget: Budget) -> float:
+    """Floating-point operations per second of a large matrix product on the first device."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((size, size), dtype)
+    multiply = jax.jit(jnp.matmul)
+    return 2 * size**3 / measure(lambda: multiply(x, x), budget).low
