@@ -101,7 +101,14 @@ class AtariEnv(EnvBase):
     clip_reward: bool = Field(False, description="sign of the reward instead of the reward")
 
 
-Env = Annotated[GymnasiumEnv | AtariEnv, Field(discriminator="suite")]
+class GymnaxEnv(EnvBase):
+    """Tasks of gymnax, written in JAX."""
+
+    suite: Literal["gymnax"] = "gymnax"
+    task: str = Field("CartPole-v1", description="gymnax id")
+
+
+Env = Annotated[GymnasiumEnv | AtariEnv | GymnaxEnv, Field(discriminator="suite")]
 
 # -------------------------------------------------------------------------------------------- agent
 

@@ -21,6 +21,7 @@ class Suite:
 
 SUITES = {
     "gymnasium": Suite("dreamer.envs.gymnasium_suite", "pip install gymnasium"),
+    "gymnax": Suite("dreamer.envs.jax.gymnax_suite", "pip install 'dreamer[gymnax]'"),
     "atari": Suite("dreamer.envs.atari", 'pip install "gymnasium[atari]"'),
 }
 

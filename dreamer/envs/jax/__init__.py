@@ -1,0 +1,1 @@
+"""Environments written in JAX: pure functions that compile into the training loop."""
