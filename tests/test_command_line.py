@@ -55,7 +55,7 @@ def test_a_stopped_run_is_resumed_by_the_same_command(
     assert saved >= 30
     with Trainer(tiny_run.config(folder, *changes)) as trainer:
         assert trainer.step == saved
-        assert trainer.learner.updates > 0
+        assert trainer.loop.updates > 0
     assert f"resumed {folder} at step {saved:,}" in capsys.readouterr().out
 
 

@@ -45,17 +45,18 @@ def train(folder: Path, *changes: str) -> dict[str, Any]:
     """Runs to the end; gives all that influences how it would go on."""
     with Trainer(config(folder, *changes)) as trainer:
         trainer.run()
-        learner = trainer.learner
+        loop = trainer.loop
+        learner = loop.learner
         return {
             "train": jax.device_get(learner.state),
-            "carry": trainer.policy.get_state(),
+            "carry": loop.policy.get_state(),
             "pending": learner.fetch_pending(),
             "learner": learner.get_counters(),
-            "replay": host.get_state(trainer.replay),
-            "env": trainer.env.get_state(),
-            "time_step": trainer.time_step,
-            "ratio": trainer.ratio.get_state(),
-            "episodes": trainer.episodes.get_state(),
+            "replay": host.get_state(loop.replay),
+            "env": loop.env.get_state(),
+            "time_step": loop.time_step,
+            "ratio": loop.ratio.get_state(),
+            "episodes": loop.episodes.get_state(),
             "best": trainer.best,
         }
 

@@ -237,14 +237,15 @@ def loop(config: Config, budget: Budget) -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         run = config.run.model_copy(update={"dir": f"{folder}/run"})
         with Trainer(config.model_copy(update={"run": run})) as trainer:
-            while trainer.learner.updates < 2:
-                trainer.turn()
+            loop = trainer.loop
+            while loop.updates < 2:
+                loop.turn()
             turns = max(1, round(_turns_per_update(config)))
 
             def call() -> Any:
                 for _ in range(turns):
-                    trainer.turn()
-                return trainer.learner.state
+                    loop.turn()
+                return loop.state
 
             timing = measure(call, budget)
             count = turns * config.env.num_envs

@@ -10,13 +10,13 @@ import numpy as np
 from dreamer.agent.agent import Agent
 from dreamer.agent.report import open_loop
 from dreamer.config import Config
-from dreamer.replay import host
-from dreamer.replay.host import Replay
 from dreamer.run import summary
 from dreamer.run.evaluate import evaluate
 from dreamer.run.logger import Logger
 from dreamer.run.policy import Policy
 from dreamer.run.video import open_loop_grid
+
+Sequences = Callable[[int, tuple[int, ...]], dict[str, Any] | None]
 
 SEQUENCES = 6  # side by side in an open-loop video
 FPS = 15  # frames per second of videos
@@ -66,9 +66,16 @@ class Reporter:
         return numbers
 
     def videos(
-        self, params: Any, replay: Replay, step: int, interrupted: Callable[[], bool]
+        self, params: Any, sequences: Sequences, step: int, interrupted: Callable[[], bool]
     ) -> None:
-        """One episode, and predictions of every image when there is something to predict."""
+        """One episode, and predictions of every image when there is something to predict.
+
+        Args:
+          params: of the agent.
+          sequences: gives replayed sequences by their number and a seed, or None.
+          step: names the videos.
+          interrupted: whether to give up.
+        """
         config = self._config
         result = evaluate(
             self._video_policy, params, config.env, 1, self._seed(step, 2), True, interrupted
@@ -77,10 +84,10 @@ class Reporter:
             return
         if result.frames is not None:
             self._logger.video(step, "episode", result.frames, FPS)
-        if not self._images or not host.num_items(replay):
+        batch = sequences(SEQUENCES, (config.seed, step, 3)) if self._images else None
+        if batch is None:
             return
         context = config.replay.batch_length // 2
-        _, batch, _ = host.sample(replay, (config.seed, step, 3), SEQUENCES, online=False)
         key = jax.random.key(self._seed(step, 3))
         predictions = self._open_loop(params, batch, context, key)
         for name in self._images:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dreamer.errors import UserError
-from dreamer.run import loop
+from dreamer.run import host_loop
 from dreamer.run.loop import Trainer
 from tests import tiny_run
 from tests.probe_envs import task
@@ -45,7 +45,7 @@ def saved(tmp_path_factory: Any) -> dict[str, tuple[Path, dict]]:
         more = (*every, *(WATCHING if kind == "two_envs" else ()))
         with pytest.MonkeyPatch.context() as patch:
             if kind == "two_updates":
-                patch.setattr(loop, "memory", SimpleNamespace(available=lambda: 0))
+                patch.setattr(host_loop, "memory", SimpleNamespace(available=lambda: 0))
             runs[kind] = folder, tiny_run.train(folder, *settings["changes"], *more)
     return runs
 
@@ -141,8 +141,8 @@ def test_an_environment_that_cannot_be_restored_starts_an_episode(
     with Trainer(
         tiny_run.config(tmp_path, *changes, "run.steps=22", "log.progress=plain")
     ) as trainer:
-        assert (trainer.time_step.step_type == 0).all()
-        assert trainer.episodes.lengths.tolist() == [0, 0]
+        assert (trainer.loop.time_step.step_type == 0).all()
+        assert trainer.loop.episodes.lengths.tolist() == [0, 0]
         trainer.run()
     assert "2 environments could not be restored and start an episode" in capsys.readouterr().out
     assert trainer.step == 22
@@ -204,4 +204,4 @@ def test_sequences_of_another_length_may_be_accepted(saved: dict, tmp_path: Path
     for length, given_up in ((4, False), (3, True)):
         changes = (f"replay.batch_length={length}", "run.accept_changes=true")
         with Trainer(tiny_run.config(folder, *changes)) as trainer:
-            assert (trainer.learner.pending is None) == given_up
+            assert (trainer.loop.learner.pending is None) == given_up

@@ -1,5 +1,6 @@
 """What is shown of an agent while it trains, which must not change how it trains."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from dreamer.agent.report import open_loop
 from dreamer.envs import registry
 from dreamer.replay import host
+from dreamer.run.host_loop import sequences
 from dreamer.run.logger import Logger
 from dreamer.run.reporter import Reporter
 from tests import tiny, tiny_run
@@ -54,7 +56,7 @@ def test_videos_show_an_episode_and_predictions_and_change_nothing(
 ) -> None:
     replay, before = tiny.filled(agent, LENGTH), host.get_state(tiny.filled(agent, LENGTH))
     with Logger(tmp_path, tensorboard=False) as logger:
-        Reporter(agent, config, logger).videos(params, replay, 12, never)
+        Reporter(agent, config, logger).videos(params, partial(sequences, replay), 12, never)
     files = {file.name: num_frames(file) for file in (tmp_path / "videos").iterdir()}
     assert files.keys() == {"episode-12.mp4", "open_loop-image-12.mp4"}
     assert 4 <= files["episode-12.mp4"] <= 8  # 3 to 7 steps and the first
@@ -67,8 +69,9 @@ def test_videos_show_an_episode_and_predictions_and_change_nothing(
 def test_nothing_is_predicted_from_an_empty_replay(
     config: Any, agent: Any, params: Any, tmp_path: Path
 ) -> None:
+    empty = tiny.filled(agent, LENGTH, 4)
     with Logger(tmp_path, tensorboard=False) as logger:
-        Reporter(agent, config, logger).videos(params, tiny.filled(agent, LENGTH, 4), 12, never)
+        Reporter(agent, config, logger).videos(params, partial(sequences, empty), 12, never)
     assert [file.name for file in (tmp_path / "videos").iterdir()] == ["episode-12.mp4"]
 
 
@@ -82,7 +85,7 @@ def test_evaluations_are_logged_and_differ_by_step_and_seed(
         other._policy = reporter._policy  # spares compiling it again
         seeded = other.evaluation(params, 20, never)
         assert reporter.evaluation(params, 30, lambda: True) is None
-        reporter.videos(params, tiny.filled(agent, LENGTH), 30, lambda: True)
+        reporter.videos(params, partial(sequences, tiny.filled(agent, LENGTH)), 30, lambda: True)
     assert len(tiny_run.lines(tmp_path)) == 4
     assert not (tmp_path / "videos").exists()
     assert first == again
