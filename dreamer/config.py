@@ -365,6 +365,10 @@ class RunConfig(Section):
     )
     steps: Count = Field(1_000_000, description="environment steps in all")
     updates_per_call: Count = Field(1, description="gradient updates compiled into one call")
+    loop: Literal["auto", "host", "device"] = Field(
+        "auto",
+        description="where environments step and replay lies; auto is device for suites in JAX",
+    )
     accept_changes: bool = Field(
         False, description="resume although the configuration differs from the saved one"
     )

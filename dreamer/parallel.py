@@ -82,6 +82,17 @@ def unreplicate(tree: Tree) -> Tree:
     return jax.tree.map(lambda x: x.addressable_shards[0].data, tree)
 
 
+def spread(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
+    """Puts arrays [X, ...] onto X devices, a share each."""
+    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+    return jax.device_put(tree, sharding)
+
+
+def first_share(tree: Tree) -> Tree:
+    """The first device's share of arrays [X, ...] spread over devices, without moving data."""
+    return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
+
+
 def split(batch: Tree, devices: Sequence[jax.Device]) -> Tree:
     """Splits sequences over devices, in numpy: [K, B, ...] to [X, K, B/X, ...]."""
     count = len(devices)
@@ -109,6 +120,27 @@ def unrolled(body: Callable, carry: Any, inputs: Any) -> tuple[Any, Any]:
         carry, output = body(carry, jax.tree.map(lambda x, i=index: x[i], inputs))
         outputs.append(output)
     return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
+
+
+def compile_loop(function: Callable, devices: Sequence[jax.Device]) -> Callable:
+    """Compiles a piece of a training loop whose environments and replay live on the devices.
+
+    Args:
+      function: (state, world, step) to (state, world, metrics, episodes), on one device's share.
+      devices: to run on.
+
+    Returns:
+      The same of arrays on all devices: state, step and metrics are whole on every one, world and
+      episodes have a leading axis [X]. State and world are donated.
+    """
+    return jax.pmap(
+        function,
+        axis_name=AXIS,
+        devices=list(devices),
+        in_axes=(None, 0, None),
+        out_axes=(None, 0, None, 0),
+        donate_argnums=(0, 1),
+    )
 
 
 def compile_updates(step: Callable, devices: Sequence[jax.Device]) -> Callable:

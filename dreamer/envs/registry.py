@@ -5,6 +5,7 @@ A suite is a module with `make(config, num_envs, seed, render)`, imported when i
 
 import importlib
 from dataclasses import dataclass
+from typing import Any
 
 from dreamer.config import Env
 from dreamer.envs.base import BatchedEnv
@@ -26,6 +27,27 @@ SUITES = {
 }
 
 
+def make_jax(config: Env) -> Any:
+    """Makes one environment written in JAX as pure functions, a `JaxEnv`.
+
+    Raises:
+      UserError: as `make`, or the suite is not written in JAX.
+    """
+    module = _module(config)
+    if not hasattr(module, "make_jax"):
+        raise UserError(
+            f"run.loop=device needs environments written in JAX, which env.suite={config.suite} is "
+            "not; set run.loop=host, or choose env=gymnax"
+        )
+    return module.make_jax(config)
+
+
+def is_jax(config: Env) -> bool:
+    """Whether the suite is written in JAX."""
+    suite = SUITES.get(config.suite)
+    return suite is not None and suite.module.startswith("dreamer.envs.jax.")
+
+
 def make(config: Env, num_envs: int, seed: int, render: bool = False) -> BatchedEnv:
     """Makes the environments of a configuration's section `env`.
 
@@ -39,6 +61,11 @@ def make(config: Env, num_envs: int, seed: int, render: bool = False) -> Batched
       UserError: The suite or task is unknown, its package is not installed or its spaces are not
         supported.
     """
+    env: BatchedEnv = _module(config).make(config, num_envs, seed, render)
+    return env
+
+
+def _module(config: Env) -> Any:
     suite = SUITES.get(config.suite)
     if suite is None:
         raise UserError(
@@ -46,11 +73,9 @@ def make(config: Env, num_envs: int, seed: int, render: bool = False) -> Batched
             f"suites are {', '.join(SUITES)}"
         )
     try:
-        module = importlib.import_module(suite.module)
+        return importlib.import_module(suite.module)
     except ImportError as error:
         raise UserError(
             f"env.suite={config.suite} needs the package {error.name}, which is not installed; "
             f"{suite.install}"
         ) from error
-    env: BatchedEnv = module.make(config, num_envs, seed, render)
-    return env

@@ -91,6 +91,10 @@ class HostLoop:
         self.time_step = self.env.step(action)
         return [(score, length) for _, score, length in self.episodes.add(self.time_step)]
 
+    def drain(self) -> list[tuple[float, int]]:
+        """Episodes that ended but were not yet told: none."""
+        return []
+
     def read_metrics(self, wait: bool = False) -> dict[str, float]:
         """Averages since the last reading, see `Learner.read_metrics`."""
         return self.learner.read_metrics(wait)

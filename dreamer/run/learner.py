@@ -19,8 +19,9 @@ Pending = dict[str, Any]
 
 
 def purpose_key(seed: int, purpose: str) -> jax.Array:
-    """The run's random key for one purpose: init, train or act."""
-    return jax.random.fold_in(jax.random.key(seed), ("init", "train", "act").index(purpose))
+    """The run's random key for one purpose: init, train, act or replay."""
+    purposes = ("init", "train", "act", "replay")
+    return jax.random.fold_in(jax.random.key(seed), purposes.index(purpose))
 
 
 class Learner:

@@ -7,9 +7,11 @@ import jax
 
 from dreamer import compose, parallel
 from dreamer.config import Config
+from dreamer.envs import registry
 from dreamer.run import checkpoint, folder, paths
 from dreamer.run.checkpoint import Checkpointer
 from dreamer.run.clocks import EverySeconds, EverySteps
+from dreamer.run.device_loop import DeviceLoop
 from dreamer.run.host_loop import HostLoop
 from dreamer.run.logger import Logger
 from dreamer.run.plan import plan
@@ -19,6 +21,14 @@ from dreamer.run.reporter import Reporter
 from dreamer.run.signals import StopRequest
 
 SHOWN = ("loss/total", "loss/reward", "kl", "return", "value")  # metrics in the progress display
+
+
+def make_loop(config: Config, devices: list[jax.Device]) -> HostLoop | DeviceLoop:
+    """The loop that `run.loop` chooses."""
+    choice = config.run.loop
+    if choice == "auto":
+        choice = "device" if registry.is_jax(config.env) else "host"
+    return DeviceLoop(config, devices) if choice == "device" else HostLoop(config, devices)
 
 
 class Trainer:
@@ -43,7 +53,7 @@ class Trainer:
             config.platform, config.devices, config.replay.batch_size
         )
         with ExitStack() as stack:
-            self.loop = HostLoop(config, self.devices)
+            self.loop = make_loop(config, self.devices)
             stack.callback(self.loop.close)
             self.best: float | None = None  # mean return of the best evaluation
             self.evaluated = 0  # step of the last evaluation
@@ -101,9 +111,7 @@ class Trainer:
         if self._eval_clock(self.step) and self.step < total:  # interrupted by the stop before
             self._evaluate()
         while self.step < total and not self.stop.requested:
-            for score, length in self.loop.turn():
-                self.progress.episode(score, length)
-                self.logger.write(self.step, {"episode/return": score, "episode/length": length})
+            self._tell(self.loop.turn())
             self._now_and_then()
         if self.step >= total and self._evaluation_is_due():
             self._evaluate()
@@ -140,6 +148,11 @@ class Trainer:
         if any([self._save_clock(), self._save_step_clock(self.step)]):
             self._save()
 
+    def _tell(self, episodes: list[tuple[float, int]]) -> None:
+        for score, length in episodes:
+            self.progress.episode(score, length)
+            self.logger.write(self.step, {"episode/return": score, "episode/length": length})
+
     def _log(self, wait: bool = False) -> None:
         metrics = self.loop.read_metrics(wait)
         if metrics:
@@ -172,6 +185,7 @@ class Trainer:
 
     def _save(self, score: float | None = None) -> None:
         """Saves everything that influences the rest of the run."""
+        self._tell(self.loop.drain())
         self.checkpoints.wait()  # or the copies of two saves would be in memory
         own = {
             "run": str(self.path.absolute()),

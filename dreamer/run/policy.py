@@ -1,5 +1,6 @@
 """Acts in a set of environments with the agent's compiled policy, and makes rows of replay."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -76,13 +77,16 @@ class Policy:
 
 
 def transition(
-    time_step: dm_env.TimeStep, action: dict[str, np.ndarray], latent: dict[str, np.ndarray]
+    time_step: dm_env.TimeStep, action: Any, latent: Any, where: Callable = np.where
 ) -> dict[str, Any]:
-    """One row of replay: what was seen, the action then taken (zero at LAST), the latent."""
+    """One row of replay: what was seen, the action then taken (zero at LAST), the latent.
+
+    `where` is that of numpy, or of jax.numpy in compiled code.
+    """
     last = time_step.step_type == dm_env.StepType.LAST
 
-    def unless_last(a: np.ndarray) -> np.ndarray:
-        return np.where(last.reshape(-1, *[1] * (a.ndim - 1)), 0, a).astype(a.dtype)
+    def unless_last(a: Any) -> Any:
+        return where(last.reshape(-1, *[1] * (a.ndim - 1)), 0, a).astype(a.dtype)
 
     return {
         "observation": time_step.observation,

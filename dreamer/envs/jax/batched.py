@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamer.envs.base import Actions, Specs
-from dreamer.envs.jax.episodes import JaxEnv
+from dreamer.envs.jax.episodes import EnvState, JaxEnv
 
 
 class BatchedJax:
@@ -44,20 +44,11 @@ class BatchedJax:
 
     def get_state(self) -> dict[str, Any]:
         assert self._last is not None, "call reset first"
-        plain = self._state.replace(key=jax.random.key_data(self._state.key))
-        return {
-            "state": [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(plain)],
-            "time_step": [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(self._last)],
-        }
+        return dump(self._state, self._last)
 
     def set_state(self, state: Mapping[str, Any]) -> tuple[np.ndarray, dm_env.TimeStep]:
-        if self._state is None:
-            self.reset()
-        plain = self._state.replace(key=jax.random.key_data(self._state.key))
-        plain = _filled(plain, state["state"], self.num_envs)
-        moved = plain.replace(key=jax.random.wrap_key_data(plain.key))
-        time_step = _filled(self._last, state["time_step"], self.num_envs)
-        return np.ones(self.num_envs, bool), self._keep(moved, time_step)
+        pattern = jax.eval_shape(self._reset, self._keys, np.zeros(self.num_envs, np.int32))
+        return np.ones(self.num_envs, bool), self._keep(*load(state, pattern, self.num_envs))
 
     def close(self) -> None:
         pass
@@ -70,15 +61,33 @@ class BatchedJax:
         return self._last
 
 
-def env_keys(seed: int, num_envs: int) -> jax.Array:
-    """A key per environment: [N]."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num_envs))
+def env_keys(seed: int, num_envs: int) -> np.ndarray:
+    """The data of a random key per environment: uint32 [N, 2]."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num_envs))
+    return np.asarray(jax.random.key_data(keys))
 
 
-def _filled(tree: Any, values: list[Any], num_envs: int) -> Any:
-    """The leaves of a tree with other values, of the same shapes and dtypes."""
-    leaves, structure = jax.tree.flatten(tree)
-    if len(values) != len(leaves) or len(values[0]) != num_envs:
+def dump(state: EnvState, time_step: dm_env.TimeStep) -> dict[str, Any]:
+    """N environments and their last time step, made of JSON types only."""
+    parts = {"state": state, "time_step": time_step}
+    return {
+        name: [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(part)]
+        for name, part in parts.items()
+    }
+
+
+def load(
+    saved: Mapping[str, Any], pattern: tuple[EnvState, dm_env.TimeStep], num_envs: int
+) -> tuple[EnvState, dm_env.TimeStep]:
+    """The inverse of `dump`, as numpy arrays.
+
+    Raises:
+      ValueError: saved of another number of environments or another task.
+    """
+    values = [*saved["state"], *saved["time_step"]]
+    leaves, structure = jax.tree.flatten(pattern)
+    shapes = [np.shape(value) for value in values]
+    if shapes != [leaf.shape for leaf in leaves]:
         raise ValueError(f"state of other environments given to {num_envs}")
-    arrays = [jnp.asarray(v, leaf.dtype) for v, leaf in zip(values, leaves, strict=True)]
+    arrays = [np.asarray(v, leaf.dtype) for v, leaf in zip(values, leaves, strict=True)]
     return jax.tree.unflatten(structure, arrays)

@@ -37,7 +37,7 @@ class EnvState:
     """Where an environment is. Episode k draws all its randomness from its key and k."""
 
     inner: Any  # of the simulator
-    key: Array  # of the environment
+    key: Array  # of the environment, its plain data uint32 [2]
     episode: Array  # int32, number of this episode
     time: Array  # int32, steps done in it
     over: Array  # bool, the last time step was LAST
@@ -63,7 +63,7 @@ class JaxEnv:
         return self.time_limit or -(-self.simulator.limit // self.repeat)
 
     def reset(self, key: Array, episode: Array | int = 0) -> tuple[EnvState, dm_env.TimeStep]:
-        """Starts an episode of the environment that has this key."""
+        """Starts an episode of the environment whose key has this data."""
         episode = jnp.asarray(episode, jnp.int32)
         inner, observation = self.simulator.reset(self._key(key, episode, jnp.int32(0)))
         state = EnvState(inner, key, episode, jnp.int32(0), jnp.array(False))
@@ -102,4 +102,5 @@ class JaxEnv:
         return EnvState(inner, state.key, state.episode, time, over), time_step
 
     def _key(self, key: Array, episode: Array, number: Array) -> Array:
-        return jax.random.fold_in(jax.random.fold_in(key, episode), number)
+        of_episode = jax.random.fold_in(jax.random.wrap_key_data(key), episode)
+        return jax.random.fold_in(of_episode, number)

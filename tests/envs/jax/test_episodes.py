@@ -31,7 +31,7 @@ class Counter:
 
 
 def play(env: JaxEnv, steps: int, action: int = 1, seed: int = 0) -> list[Any]:
-    state, time_step = env.reset(jax.random.key(seed))
+    state, time_step = env.reset(jax.random.key_data(jax.random.key(seed)))
     found = [time_step]
     step = jax.jit(env.step)
     for _ in range(steps):
@@ -87,7 +87,7 @@ def test_the_limit_is_counted_in_steps_of_the_agent() -> None:
 
 def test_an_episode_follows_from_its_key_and_number() -> None:
     env = JaxEnv(Counter(limit=2))
-    third = env.reset(jax.random.key(5), 2)[1].observation["count"]
+    third = env.reset(jax.random.key_data(jax.random.key(5)), 2)[1].observation["count"]
     found = play(env, 6, seed=5)
     assert found[6].step_type == 0
     assert found[6].observation["count"] == third

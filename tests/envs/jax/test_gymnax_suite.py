@@ -33,7 +33,7 @@ def test_every_task_has_specs_that_its_steps_fit(task: str) -> None:
     action = {"action": jnp.zeros(env.simulator.actions["action"].shape, jnp.int32)}
     if env.simulator.actions["action"].dtype == np.float32:
         action = {"action": action["action"].astype(jnp.float32)}
-    state, _ = jax.eval_shape(env.reset, jax.random.key(0))
+    state, _ = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0)))
     _, time_step = jax.eval_shape(env.step, state, action)
     spec = env.simulator.observations["observation"]
     assert time_step.observation["observation"].shape == spec.shape
@@ -43,7 +43,7 @@ def test_every_task_has_specs_that_its_steps_fit(task: str) -> None:
 def test_steps_are_those_of_gymnax_until_its_limit_which_truncates() -> None:
     ours = gymnax_suite.make_jax(config(task="Pendulum-v1"))
     theirs, params = gymnax.make("Pendulum-v1")
-    state, time_step = ours.reset(jax.random.key(3))
+    state, time_step = ours.reset(jax.random.key_data(jax.random.key(3)))
     step = jax.jit(ours.step)
     for number in range(200):
         native = state.inner
@@ -59,7 +59,7 @@ def test_steps_are_those_of_gymnax_until_its_limit_which_truncates() -> None:
 
 def test_a_fallen_pole_is_terminal() -> None:
     env = gymnax_suite.make_jax(config(task="CartPole-v1"))
-    state, time_step = env.reset(jax.random.key(0))
+    state, time_step = env.reset(jax.random.key_data(jax.random.key(0)))
     while time_step.step_type != 2:
         state, time_step = env.step(state, {"action": jnp.int32(1)})
     assert time_step.discount == 0

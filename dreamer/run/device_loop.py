@@ -1,0 +1,362 @@
+"""Environments written in JAX, replay and updates in one compiled call.
+
+A call scans over cycles of turns and updates in the proportion of `replay.train_ratio`. Nothing
+passes between host and device but metrics and the returns of ended episodes, read one call late.
+"""
+
+import dataclasses
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import dm_env
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from dreamer import parallel
+from dreamer.agent import agent as agents
+from dreamer.agent.agent import Carry, State
+from dreamer.config import Config
+from dreamer.envs import registry
+from dreamer.envs.jax import batched
+from dreamer.envs.jax.episodes import EnvState
+from dreamer.errors import UserError
+from dreamer.replay import device, host, tree
+from dreamer.run.learner import purpose_key
+from dreamer.run.policy import transition, transition_spec
+
+MOST_TURNS = 1000  # of a cycle
+
+
+@struct.dataclass
+class World:
+    """All that changes on one device but the state of learning; N of its environments."""
+
+    envs: EnvState
+    time_step: dm_env.TimeStep
+    carry: Carry  # the policy's memory
+    replay: device.Replay
+    score: Array  # float32 [N], rewards of the running episodes so far
+    length: Array  # int32 [N], their steps
+    index: Array  # int32 [B, 2], windows whose latents are still to be written back
+    latent: Any  # those latents, leaves [B, T, ...]
+
+
+class DeviceLoop:
+    """The counterpart of `HostLoop`, whose turn is one compiled call; its saves fit either.
+
+    Args:
+      config: the whole configuration.
+      devices: to train on; environments and replay are spread over them.
+
+    Raises:
+      UserError: the environments are not written in JAX, or the numbers do not fit together.
+    """
+
+    def __init__(self, config: Config, devices: list[jax.Device]) -> None:
+        self._config, self._devices = config, devices
+        self._env = registry.make_jax(config.env)
+        simulator = self._env.simulator
+        self.agent = agents.make_agent(config.agent, simulator.observations, simulator.actions)
+        self._envs_each = _share("env.num_envs", config.env.num_envs, devices)
+        self._batch_each = config.replay.batch_size // len(devices)
+        self._turns, self._updates = cycle(config)
+        self._cycles = -(-config.run.updates_per_call // self._updates)  # rounded up
+        seed = config.seed
+        self._keys = {name: purpose_key(seed, name) for name in ("act", "train", "replay")}
+        init = jax.jit(partial(agents.init, self.agent))
+        self.state: State = parallel.replicate(init(purpose_key(seed, "init")), devices)
+        self.step = 0  # environment steps in replay so far
+        self.updates = 0  # gradient updates dispatched so far
+        self._world: World
+        self._names: list[str] = []
+        self._metrics: list[Array] = []
+        self._episodes: Any = None  # of the call before
+        self._train = parallel.compile_loop(self._call, devices)
+        self._fill = parallel.compile_loop(self._prefill, devices)
+
+    @property
+    def params(self) -> Any:
+        """Parameters after all dispatched updates, on the first device."""
+        return parallel.unreplicate(self.state.params)
+
+    # --------------------------------------------------------------- compiled, on one device each
+
+    def _prefill(self, state: State, world: World, step: Array) -> tuple:
+        """Turns without updates, until updates are owed."""
+        body: Any = partial(self._turn, state.params)
+        turns = self._config.first_update // self._config.env.num_envs
+        (world, _), episodes = jax.lax.scan(body, (world, step), length=turns)
+        return state, world, jnp.zeros(()), episodes
+
+    def _call(self, state: State, world: World, step: Array) -> tuple:
+        """Cycles of turns, and of the updates that they owe."""
+
+        def body(carry: tuple, _: None) -> tuple[tuple, tuple]:
+            state, world, step = carry
+            turn: Any = partial(self._turn, state.params)
+            (world, step), episodes = jax.lax.scan(turn, (world, step), length=self._turns)
+            learn: Any = self._update
+            (state, world), metrics = jax.lax.scan(learn, (state, world), length=self._updates)
+            return (state, world, step), (metrics, episodes)
+
+        start = (state, world, step)
+        carry, (metrics, episodes) = jax.lax.scan(body, start, length=self._cycles)
+        state, world, _ = carry
+        return state, world, metrics.mean((0, 1)), episodes
+
+    def _turn(self, params: Any, carry: tuple[World, Array], _: None = None) -> tuple:
+        """Acts, remembers and steps the environments."""
+        world, step = carry
+        seen = world.time_step
+        key = self._key("act", step)
+        first = seen.step_type == dm_env.StepType.FIRST
+        memory, action, latent = agents.act(
+            self.agent, params, world.carry, seen.observation, first, key, greedy=False
+        )
+        replay = device.add(world.replay, transition(seen, action, latent, jnp.where))
+        envs, time_step = jax.vmap(self._env.step)(world.envs, action)
+        first = time_step.step_type == dm_env.StepType.FIRST
+        score = jnp.where(first, 0, world.score + time_step.reward)
+        length = jnp.where(first, 0, world.length + 1)
+        world = World(*(envs, time_step, memory, replay, score, length), world.index, world.latent)
+        ended = time_step.step_type == dm_env.StepType.LAST
+        return (world, step + self._config.env.num_envs), (ended, score, length)
+
+    def _update(self, carry: tuple[State, World], _: None = None) -> tuple:
+        """One gradient update; its latents are written back after the next batch is taken."""
+        state, world = carry
+        key = self._key("replay", state.updates)
+        replay, batch, index = device.sample(world.replay, key, self._batch_each)
+        state, latent, metrics = agents.train_step(
+            self.agent, state, batch, self._keys["train"], parallel.AXIS
+        )
+        replay = device.update(replay, world.index, world.latent)
+        self._names = sorted(metrics)  # noted while tracing: one array is fetched, not one each
+        world = dataclasses.replace(world, replay=replay, index=index, latent=latent)
+        return (state, world), jnp.stack([metrics[name] for name in self._names])
+
+    def _key(self, purpose: str, number: Array) -> Array:
+        """With one device the draws of acting are those of the host loop."""
+        key = jax.random.fold_in(self._keys[purpose], number)
+        if len(self._devices) == 1:
+            return key
+        return jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
+
+    # --------------------------------------------------------------------------------- on the host
+
+    def start(self) -> None:
+        """Starts the first episodes."""
+        keys = batched.env_keys(self._config.seed, self._config.env.num_envs)
+        envs, time_step = jax.device_get(jax.jit(jax.vmap(self._env.reset))(keys))
+        zeros = np.zeros(len(keys), np.float32), np.zeros(len(keys), np.int32)
+        carry = jax.device_get(agents.initial_carry(self.agent, len(keys)))
+        self._place(envs, time_step, carry, self._host_replay(), zeros, None)
+
+    def turn(self) -> list[tuple[float, int]]:
+        """Dispatches one call; gives return and length of the episodes that the one before ended.
+
+        The first call only fills the replay until updates are owed.
+        """
+        config, step = self._config, np.int32(self.step)
+        if self.step < config.first_update:
+            self.state, self._world, _, episodes = self._fill(self.state, self._world, step)
+            self.step = config.first_update
+        else:
+            self.state, self._world, metrics, episodes = self._train(self.state, self._world, step)
+            self.step += self._cycles * self._turns * config.env.num_envs
+            self.updates += self._cycles * self._updates
+            self._metrics.append(metrics)
+        before, self._episodes = self._episodes, episodes
+        return _ended(before)
+
+    def drain(self) -> list[tuple[float, int]]:
+        """Waits for the call under way; gives the episodes that it ended."""
+        before, self._episodes = self._episodes, None
+        return _ended(before)
+
+    def read_metrics(self, wait: bool = False) -> dict[str, float]:
+        """Averages since the last reading, without the call still running unless asked to wait."""
+        kept = 0 if wait else 1
+        done = self._metrics[: len(self._metrics) - kept]
+        self._metrics = self._metrics[len(done) :]
+        if not done:
+            return {}
+        return dict(zip(self._names, np.mean(jax.device_get(done), 0).tolist(), strict=True))
+
+    def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:
+        """Replayed sequences of the first device, see `host_loop.sequences`."""
+        replay = parallel.first_share(self._world.replay)
+        replay = dataclasses.replace(replay, online=False)
+        if not device.num_items(replay):
+            return None
+        key = jax.random.key(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        return jax.device_get(device.sample(replay, key, count)[1])
+
+    def get_counters(self) -> dict[str, Any]:
+        """As those of `HostLoop`."""
+        world = self._fetch("envs", "time_step", "score", "length")
+        return {
+            "step": self.step,
+            "learner": {"updates": self.updates, "owed": 0},
+            "ratio": {"step": self.step, "remainder": 0, "denominator": 1},
+            "env": batched.dump(world["envs"], world["time_step"]),
+            "episodes": {
+                "returns": world["score"].astype(float).tolist(),
+                "lengths": world["length"].tolist(),
+            },
+        }
+
+    def get_arrays(self) -> tuple[dict[str, Any], bool]:
+        """As those of `HostLoop`, always a copy."""
+        world = self._fetch("carry", "index", "latent")
+        replay = jax.device_get(self._world.replay)
+        steps, count = int(replay.steps[0]), len(self._devices)
+        stored = self._host_replay()
+        stored.rings = {
+            path: ring.reshape(stored.rings[path].shape)
+            for path, ring in tree.flatten(replay.rings).items()
+        }
+        stored.steps, stored.oldest = steps, max(0, steps - stored.slots)
+        stored.served = int(replay.served[0]) * count
+        pending = {}
+        if self.updates:
+            device_of = np.repeat(np.arange(count), self._batch_each)
+            index = world["index"].astype(np.int64) + np.stack(
+                [device_of * self._envs_each, 0 * device_of], 1
+            )
+            latent = jax.tree.map(lambda x: x[None], dict(world["latent"]))
+            pending = {"index": index[None], "latent": latent}
+        carry = {"latent": dict(world["carry"].latent), "action": world["carry"].action}
+        return {"replay": host.get_state(stored), "pending": pending, "carry": carry}, True
+
+    def set_state(self, state: State, arrays: dict[str, Any], counters: dict[str, Any]) -> str:
+        """Restores what either loop saved, as long as there is no update half owed."""
+        num_envs = self._config.env.num_envs
+        self.step, self.updates = counters["step"], counters["learner"]["updates"]
+        self.state = parallel.replicate(state, self._devices)
+        saved = self._host_replay()
+        same_windows = arrays["replay"]["counters"]["length"][0] == saved.length
+        pending = arrays["pending"] if same_windows else {}
+        host.set_state(saved, arrays.pop("replay"))
+        keys = np.zeros((num_envs, 2), np.uint32)
+        pattern = jax.eval_shape(jax.vmap(self._env.reset), keys)
+        envs, time_step = batched.load(counters["env"], pattern, num_envs)
+        blank = jax.eval_shape(partial(agents.initial_carry, self.agent, num_envs))
+        carry = jax.tree.map(
+            lambda x, like: np.asarray(x).astype(like.dtype),
+            Carry(arrays["carry"]["latent"], arrays["carry"]["action"]),
+            blank,
+        )
+        running = counters["episodes"]
+        sums = (
+            np.array(running["returns"], np.float32),
+            np.array(running["lengths"], np.int32),
+        )
+        self._place(envs, time_step, carry, saved, sums, self._local(pending))
+        return ""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+    def _host_replay(self) -> host.Replay:
+        settings, num_envs = self._config.replay, self._config.env.num_envs
+        # The same number of slots on every device.
+        capacity = settings.capacity // num_envs * num_envs
+        return host.init(
+            transition_spec(self.agent),
+            capacity,
+            num_envs,
+            settings.batch_length + 1,
+            settings.online,
+        )
+
+    def _local(self, pending: dict[str, Any]) -> Any:
+        """Pending windows [B, 2] and latents by the numbers of environments on their own device,
+        or None where they were spread otherwise."""
+        if not pending or len(pending["index"]) != 1:
+            return None
+        index = np.array(pending["index"][0])
+        owner = np.repeat(np.arange(len(self._devices)), self._batch_each)
+        if len(index) != len(owner) or (index[:, 0] // self._envs_each != owner).any():
+            return None
+        index[:, 0] %= self._envs_each
+        return index, jax.tree.map(lambda x: x[0], pending["latent"])
+
+    def _place(
+        self,
+        envs: EnvState,
+        time_step: dm_env.TimeStep,
+        carry: Carry,
+        replay: host.Replay,
+        running: tuple[np.ndarray, np.ndarray],
+        pending: Any,
+    ) -> None:
+        """Puts the world onto its devices, [N, ...] as [X, N/X, ...]."""
+        config, count = self._config, len(self._devices)
+        latent_spec = transition_spec(self.agent)["latent"]
+        shape = config.replay.batch_size, config.replay.batch_length
+        latent = {
+            name: np.zeros((*shape, *one), dtype) for name, (one, dtype) in latent_spec.items()
+        }
+        index = np.full((shape[0], 2), (0, -2 * shape[1]))  # windows long gone: nothing is written
+        if pending is not None:
+            index, saved = pending
+            latent = {name: saved[name].astype(x.dtype) for name, x in latent.items()}
+        rings = tree.unflatten(replay.rings)
+        steps: Any = np.full(count, replay.steps, np.int32)
+        served: Any = np.full(count, replay.served // count, np.int32)
+
+        def shares(x: Any) -> Any:
+            return jax.tree.map(lambda y: y.reshape(count, -1, *y.shape[1:]), x)
+
+        each = shares((envs, time_step, carry, rings, *running, index.astype(np.int32), latent))
+        envs, time_step, carry, rings, score, length, index, latent = each
+        stored = device.Replay(rings, steps, served, replay.length, replay.online)
+        world = World(envs, time_step, carry, stored, score, length, index, latent)
+        self._world = parallel.spread(world, self._devices)
+
+    def _fetch(self, *names: str) -> dict[str, Any]:
+        """Parts of the world on the host, [X, N/X, ...] as [N, ...]."""
+        parts = {name: getattr(self._world, name) for name in names}
+        return jax.tree.map(
+            lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), jax.device_get(parts)
+        )
+
+
+def cycle(config: Config) -> tuple[int, int]:
+    """Turns and updates after which the proportion of `replay.train_ratio` is met exactly.
+
+    Raises:
+      UserError: there is no such cycle of a bearable length.
+    """
+    replay, num_envs = config.replay, config.env.num_envs
+    per_turn = Fraction(replay.train_ratio) * num_envs / (replay.batch_size * replay.batch_length)
+    exact = per_turn.limit_denominator(MOST_TURNS)
+    if exact == 0 or abs(exact / per_turn - 1) > Fraction(1, 10**6):
+        raise UserError(
+            f"replay.train_ratio={replay.train_ratio:g} is {float(per_turn):g} updates per turn of "
+            f"env.num_envs={num_envs} environments, which no cycle of {MOST_TURNS} turns meets; "
+            "choose a rounder ratio, or run.loop=host"
+        )
+    return exact.denominator, exact.numerator
+
+
+def _share(key: str, number: int, devices: list[jax.Device]) -> int:
+    if number % len(devices):
+        raise UserError(
+            f"{key}={number} cannot be spread over {len(devices)} devices; make it a multiple of "
+            f"{len(devices)}, or use fewer with devices=N"
+        )
+    return number // len(devices)
+
+
+def _ended(episodes: Any) -> list[tuple[float, int]]:
+    """Return and length of each episode that ended, from arrays [X, ..., N]."""
+    if episodes is None:
+        return []
+    ended, score, length = jax.device_get(episodes)
+    return list(zip(score[ended].tolist(), length[ended].tolist(), strict=True))
