@@ -57,6 +57,11 @@ def peak_memory(device: jax.Device) -> int | None:
     return (device.memory_stats() or {}).get("peak_bytes_in_use")
 
 
+def memory_limit(device: jax.Device) -> int | None:
+    """The bytes of a device's own memory that may be used; None where it has none of its own."""
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
 def replicated(devices: Sequence[jax.Device]) -> NamedSharding:
     """The sharding of arrays that are whole on every device."""
     return NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())

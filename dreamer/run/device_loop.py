@@ -24,7 +24,7 @@ from dreamer.envs import registry
 from dreamer.envs.jax import batched
 from dreamer.envs.jax.episodes import EnvState
 from dreamer.errors import UserError
-from dreamer.replay import device, host, tree
+from dreamer.replay import device, host, memory, tree
 from dreamer.run.learner import purpose_key
 from dreamer.run.policy import transition, transition_spec
 
@@ -56,6 +56,8 @@ class DeviceLoop:
       UserError: the environments are not written in JAX, or the numbers do not fit together.
     """
 
+    where = "device"
+
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
         self._config, self._devices = config, devices
         self._env = registry.make_jax(config.env)
@@ -63,6 +65,7 @@ class DeviceLoop:
         self.agent = agents.make_agent(config.agent, simulator.observations, simulator.actions)
         self._envs_each = _share("env.num_envs", config.env.num_envs, devices)
         self._batch_each = config.replay.batch_size // len(devices)
+        _check_memory(config, transition_spec(self.agent), devices)
         self._turns, self._updates = cycle(config)
         self._cycles = -(-config.run.updates_per_call // self._updates)  # rounded up
         seed = config.seed
@@ -343,6 +346,19 @@ def cycle(config: Config) -> tuple[int, int]:
             "choose a rounder ratio, or run.loop=host"
         )
     return exact.denominator, exact.numerator
+
+
+def _check_memory(config: Config, spec: dict[str, Any], devices: list[jax.Device]) -> None:
+    """The host's memory, which is that of CPU devices, is checked by `host.init`."""
+    usable, capacity = parallel.memory_limit(devices[0]), config.replay.capacity
+    needed = memory.nbytes(spec, capacity) // len(devices)
+    if usable is not None and needed > (1 - memory.HEADROOM) * usable:
+        largest = int((1 - memory.HEADROOM) * usable / needed * capacity)
+        raise UserError(
+            f"replay.capacity={capacity} needs {memory.gib(needed)} on each device but it has "
+            f"{memory.gib(usable)}; the largest capacity that fits is replay.capacity={largest}, "
+            "or set run.loop=host"
+        )
 
 
 def _share(key: str, number: int, devices: list[jax.Device]) -> int:

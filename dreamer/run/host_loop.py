@@ -29,6 +29,8 @@ class HostLoop:
       devices: to train on.
     """
 
+    where = "host"
+
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
         settings, num_envs = config.replay, config.env.num_envs
         self._config = config

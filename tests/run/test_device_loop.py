@@ -1,6 +1,8 @@
 """The compiled loop does what the host loop does, on one device and on several."""
 
+from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -85,67 +87,71 @@ def test_learning_from_the_same_windows_gives_the_same_weights() -> None:
     np.testing.assert_allclose(latent[0]["deter"], latent[1]["deter"], atol=1e-5)
 
 
-def test_metrics_are_read_one_call_late() -> None:
-    loop = device_loop()
-    until(loop, 52)
-    assert loop.updates == 1
+@pytest.fixture(scope="module")
+def stopped() -> dict[int, SimpleNamespace]:
+    """Loops over one and over two devices at step 92, and what they would save there."""
+    loops = {devices: device_loop(devices=devices) for devices in (1, 2)}
+    for loop in loops.values():
+        until(loop, 92)
+    return {
+        devices: SimpleNamespace(
+            **{"loop": loop, "state": jax.device_get(loop.state)},
+            **{"arrays": loop.get_arrays()[0], "counters": loop.get_counters()},
+        )
+        for devices, loop in loops.items()
+    }
+
+
+def resume(loop: Any, saved: SimpleNamespace) -> Any:
+    assert loop.set_state(saved.state, deepcopy(saved.arrays), saved.counters) == ""
+    return loop
+
+
+def test_sequences_to_look_at_change_nothing(stopped: dict) -> None:
+    loop = stopped[1].loop
+    first, again, other = (loop.sequences(3, seed) for seed in ((0, 1), (0, 1), (0, 2)))
+    assert first["observation"]["observation"].shape == (3, 5, 4)
+    tiny_run.assert_same(first, again)
+    seen = [batch["observation"]["observation"] for batch in (first, other)]
+    assert not np.array_equal(*seen)
+    tiny_run.assert_same(stored(loop), stopped[1].arrays["replay"])
+
+
+def test_metrics_are_read_one_call_late(stopped: dict) -> None:
+    loop = stopped[1].loop
+    assert loop.updates == 3
+    assert loop.read_metrics()["loss/total"] > 0  # of the first two
     assert loop.read_metrics() == {}
     metrics = loop.read_metrics(wait=True)
     assert np.isfinite(list(metrics.values())).all()
-    assert metrics["loss/total"] > 0
     assert loop.read_metrics(wait=True) == {}
 
 
-def test_sequences_to_look_at_change_nothing() -> None:
-    loop = device_loop()
-    assert loop.sequences(3, (0, 1)) is None
-    until(loop, 60)
-    before = stored(loop)
-    first, again, other = (loop.sequences(3, seed) for seed in ((0, 1), (0, 1), (0, 2)))
-    assert first is not None
-    assert first["observation"]["observation"].shape == (3, 5, 4)
-    tiny_run.assert_same(first, again)
-    assert not np.array_equal(first["reward"], other["reward"]) or not np.array_equal(
-        first["observation"]["observation"], other["observation"]["observation"]
-    )
-    tiny_run.assert_same(stored(loop), before)
+def test_environments_and_replay_are_spread_over_devices(stopped: dict) -> None:
+    one, two = (stopped[devices].arrays["replay"]["rings"] for devices in (1, 2))
+    seen = one["observation"]["observation"], two["observation"]["observation"]
+    assert seen[0].shape == seen[1].shape
+    np.testing.assert_array_equal(seen[0][:, 0], seen[1][:, 0])  # the same environments
+    assert not np.array_equal(one["action"]["action"], two["action"]["action"])
+
+
+def test_a_save_of_two_devices_goes_on_with_one_and_on_the_host(stopped: dict) -> None:
+    for other in (device_loop(), host_loop()):
+        until(resume(other, stopped[2]), 132)
+        assert other.updates == stopped[2].counters["learner"]["updates"] + 2 == 5
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_what_was_saved_goes_on_exactly(devices: int) -> None:
-    whole, stopped, resumed = (device_loop(devices=devices) for _ in range(3))
-    until(whole, 160)
-    until(stopped, 100)
-    saved = (*stopped.get_arrays()[:1], stopped.get_counters())
-    assert resumed.set_state(jax.device_get(stopped.state), *saved) == ""
-    assert (resumed.step, resumed.updates) == (stopped.step, stopped.updates)
-    until(resumed, 160)
-    for loop in (whole, resumed):
-        assert loop.updates > stopped.updates > 0
+def test_what_was_saved_goes_on_exactly(devices: int, stopped: dict) -> None:
+    """Last of those that share these loops, since it moves them on."""
+    whole = stopped[devices].loop
+    resumed = resume(device_loop(devices=devices), stopped[devices])
+    assert (resumed.step, resumed.updates) == (92, 3)
+    until(whole, 152), until(resumed, 152)
+    assert resumed.updates == whole.updates == 6
     tiny_run.assert_same(jax.device_get(resumed.state), jax.device_get(whole.state))
     tiny_run.assert_same(resumed.get_arrays()[0], whole.get_arrays()[0])
     assert resumed.get_counters() == whole.get_counters()
-
-
-def test_environments_and_replay_are_spread_over_devices() -> None:
-    one, two = device_loop(), device_loop(devices=2)
-    until(one, 72), until(two, 72)
-    rings, others = stored(one)["rings"], stored(two)["rings"]
-    assert rings["reward"].shape == others["reward"].shape
-    np.testing.assert_array_equal(rings["is_first"][:, 0], others["is_first"][:, 0])
-    seen = rings["observation"]["observation"], others["observation"]["observation"]
-    np.testing.assert_array_equal(seen[0][:, 0], seen[1][:, 0])  # same environments
-
-
-def test_a_save_of_two_devices_goes_on_with_one_and_on_the_host() -> None:
-    two = device_loop(devices=2)
-    until(two, 100)
-    for other in (device_loop(), host_loop()):
-        arrays, counters = two.get_arrays()[0], two.get_counters()
-        other.set_state(jax.device_get(two.state), arrays, counters)
-        before = other.updates
-        until(other, 160)
-        assert other.updates > before == two.updates
 
 
 def test_a_run_of_the_command_trains_and_resumes(tmp_path: Path) -> None:
@@ -171,10 +177,13 @@ def test_a_cycle_meets_the_ratio_exactly(changes: tuple, expected: tuple) -> Non
     assert cycle(config(*changes)) == expected
 
 
-def test_what_does_not_fit_is_refused_in_one_line() -> None:
+def test_what_does_not_fit_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"replay.train_ratio=0.0031416 is .* run.loop=host"):
         cycle(config("replay.train_ratio=0.0031416"))
     with pytest.raises(UserError, match=r"env.num_envs=3 cannot be spread over 2 devices"):
         device_loop("env.num_envs=3", devices=2)
+    monkeypatch.setattr(parallel, "memory_limit", lambda device: 10_000)
+    with pytest.raises(UserError, match=r"replay.capacity=400 needs .* on each device but it"):
+        device_loop()
     with pytest.raises(UserError, match=r"run.loop=device needs environments written in JAX, wh"):
         DeviceLoop(tiny_run.config(Path("unused")), parallel.local_devices("cpu", 1, 4))
