@@ -363,7 +363,9 @@ class RunConfig(Section):
     dir: str = Field(
         "", description="run folder; empty is named after what was chosen; the same folder resumes"
     )
-    steps: Count = Field(1_000_000, description="environment steps in all")
+    steps: Count = Field(
+        1_000_000, description="environment steps in all, rounded up to whole turns of the loop"
+    )
     updates_per_call: Count = Field(1, description="gradient updates compiled into one call")
     loop: Literal["auto", "host", "device"] = Field(
         "auto",

@@ -233,22 +233,25 @@ def env(config: Config, budget: Budget) -> Iterator[Result]:
 
 
 def loop(config: Config, budget: Budget) -> Iterator[Result]:
-    """Turns of the whole training loop: acting, replay, environments and the updates owed."""
+    """The whole training loop: acting, replay, environments and the updates owed."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         run = config.run.model_copy(update={"dir": f"{folder}/run"})
         with Trainer(config.model_copy(update={"run": run})) as trainer:
             loop = trainer.loop
             while loop.updates < 2:
                 loop.turn()
-            turns = max(1, round(_turns_per_update(config)))
+            turns = 1 if loop.where == "device" else max(1, round(_turns_per_update(config)))
+            calls, start = 0, loop.step
 
             def call() -> Any:
+                nonlocal calls
+                calls += 1
                 for _ in range(turns):
                     loop.turn()
                 return loop.state
 
             timing = measure(call, budget)
-            count = turns * config.env.num_envs
+            count = (loop.step - start) / calls
             yield Result("loop", config.size, config.env.task, timing, per_call=count, unit="steps")
 
 

@@ -36,8 +36,13 @@ def make_jax(config: GymnaxEnv) -> JaxEnv:
     """Makes one environment as pure functions.
 
     Raises:
-      UserError: the task is unknown or its spaces are not supported.
+      UserError: the task is unknown, its spaces are not supported, or workers were asked for.
     """
+    if config.workers != "auto":
+        raise UserError(
+            f"env.workers={config.workers}: environments written in JAX step in compiled code, "
+            "without workers; leave out env.workers"
+        )
     return JaxEnv(Gymnax(config.task), config.repeat, config.time_limit)
 
 

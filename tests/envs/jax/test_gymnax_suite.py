@@ -81,6 +81,11 @@ def test_a_state_of_other_environments_is_refused() -> None:
         registry.make(config(), 3, 0).set_state(env.get_state())
 
 
+def test_workers_are_refused() -> None:
+    with pytest.raises(UserError, match=r"env.workers=process: .* leave out env.workers"):
+        registry.make(config(workers="process"), 1, 0)
+
+
 def test_an_unknown_task_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"env.task=Cartpole is no task of gymnax; did you mean C"):
         registry.make(config(task="Cartpole"), 1, 0)
