@@ -93,9 +93,9 @@ def spread(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
     return jax.device_put(tree, sharding)
 
 
-def first_share(tree: Tree) -> Tree:
-    """The first device's share of arrays [X, ...] spread over devices, without moving data."""
-    return jax.tree.map(lambda x: x.addressable_shards[0].data[0], tree)
+def make_shares(make: Callable[[], Tree], devices: Sequence[jax.Device]) -> Tree:
+    """What `make` returns, made on every device: leaves [X, ...]."""
+    return jax.pmap(lambda _: make(), devices=list(devices))(np.zeros(len(devices)))
 
 
 def split(batch: Tree, devices: Sequence[jax.Device]) -> Tree:

@@ -40,7 +40,7 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; UserError is for the caller."""
-    given = parser().parse_args(argv)
+    given = parser().parse_intermixed_args(argv)
     what = chosen("--what", WHAT if given.what == "all" else given.what.split(","), WHAT)
     observations = chosen("--observations", given.observations.split(","), OBSERVATIONS)
     if given.repeats < 1 or not given.seconds > 0:
@@ -73,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     content |= {"peak_flops": peak, "results": results, **memory(configs[0])}
     print(report.table(report.COLUMNS, [report.cells(entry) for entry in results]))
     if earlier is not None:
+        print(f"beside {given.against}, {earlier.get('device')}, {earlier.get('options')}:")
         print(report.comparison(results, earlier["results"]))
     if given.out:
         summary.write_json(given.out, content)

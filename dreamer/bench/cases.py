@@ -42,7 +42,7 @@ class Result:
     per_call: float = 1.0  # units done by one call: updates, steps or windows
     unit: str = "call"
     compile_seconds: float | None = None
-    flops: float | None = None
+    flops: float | None = None  # on each device
     memory: int | None = None  # bytes beside arguments and results
     to_device: int = 0
     to_host: int = 0
@@ -99,7 +99,7 @@ def update(subject: Subject, budget: Budget) -> Iterator[Result]:
         per_call=count,
         unit="updates",
         compile_seconds=seconds,
-        flops=count * flops(step, subject.state(), one, subject.key),
+        flops=count * flops(step, subject.state(), one, subject.key) / len(subject.devices),
         memory=program.memory_analysis().temp_size_in_bytes,
         to_device=nbytes(batches),
         to_host=nbytes(latents),
@@ -281,4 +281,3 @@ def _learned(function: Callable) -> Callable:
 
 
 PER_SUBJECT = {"update": update, "parts": parts, "act": act, "replay": replay}
-PER_CONFIG = {"env": env, "loop": loop}

@@ -1,6 +1,7 @@
 """The suites by name.
 
-A suite is a module with `make(config, num_envs, seed, render)`, imported when it is used.
+A suite is a module with `make(config, num_envs, seed, render)`, and `make_jax(config)` if it is
+written in JAX, imported when it is used.
 """
 
 import importlib
@@ -18,11 +19,12 @@ class Suite:
 
     module: str
     install: str
+    jax: bool = False  # written in JAX
 
 
 SUITES = {
     "gymnasium": Suite("dreamer.envs.gymnasium_suite", "pip install gymnasium"),
-    "gymnax": Suite("dreamer.envs.jax.gymnax_suite", "pip install 'dreamer[gymnax]'"),
+    "gymnax": Suite("dreamer.envs.jax.gymnax_suite", "pip install 'dreamer[gymnax]'", jax=True),
     "atari": Suite("dreamer.envs.atari", 'pip install "gymnasium[atari]"'),
 }
 
@@ -33,19 +35,18 @@ def make_jax(config: Env) -> Any:
     Raises:
       UserError: as `make`, or the suite is not written in JAX.
     """
-    module = _module(config)
-    if not hasattr(module, "make_jax"):
+    if not is_jax(config):
         raise UserError(
             f"run.loop=device needs environments written in JAX, which env.suite={config.suite} is "
             "not; set run.loop=host, or choose env=gymnax"
         )
-    return module.make_jax(config)
+    return _module(config).make_jax(config)
 
 
 def is_jax(config: Env) -> bool:
     """Whether the suite is written in JAX."""
     suite = SUITES.get(config.suite)
-    return suite is not None and suite.module.startswith("dreamer.envs.jax.")
+    return suite is not None and suite.jax
 
 
 def make(config: Env, num_envs: int, seed: int, render: bool = False) -> BatchedEnv:

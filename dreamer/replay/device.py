@@ -64,8 +64,8 @@ def init(
         dict(spec),
         is_leaf=lambda x: isinstance(x, tuple),
     )
-    zero = jnp.zeros((), jnp.int32)
-    return Replay(rings, zero, zero, length, online)
+    # Two arrays, so that both can be donated.
+    return Replay(rings, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), length, online)
 
 
 def add(replay: Replay, transition: Mapping[str, Any]) -> Replay:

@@ -26,6 +26,7 @@ from dreamer.envs.jax.episodes import EnvState
 from dreamer.errors import UserError
 from dreamer.replay import device, host, memory, tree
 from dreamer.run.learner import purpose_key
+from dreamer.run.metrics import LateMetrics
 from dreamer.run.policy import transition, transition_spec
 
 MOST_TURNS = 1000  # of a cycle
@@ -75,11 +76,10 @@ class DeviceLoop:
         self.step = 0  # environment steps in replay so far
         self.updates = 0  # gradient updates dispatched so far
         self._world: World
-        self._names: list[str] = []
-        self._metrics: list[Array] = []
+        self._metrics = LateMetrics()
         self._episodes: Any = None  # of the call before
         self._train = parallel.compile_loop(self._call, devices)
-        self._fill = parallel.compile_loop(self._prefill, devices)
+        self._look = jax.jit(self._sequences, static_argnums=2)
 
     @property
     def params(self) -> Any:
@@ -88,10 +88,9 @@ class DeviceLoop:
 
     # --------------------------------------------------------------- compiled, on one device each
 
-    def _prefill(self, state: State, world: World, step: Array) -> tuple:
-        """Turns without updates, until updates are owed."""
+    def _prefill(self, turns: int, state: State, world: World, step: Array) -> tuple:
+        """Turns without updates."""
         body: Any = partial(self._turn, state.params)
-        turns = self._config.first_update // self._config.env.num_envs
         (world, _), episodes = jax.lax.scan(body, (world, step), length=turns)
         return state, world, jnp.zeros(()), episodes
 
@@ -134,13 +133,21 @@ class DeviceLoop:
         state, world = carry
         key = self._key("replay", state.updates)
         replay, batch, index = device.sample(world.replay, key, self._batch_each)
+        # Behind the barrier the batch has been read: the rings change in place, without a copy.
+        replay, batch, pending = jax.lax.optimization_barrier(
+            (replay, batch, (world.index, world.latent))
+        )
+        replay = device.update(replay, *pending)
         state, latent, metrics = agents.train_step(
             self.agent, state, batch, self._keys["train"], parallel.AXIS
         )
-        replay = device.update(replay, world.index, world.latent)
-        self._names = sorted(metrics)  # noted while tracing: one array is fetched, not one each
         world = dataclasses.replace(world, replay=replay, index=index, latent=latent)
-        return (state, world), jnp.stack([metrics[name] for name in self._names])
+        return (state, world), self._metrics.stack(metrics)
+
+    def _sequences(self, replay: device.Replay, seed: Array, count: int) -> Any:
+        """Sampled from one device's share, leaves [1, ...], leaving the queue alone."""
+        share = jax.tree.map(lambda x: x[0], dataclasses.replace(replay, online=False))
+        return device.sample(share, jax.random.key(seed), count)[1]
 
     def _key(self, purpose: str, number: Array) -> Array:
         """With one device the draws of acting are those of the host loop."""
@@ -157,22 +164,25 @@ class DeviceLoop:
         envs, time_step = jax.device_get(jax.jit(jax.vmap(self._env.reset))(keys))
         zeros = np.zeros(len(keys), np.float32), np.zeros(len(keys), np.int32)
         carry = jax.device_get(agents.initial_carry(self.agent, len(keys)))
-        self._place(envs, time_step, carry, self._host_replay(), zeros, None)
+        self._place(envs, time_step, carry, self._empty(), zeros, None)
 
     def turn(self) -> list[tuple[float, int]]:
         """Dispatches one call; gives return and length of the episodes that the one before ended.
 
-        The first call only fills the replay until updates are owed.
+        The first call only fills the replay until updates are owed, or until the run ends.
         """
         config, step = self._config, np.int32(self.step)
         if self.step < config.first_update:
-            self.state, self._world, _, episodes = self._fill(self.state, self._world, step)
-            self.step = config.first_update
+            left = min(config.first_update, config.run.steps) - self.step
+            turns = -(-left // config.env.num_envs)  # rounded up
+            fill = parallel.compile_loop(partial(self._prefill, turns), self._devices)
+            self.state, self._world, _, episodes = fill(self.state, self._world, step)
+            self.step += turns * config.env.num_envs
         else:
             self.state, self._world, metrics, episodes = self._train(self.state, self._world, step)
             self.step += self._cycles * self._turns * config.env.num_envs
             self.updates += self._cycles * self._updates
-            self._metrics.append(metrics)
+            self._metrics.add(metrics)
         before, self._episodes = self._episodes, episodes
         return _ended(before)
 
@@ -182,30 +192,25 @@ class DeviceLoop:
         return _ended(before)
 
     def read_metrics(self, wait: bool = False) -> dict[str, float]:
-        """Averages since the last reading, without the call still running unless asked to wait."""
-        kept = 0 if wait else 1
-        done = self._metrics[: len(self._metrics) - kept]
-        self._metrics = self._metrics[len(done) :]
-        if not done:
-            return {}
-        return dict(zip(self._names, np.mean(jax.device_get(done), 0).tolist(), strict=True))
+        """Averages since the last reading, see `LateMetrics.read`."""
+        return self._metrics.read(wait)
 
     def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:
         """Replayed sequences of the first device, see `host_loop.sequences`."""
-        replay = parallel.first_share(self._world.replay)
-        replay = dataclasses.replace(replay, online=False)
-        if not device.num_items(replay):
+        if self.step < self._config.first_update:
             return None
-        key = jax.random.key(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-        return jax.device_get(device.sample(replay, key, count)[1])
+        share = parallel.unreplicate(self._world.replay)
+        number = np.random.SeedSequence(seed).generate_state(1)[0]
+        return jax.device_get(self._look(share, number, count))
 
     def get_counters(self) -> dict[str, Any]:
         """As those of `HostLoop`."""
         world = self._fetch("envs", "time_step", "score", "length")
+        counted = self.step if self.step >= self._config.first_update else -1
         return {
             "step": self.step,
             "learner": {"updates": self.updates, "owed": 0},
-            "ratio": {"step": self.step, "remainder": 0, "denominator": 1},
+            "ratio": {"step": counted, "remainder": 0, "denominator": 1},
             "env": batched.dump(world["envs"], world["time_step"]),
             "episodes": {
                 "returns": world["score"].astype(float).tolist(),
@@ -214,40 +219,41 @@ class DeviceLoop:
         }
 
     def get_arrays(self) -> tuple[dict[str, Any], bool]:
-        """As those of `HostLoop`, always a copy."""
+        """As those of `HostLoop`."""
         world = self._fetch("carry", "index", "latent")
-        replay = jax.device_get(self._world.replay)
-        steps, count = int(replay.steps[0]), len(self._devices)
-        stored = self._host_replay()
-        stored.rings = {
-            path: ring.reshape(stored.rings[path].shape)
-            for path, ring in tree.flatten(replay.rings).items()
-        }
-        stored.steps, stored.oldest = steps, max(0, steps - stored.slots)
-        stored.served = int(replay.served[0]) * count
+        stored = self._fetch_replay()
+        copy = host.nbytes(stored) < 0.8 * memory.available()
         pending = {}
         if self.updates:
-            device_of = np.repeat(np.arange(count), self._batch_each)
-            index = world["index"].astype(np.int64) + np.stack(
-                [device_of * self._envs_each, 0 * device_of], 1
-            )
+            owner = np.repeat(np.arange(len(self._devices)), self._batch_each)
+            index = world["index"].astype(np.int64)
+            index[:, 0] += owner * self._envs_each
             latent = jax.tree.map(lambda x: x[None], dict(world["latent"]))
             pending = {"index": index[None], "latent": latent}
         carry = {"latent": dict(world["carry"].latent), "action": world["carry"].action}
-        return {"replay": host.get_state(stored), "pending": pending, "carry": carry}, True
+        return {"replay": host.get_state(stored, copy), "pending": pending, "carry": carry}, copy
 
     def set_state(self, state: State, arrays: dict[str, Any], counters: dict[str, Any]) -> str:
-        """Restores what either loop saved, as long as there is no update half owed."""
+        """Restores what either loop saved; says what could not be restored exactly."""
         num_envs = self._config.env.num_envs
         self.step, self.updates = counters["step"], counters["learner"]["updates"]
         self.state = parallel.replicate(state, self._devices)
-        saved = self._host_replay()
+        saved = self._empty()
         same_windows = arrays["replay"]["counters"]["length"][0] == saved.length
-        pending = arrays["pending"] if same_windows else {}
+        pending = self._local(arrays["pending"]) if same_windows else None
+        lost = {
+            "updates half owed": counters["ratio"]["remainder"] or counters["learner"]["owed"],
+            "latents still to be written": arrays["pending"] and pending is None,
+        }
         host.set_state(saved, arrays.pop("replay"))
-        keys = np.zeros((num_envs, 2), np.uint32)
-        pattern = jax.eval_shape(jax.vmap(self._env.reset), keys)
-        envs, time_step = batched.load(counters["env"], pattern, num_envs)
+        if saved.served % len(self._devices):
+            lost["the place in the online queue"] = True
+        keys = batched.env_keys(self._config.seed, num_envs)
+        reset = jax.jit(jax.vmap(self._env.reset))
+        world = batched.load(counters["env"], jax.eval_shape(reset, keys))
+        if world is None:
+            lost["the episodes under way"] = True
+            world = jax.device_get(reset(keys))
         blank = jax.eval_shape(partial(agents.initial_carry, self.agent, num_envs))
         carry = jax.tree.map(
             lambda x, like: np.asarray(x).astype(like.dtype),
@@ -259,23 +265,35 @@ class DeviceLoop:
             np.array(running["returns"], np.float32),
             np.array(running["lengths"], np.int32),
         )
-        self._place(envs, time_step, carry, saved, sums, self._local(pending))
-        return ""
+        self._place(world[0], world[1], carry, saved, sums, pending)
+        names = [name for name, is_lost in lost.items() if is_lost]
+        return f"not restored: {', '.join(names)}" if names else ""
 
     def close(self) -> None:
         """Nothing to end."""
 
-    def _host_replay(self) -> host.Replay:
+    def _empty(self) -> host.Replay:
+        """A replay on the host, with the same number of slots on every device."""
         settings, num_envs = self._config.replay, self._config.env.num_envs
-        # The same number of slots on every device.
-        capacity = settings.capacity // num_envs * num_envs
         return host.init(
             transition_spec(self.agent),
-            capacity,
+            settings.capacity // num_envs * num_envs,
             num_envs,
             settings.batch_length + 1,
             settings.online,
         )
+
+    def _fetch_replay(self) -> host.Replay:
+        """The replay of all devices as one of the host, whose arrays may be those of the device."""
+        replay, count = jax.device_get(self._world.replay), len(self._devices)
+        rings = {
+            path: ring.reshape(-1, *ring.shape[2:])
+            for path, ring in tree.flatten(replay.rings).items()
+        }
+        num_envs, slots = rings["is_first",].shape
+        steps, served = int(replay.steps[0]), int(replay.served[0]) * count
+        counters = (steps, max(0, steps - slots), served)
+        return host.Replay(rings, num_envs, slots, replay.length, replay.online, *counters)
 
     def _local(self, pending: dict[str, Any]) -> Any:
         """Pending windows [B, 2] and latents by the numbers of environments on their own device,
@@ -343,14 +361,16 @@ def cycle(config: Config) -> tuple[int, int]:
         raise UserError(
             f"replay.train_ratio={replay.train_ratio:g} is {float(per_turn):g} updates per turn of "
             f"env.num_envs={num_envs} environments, which no cycle of {MOST_TURNS} turns meets; "
-            "choose a rounder ratio, or run.loop=host"
+            "choose a rounder or larger ratio, or run.loop=host"
         )
     return exact.denominator, exact.numerator
 
 
 def _check_memory(config: Config, spec: dict[str, Any], devices: list[jax.Device]) -> None:
-    """The host's memory, which is that of CPU devices, is checked by `host.init`."""
+    """Refuses a capacity beyond the devices' memory, which for CPU devices is the host's."""
     usable, capacity = parallel.memory_limit(devices[0]), config.replay.capacity
+    if usable is None:
+        memory.check_fits(spec, capacity)
     needed = memory.nbytes(spec, capacity) // len(devices)
     if usable is not None and needed > (1 - memory.HEADROOM) * usable:
         largest = int((1 - memory.HEADROOM) * usable / needed * capacity)

@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dreamer import parallel
@@ -12,6 +11,7 @@ from dreamer.agent import agent as agents
 from dreamer.agent.agent import Agent, State
 from dreamer.replay import host
 from dreamer.replay.host import Replay
+from dreamer.run.metrics import LateMetrics
 
 # index [K, B, 2] and latent leaves [K, B, T, ...], on the host or still [X, K, B/X, T, ...] on X
 # devices
@@ -56,17 +56,14 @@ class Learner:
             jax.jit(partial(agents.init, agent))(init_key), devices
         )
         self._key = parallel.replicate(train_key, devices)
-        self._names: list[str] = []
-        self._metrics: list[jax.Array] = []
+        self._metrics = LateMetrics()
         self._owed = 0
 
         def step(
             state: State, batch: Any, key: jax.Array, axis_name: str
         ) -> tuple[State, Any, jax.Array]:
             state, latent, metrics = agents.train_step(agent, state, batch, key, axis_name)
-            # Noted while tracing: one array is fetched instead of one per metric.
-            self._names = sorted(metrics)
-            return state, latent, jnp.stack([metrics[name] for name in self._names])
+            return state, latent, self._metrics.stack(metrics)
 
         self._update = parallel.compile_updates(step, devices)
         self._params = parallel.unreplicate(self.state.params)
@@ -98,7 +95,7 @@ class Learner:
         self.updates += self._per_call
         self._write_back(replay)
         self.pending = {"index": np.stack([index for _, index in sampled]), "latent": latents}
-        self._metrics.append(metrics)
+        self._metrics.add(metrics)
 
     def _sample(self, replay: Replay, update: int) -> tuple[Any, np.ndarray]:
         _, batch, index = host.sample(replay, (self._seed, update), self._batch_size)
@@ -123,16 +120,8 @@ class Learner:
         return self.pending
 
     def read_metrics(self, wait: bool = False) -> dict[str, float]:
-        """Averages since the last reading, without the call still running unless asked to wait.
-
-        Empty when there is nothing to read.
-        """
-        kept = 0 if wait else 1
-        done = self._metrics[: len(self._metrics) - kept]
-        self._metrics = self._metrics[len(done) :]
-        if not done:
-            return {}
-        return dict(zip(self._names, np.mean(jax.device_get(done), 0).tolist(), strict=True))
+        """Averages since the last reading, see `LateMetrics.read`."""
+        return self._metrics.read(wait)
 
     def get_counters(self) -> dict[str, int]:
         """What is needed to go on exactly beside `state` and `fetch_pending()`."""

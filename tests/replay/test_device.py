@@ -99,6 +99,12 @@ def test_of_several_latents_for_a_row_the_last_is_kept() -> None:
     assert deter[2:8].tolist() == [0, 2, 2, 2, 2, 1]
 
 
+def test_a_replay_can_be_donated() -> None:
+    row = values(np.random.default_rng(0), SPEC, (1,))
+    put = jax.jit(device.add, donate_argnums=0)
+    assert put(put(device.init(SPEC, 20, 1, 5), row), row).steps == 2
+
+
 def test_a_dtype_that_is_not_the_rings_is_refused() -> None:
     row = values(np.random.default_rng(0), SPEC, (1,))
     with pytest.raises(AssertionError, match="float64 for a ring of float32"):

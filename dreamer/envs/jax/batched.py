@@ -11,6 +11,9 @@ import numpy as np
 from dreamer.envs.base import Actions, Specs
 from dreamer.envs.jax.episodes import EnvState, JaxEnv
 
+# Their keys are apart from those of the run's other purposes, which have small numbers.
+_PURPOSE = 2**31 - 1
+
 
 class BatchedJax:
     """N environments, stepped together in one compiled call. See `envs.base.BatchedEnv`."""
@@ -47,8 +50,14 @@ class BatchedJax:
         return dump(self._state, self._last)
 
     def set_state(self, state: Mapping[str, Any]) -> tuple[np.ndarray, dm_env.TimeStep]:
+        if len(state["time_step"][0]) != self.num_envs:
+            number = len(state["time_step"][0])
+            raise ValueError(f"state of {number} environments given to {self.num_envs}")
         pattern = jax.eval_shape(self._reset, self._keys, np.zeros(self.num_envs, np.int32))
-        return np.ones(self.num_envs, bool), self._keep(*load(state, pattern, self.num_envs))
+        loaded = load(state, pattern)
+        if loaded is None:
+            return np.zeros(self.num_envs, bool), self.reset()
+        return np.ones(self.num_envs, bool), self._keep(*loaded)
 
     def close(self) -> None:
         pass
@@ -63,7 +72,8 @@ class BatchedJax:
 
 def env_keys(seed: int, num_envs: int) -> np.ndarray:
     """The data of a random key per environment: uint32 [N, 2]."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num_envs))
+    key = jax.random.fold_in(jax.random.key(seed), _PURPOSE)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_envs))
     return np.asarray(jax.random.key_data(keys))
 
 
@@ -77,17 +87,13 @@ def dump(state: EnvState, time_step: dm_env.TimeStep) -> dict[str, Any]:
 
 
 def load(
-    saved: Mapping[str, Any], pattern: tuple[EnvState, dm_env.TimeStep], num_envs: int
-) -> tuple[EnvState, dm_env.TimeStep]:
-    """The inverse of `dump`, as numpy arrays.
-
-    Raises:
-      ValueError: saved of another number of environments or another task.
-    """
+    saved: Mapping[str, Any], pattern: tuple[EnvState, dm_env.TimeStep]
+) -> tuple[EnvState, dm_env.TimeStep] | None:
+    """The inverse of `dump`, as numpy arrays; None for a save of other environments."""
     values = [*saved["state"], *saved["time_step"]]
     leaves, structure = jax.tree.flatten(pattern)
     shapes = [np.shape(value) for value in values]
     if shapes != [leaf.shape for leaf in leaves]:
-        raise ValueError(f"state of other environments given to {num_envs}")
+        return None
     arrays = [np.asarray(v, leaf.dtype) for v, leaf in zip(values, leaves, strict=True)]
     return jax.tree.unflatten(structure, arrays)

@@ -50,7 +50,7 @@ class JaxEnv:
     Args:
       simulator: its physics.
       repeat: simulator steps per step, rewards summed.
-      time_limit: steps until truncation; 0 keeps the simulator's own limit.
+      time_limit: steps until truncation, if that is before the simulator's own limit; or 0.
     """
 
     simulator: Simulator
@@ -60,7 +60,8 @@ class JaxEnv:
     @property
     def limit(self) -> int:
         """Steps until truncation; 0 is never."""
-        return self.time_limit or -(-self.simulator.limit // self.repeat)
+        own = -(-self.simulator.limit // self.repeat)  # rounded up
+        return min(own, self.time_limit) if own and self.time_limit else own or self.time_limit
 
     def reset(self, key: Array, episode: Array | int = 0) -> tuple[EnvState, dm_env.TimeStep]:
         """Starts an episode of the environment whose key has this data."""

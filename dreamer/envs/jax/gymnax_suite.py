@@ -25,6 +25,7 @@ from dreamer.envs.jax.episodes import Action, JaxEnv, Observation
 from dreamer.errors import UserError, nearest
 
 NEVER = 2**30  # steps
+TASKS = [task for task in registered_envs if task != "SimpleBandit-bsuite"]  # 0.0.9 cannot step it
 
 
 def make(config: GymnaxEnv, num_envs: int, seed: int, render: bool = False) -> BatchedJax:
@@ -50,17 +51,18 @@ class Gymnax:
     """A gymnax environment as a `Simulator`."""
 
     def __init__(self, task: str) -> None:
-        if task not in registered_envs:
+        if task not in TASKS:
             raise UserError(
-                f"env.task={task} is no task of gymnax{nearest(task, registered_envs)}; "
-                f"tasks are {', '.join(registered_envs)}"
+                f"env.task={task} is no task of gymnax{nearest(task, TASKS)}; "
+                f"tasks are {', '.join(TASKS)}"
             )
         try:
-            self._env, params = gymnax.make(task)
+            self._env, self._params = gymnax.make(task)
         except Exception as error:  # whatever it is, the user asked for this task
             raise UserError(f"env.task={task} cannot be made by gymnax: {error}") from error
+        params = self._params
         self.limit = int(getattr(params, "max_steps_in_episode", 0))
-        self._params = params.replace(max_steps_in_episode=NEVER) if self.limit else params
+        self._endless = params.replace(max_steps_in_episode=NEVER) if self.limit else params
         self.observations = {"observation": _observed(self._env.observation_space(params), task)}
         self._actions = self._env.action_space(params)
         self.actions: Specs = {"action": _acted(self._actions, task)}
@@ -72,9 +74,10 @@ class Gymnax:
 
     def step(self, key: Array, state: Any, action: Action) -> tuple[Any, Observation, Array, Array]:
         with _foreign_code():
-            observation, state, reward, terminal, _ = self._env.step_env(
+            observation, state, reward, _, _ = self._env.step_env(
                 key, state, self._native(action["action"]), self._params
             )
+            terminal = self._env.is_terminal(state, self._endless)
         return state, self._seen(observation), reward, jnp.asarray(terminal, bool)
 
     def _seen(self, observation: Array) -> Observation:

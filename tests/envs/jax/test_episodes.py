@@ -83,6 +83,8 @@ def test_repeated_steps_add_up_and_stop_at_the_end() -> None:
 def test_the_limit_is_counted_in_steps_of_the_agent() -> None:
     assert JaxEnv(Counter(limit=10), repeat=4).limit == 3
     assert JaxEnv(Counter(limit=10), repeat=4, time_limit=2).limit == 2
+    assert JaxEnv(Counter(limit=10), repeat=4, time_limit=9).limit == 3
+    assert JaxEnv(Counter(), time_limit=9).limit == 9
 
 
 def test_an_episode_follows_from_its_key_and_number() -> None:
