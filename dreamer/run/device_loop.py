@@ -133,10 +133,9 @@ class DeviceLoop:
         state, world = carry
         key = self._key("replay", state.updates)
         replay, batch, index = device.sample(world.replay, key, self._batch_each)
-        # Behind the barrier the batch has been read: the rings change in place, without a copy.
-        replay, batch, pending = jax.lax.optimization_barrier(
-            (replay, batch, (world.index, world.latent))
-        )
+        # Behind the barrier the batch has been read: the rings change in place, without a copy
+        # (jax 0.10 makes one on CPU all the same).
+        batch, pending = jax.lax.optimization_barrier((batch, (world.index, world.latent)))
         replay = device.update(replay, *pending)
         state, latent, metrics = agents.train_step(
             self.agent, state, batch, self._keys["train"], parallel.AXIS

@@ -173,6 +173,7 @@ def test_a_run_of_the_command_trains_and_resumes(tmp_path: Path) -> None:
     assert len(tiny_run.losses(lines)) >= 2
 
 
+@pytest.mark.slow
 def test_several_updates_in_a_turn_and_several_turns_in_a_call() -> None:
     """How many updates one call has changes nothing but the rounding, which with steps so small
     turns no action into another."""
@@ -211,6 +212,7 @@ def test_what_a_save_of_the_host_loop_has_and_this_one_cannot_use_is_told() -> N
     assert note == "not restored: updates half owed, latents still to be written"
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="jax 0.10 copies them all the same")
 def test_no_ring_is_copied() -> None:
     loop = device_loop("replay.capacity=4948")
     program = loop._train.lower(loop.state, loop._world, np.int32(0)).compile().as_text()

@@ -16,6 +16,7 @@ from dreamer.errors import UserError
 
 CHECKED = ("CartPole-v1", "Pendulum-v1", "Breakout-MinAtar", "Catch-bsuite", "MemoryChain-bsuite")
 DOWNLOADS = "MNISTBandit-bsuite"
+SLOW = ("Asterix-MinAtar", "Freeway-MinAtar", "SpaceInvaders-MinAtar")  # to compile
 
 
 def config(**values: object) -> GymnaxEnv:
@@ -27,7 +28,14 @@ def test_keeps_every_promise_of_an_environment(task: str) -> None:
     check(registry.make(config(task=task, time_limit=40), 3, 0), steps=130)
 
 
-@pytest.mark.parametrize("task", sorted(set(gymnax_suite.TASKS) - {DOWNLOADS}))
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(task, marks=[pytest.mark.slow] if task in SLOW else [])
+        for task in gymnax_suite.TASKS
+        if task != DOWNLOADS
+    ],
+)
 def test_steps_are_those_of_gymnax_and_its_limit_truncates(task: str) -> None:
     ours = gymnax_suite.make_jax(config(task=task))
     theirs, params = gymnax.make(task)
