@@ -93,11 +93,6 @@ def spread(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
     return jax.device_put(tree, sharding)
 
 
-def make_shares(make: Callable[[], Tree], devices: Sequence[jax.Device]) -> Tree:
-    """What `make` returns, made on every device: leaves [X, ...]."""
-    return jax.pmap(lambda _: make(), devices=list(devices))(np.zeros(len(devices)))
-
-
 def split(batch: Tree, devices: Sequence[jax.Device]) -> Tree:
     """Splits sequences over devices, in numpy: [K, B, ...] to [X, K, B/X, ...]."""
     count = len(devices)

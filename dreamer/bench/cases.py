@@ -75,7 +75,8 @@ def update(subject: Subject, budget: Budget) -> Iterator[Result]:
     """Whole gradient updates as training runs them, on all chosen devices."""
     replay, agent = subject.config.replay, subject.agent
     count, size = subject.config.run.updates_per_call, replay.batch_size
-    batches = parallel.split(_batch(subject, count, size), subject.devices)
+    sampled = _batch(subject, count, size)
+    batches = parallel.split(sampled, subject.devices)
     step = partial(agents.train_step, agent)
     update: Any = parallel.compile_updates(step, subject.devices)
     state = parallel.replicate(subject.state(), subject.devices)
@@ -91,7 +92,7 @@ def update(subject: Subject, budget: Budget) -> Iterator[Result]:
         return state, latents, metrics
 
     timing = measure(call, budget)
-    one = jax.tree.map(lambda x: x[0], _batch(subject, 1, size))
+    one = jax.tree.map(lambda x: x[0], sampled)
     yield _result(
         subject,
         "update",
@@ -259,7 +260,7 @@ def _turns_per_update(config: Config) -> float:
     """Turns of the loop between two calls that update."""
     replayed = config.replay.batch_size * config.replay.batch_length
     updates = config.replay.train_ratio * config.env.num_envs / replayed
-    return config.run.updates_per_call / updates if updates else 1.0
+    return config.run.updates_per_call / updates
 
 
 def _batch(subject: Subject, count: int, size: int) -> dict[str, Any]:
