@@ -322,6 +322,19 @@ class ReplayConfig(Section):
         True, description="train on every new sequence once before uniform sampling"
     )
     train_ratio: Positive = Field(32.0, description="replayed steps per environment step")
+    where: Literal["auto", "device", "host"] = Field(
+        "auto",
+        description="whose memory holds it; auto is the device if it has memory of its own and "
+        "the capacity fits",
+    )
+    folder: str = Field(
+        "", description="for a replay on the host in files of this folder; empty is in memory"
+    )
+    prefetch: Literal["auto", "thread", "none"] = Field(
+        "auto",
+        description="take batches from a replay on the host one call ahead in a thread; auto does "
+        "for accelerators",
+    )
 
 
 class EvalConfig(Section):
@@ -369,7 +382,15 @@ class RunConfig(Section):
     updates_per_call: Count = Field(1, description="gradient updates compiled into one call")
     loop: Literal["auto", "host", "device"] = Field(
         "auto",
-        description="where environments step and replay lies; auto is device for suites in JAX",
+        description="where environments step; auto is device for suites in JAX",
+    )
+    policy_device: Literal["train", "cpu"] = Field(
+        "train", description="where the host loop computes actions: the first that trains, or CPU"
+    )
+    policy_lag: Annotated[int, Field(ge=0, le=100)] = Field(
+        0,
+        description="calls of updates that the host loop's actions do not wait for; from 1 on "
+        "environments step while the device learns",
     )
     accept_changes: bool = Field(
         False, description="resume although the configuration differs from the saved one"
@@ -412,6 +433,11 @@ class Config(Section):
                 f"{self.replay.batch_size * self.replay.batch_length} sequences of batch_length + "
                 f"1 = {self.replay.batch_length + 1} steps, with env.num_envs={self.env.num_envs}; "
                 f"raise it to at least {self.first_update}"
+            )
+        if self.replay.folder and self.replay.where == "device":
+            raise ValueError(
+                f"replay.folder={self.replay.folder} is for a replay on the host, not for "
+                "replay.where=device; leave out one of them"
             )
         return self
 

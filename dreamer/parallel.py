@@ -72,9 +72,29 @@ def first_device() -> SingleDeviceSharding:
     return SingleDeviceSharding(jax.local_devices()[0])
 
 
-def to_first_device(tree: Tree) -> Tree:
-    """Puts every array onto the first local device."""
-    return jax.device_put(tree, first_device())
+def cpu_device() -> jax.Device:
+    """The host's own processor.
+
+    Raises:
+      UserError: jax was told to leave it out.
+    """
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        raise UserError(
+            "run.policy_device=cpu needs jax's CPU platform, which JAX_PLATFORMS leaves out; "
+            "add it as in JAX_PLATFORMS=cuda,cpu"
+        ) from None
+
+
+def copy_to(tree: Tree, device: jax.Device) -> Tree:
+    """Copies every array onto one device."""
+    return jax.device_put(tree, SingleDeviceSharding(device), may_alias=False)
+
+
+def to_device(tree: Tree, device: jax.Device | None = None) -> Tree:
+    """Puts every array onto one device, by default the first local one."""
+    return jax.device_put(tree, SingleDeviceSharding(device) if device else first_device())
 
 
 def replicate(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
@@ -113,33 +133,39 @@ def join(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def unrolled(body: Callable, carry: Any, inputs: Any) -> tuple[Any, Any]:
-    """`jax.lax.scan` without a loop: XLA on CPU runs convolutions inside loops ten times slower."""
+def repeat(
+    body: Callable, carry: Any, inputs: Any, length: int, devices: Sequence[jax.Device]
+) -> tuple[Any, Any]:
+    """`jax.lax.scan`; on CPU without a loop, inside which XLA runs convolutions ten times slower
+    there."""
+    if devices[0].platform != "cpu":
+        return jax.lax.scan(body, carry, inputs, length)
     outputs = []
-    for index in range(len(jax.tree.leaves(inputs)[0])):
+    for index in range(length):
         carry, output = body(carry, jax.tree.map(lambda x, i=index: x[i], inputs))
         outputs.append(output)
     return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
 
 
-def compile_loop(function: Callable, devices: Sequence[jax.Device]) -> Callable:
-    """Compiles a piece of a training loop whose environments and replay live on the devices.
+def compile_shares(
+    function: Callable, devices: Sequence[jax.Device], in_axes: Any, out_axes: Any, donate: Any
+) -> Callable:
+    """Compiles a function of one device's share of everything for all devices.
 
     Args:
-      function: (state, world, step) to (state, world, metrics, episodes), on one device's share.
-      devices: to run on.
-
-    Returns:
-      The same of arrays on all devices: state, step and metrics are whole on every one, world and
-      episodes have a leading axis [X]. State and world are donated.
+      function: to compile; the axis of the devices is named in it.
+      devices: X of them.
+      in_axes, out_axes: of each argument and result: 0 for one spread as [X, ...], None for one
+        that is whole on every device.
+      donate: arguments whose memory the results may take.
     """
     return jax.pmap(
         function,
         axis_name=AXIS,
         devices=list(devices),
-        in_axes=(None, 0, None),
-        out_axes=(None, 0, None, 0),
-        donate_argnums=(0, 1),
+        in_axes=in_axes,
+        out_axes=out_axes,
+        donate_argnums=donate,
     )
 
 
@@ -162,15 +188,8 @@ def compile_updates(step: Callable, devices: Sequence[jax.Device]) -> Callable:
             state, latents, metrics = step(state, batch, key, AXIS)
             return state, (latents, metrics)
 
-        repeat = unrolled if devices[0].platform == "cpu" else jax.lax.scan
-        state, (latents, metrics) = repeat(body, state, batches)
+        count = len(batches["is_first"])
+        state, (latents, metrics) = repeat(body, state, batches, count, devices)
         return state, latents, jax.tree.map(lambda x: x.mean(0), metrics)
 
-    return jax.pmap(
-        updates,
-        axis_name=AXIS,
-        devices=list(devices),
-        in_axes=(None, 0, None),
-        out_axes=(None, 0, None),
-        donate_argnums=0,
-    )
+    return compile_shares(updates, devices, (None, 0, None), (None, 0, None), donate=0)

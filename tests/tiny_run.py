@@ -12,7 +12,6 @@ import numpy as np
 
 from dreamer import compose
 from dreamer.config import Config
-from dreamer.replay import host
 from dreamer.run.loop import Trainer
 from tests import probe_envs
 
@@ -46,13 +45,10 @@ def train(folder: Path, *changes: str) -> dict[str, Any]:
     with Trainer(config(folder, *changes)) as trainer:
         trainer.run()
         loop = trainer.loop
-        learner = loop.learner
         return {
-            "train": jax.device_get(learner.state),
-            "carry": loop.policy.get_state(),
-            "pending": learner.fetch_pending(),
-            "learner": learner.get_counters(),
-            "replay": host.get_state(loop.replay),
+            "train": jax.device_get(loop.state),
+            "arrays": loop.get_arrays()[0],
+            "learner": loop.store.get_counters(),
             "env": loop.env.get_state(),
             "time_step": loop.time_step,
             "ratio": loop.ratio.get_state(),

@@ -56,7 +56,7 @@ def compiled(
     subject: Subject, what: str, budget: Budget, function: Callable, *args: Any, **more: Any
 ) -> Result:
     """Compiles a function and times it on the first device."""
-    args = parallel.to_first_device(args)
+    args = parallel.to_device(args)
     start = time.perf_counter()
     program: Any = jax.jit(function).lower(*args).compile()
     seconds = time.perf_counter() - start
@@ -172,7 +172,7 @@ def parts(subject: Subject, budget: Budget) -> Iterator[Result]:
 
 
 def act(subject: Subject, budget: Budget) -> Iterator[Result]:
-    """One step of the policy for `env.num_envs` environments, actions and latents fetched."""
+    """One step of the policy for `env.num_envs` environments, actions fetched."""
     num_envs = subject.config.env.num_envs
     policy, params = Policy(subject.agent, num_envs), subject.state().params
     policy.reset(subject.key)
@@ -180,7 +180,7 @@ def act(subject: Subject, budget: Budget) -> Iterator[Result]:
     mid = np.full(num_envs, dm_env.StepType.MID, np.int32)
     time_step = dm_env.TimeStep(mid, np.zeros(num_envs), np.ones(num_envs), seen)
     start = time.perf_counter()
-    fetched = policy(params, time_step, 0)
+    fetched, _ = policy(params, time_step, 0)
     seconds = time.perf_counter() - start
     yield _result(
         subject,

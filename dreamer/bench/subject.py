@@ -39,7 +39,7 @@ class Subject:
 
     def state(self) -> State:
         """A new state on the first device."""
-        return parallel.to_first_device(jax.jit(partial(agents.init, self.agent))(self.key))
+        return parallel.to_device(jax.jit(partial(agents.init, self.agent))(self.key))
 
     @property
     def spec(self) -> dict[str, Any]:

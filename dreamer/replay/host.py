@@ -11,6 +11,7 @@ All environments add a step together, so one counter numbers the steps of all ri
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,12 @@ class Replay:
 
 
 def init(
-    spec: Mapping[str, Any], capacity: int, num_envs: int, length: int, online: bool = True
+    spec: Mapping[str, Any],
+    capacity: int,
+    num_envs: int,
+    length: int,
+    online: bool = True,
+    folder: Path | None = None,
 ) -> Replay:
     """Returns an empty replay.
 
@@ -51,19 +57,26 @@ def init(
         num_envs: N, environments that add together.
         length: L, steps per sampled window, the context step included.
         online: serve every new window once before sampling uniformly.
+        folder: on whose disk the rings lie, in files without a name that end with the process;
+            None is in memory.
 
     Raises:
-        UserError: the capacity does not fit into memory.
+        UserError: the capacity does not fit into memory, or onto the disk.
         ValueError: it is less than one window per environment.
     """
     if capacity < length * num_envs:
         raise ValueError(f"{capacity=} holds no window of {length} steps in {num_envs} rings")
-    memory.check_fits(spec, capacity)
     slots = capacity // num_envs
-    rings = {
-        path: np.zeros((num_envs, slots, *shape), dtype)
+    shapes = {
+        path: ((num_envs, slots, *shape), np.dtype(dtype))
         for path, (shape, dtype) in tree.flatten(spec).items()
     }
+    if folder is None:
+        memory.check_fits(spec, capacity)
+        rings = {path: np.zeros(shape, dtype) for path, (shape, dtype) in shapes.items()}
+    else:
+        memory.check_disk(spec, capacity, folder)
+        rings = {path: memory.on_disk(folder, *ring) for path, ring in shapes.items()}
     return Replay(rings, num_envs, slots, length, online)
 
 
@@ -252,7 +265,8 @@ def _by_row(ring: np.ndarray) -> np.ndarray:
 
 def _restored(ring: np.ndarray, part: np.ndarray, oldest: int, steps: int) -> np.ndarray:
     """Returns the ring [N, S, ...] with steps oldest to steps - 1 of `part` at their places."""
-    if part.shape == ring.shape and part.flags.writeable and part.flags.c_contiguous:
+    whole = part.shape == ring.shape and part.flags.writeable and part.flags.c_contiguous
+    if whole and not isinstance(ring, np.memmap):
         return part  # a full ring of the same size: a second copy might not fit into memory
     for start in range(oldest, steps, _BLOCK):
         step = np.arange(start, min(start + _BLOCK, steps))

@@ -1,6 +1,9 @@
-"""How much memory a replay takes and how much there is."""
+"""How much memory or disk a replay takes and how much there is."""
 
 import math
+import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,38 @@ def check_fits(spec: Mapping[str, Any], capacity: int) -> None:
             "be used; "
             f"the largest capacity that fits is replay.capacity={usable // nbytes(spec, 1)}"
         )
+
+
+def check_disk(spec: Mapping[str, Any], capacity: int, folder: Path) -> None:
+    """Refuses a capacity that the disk of a folder cannot hold.
+
+    Raises:
+        UserError: there is no such folder, or less is free on its disk.
+    """
+    if not folder.is_dir():
+        raise UserError(f"replay.folder={folder} is no folder; make it, or choose another")
+    needed, free = nbytes(spec, capacity), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"replay.capacity={capacity} needs {gib(needed)} in replay.folder={folder} but "
+            f"{gib(free)} are free there; the largest capacity that fits is "
+            f"replay.capacity={free // nbytes(spec, 1)}"
+        )
+
+
+def on_disk(folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
+    """Zeros in a file without a name, whose space is taken at once and given back when the array
+    is no longer used, however the process ends.
+
+    Raises:
+        UserError: the folder cannot be written, or its disk is full.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * dtype.itemsize)
+            return np.memmap(file, dtype, "r+", shape=shape)
+    except OSError as error:
+        raise UserError(f"replay.folder={folder} cannot be used: {error.strerror}") from error
 
 
 def gib(size: int) -> str:

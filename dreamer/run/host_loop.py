@@ -1,24 +1,29 @@
-"""Environments and replay on the host: act, remember, learn.
+"""Environments on the host: act, remember, learn.
 
 One turn steps every environment once. Updates are dispatched before the environments step, so the
-device learns while they do; only the next actions, which come from the updated policy, wait for it.
+device learns while they do. The next actions wait for it, unless `run.policy_lag` lets them come
+from the weights of a call before.
 """
 
+from collections import deque
 from typing import Any
 
 import dm_env
 import jax
 import numpy as np
 
+from dreamer import parallel
 from dreamer.agent import agent as agents
-from dreamer.agent.agent import State
+from dreamer.agent.agent import Agent, State
 from dreamer.config import Config
 from dreamer.envs import registry
-from dreamer.replay import host, memory
+from dreamer.run import device_memory
 from dreamer.run.clocks import Ratio
+from dreamer.run.device_store import DeviceStore
 from dreamer.run.evaluate import Episodes
-from dreamer.run.learner import Learner, purpose_key
-from dreamer.run.policy import Policy, transition, transition_spec
+from dreamer.run.host_store import HostStore
+from dreamer.run.learner import purpose_key
+from dreamer.run.policy import PARTS, Policy, transition, transition_spec
 
 
 class HostLoop:
@@ -32,49 +37,46 @@ class HostLoop:
     where = "host"
 
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
-        settings, num_envs = config.replay, config.env.num_envs
         self._config = config
-        self.env = registry.make(config.env, num_envs, config.seed)
+        self.env = registry.make(config.env, config.env.num_envs, config.seed)
         try:
             specs = self.env.observation_spec(), self.env.action_spec()
             self.agent = agents.make_agent(config.agent, *specs)
-            self.replay = host.init(
-                transition_spec(self.agent),
-                settings.capacity,
-                num_envs,
-                settings.batch_length + 1,
-                settings.online,
-            )
-            self.learner = Learner(
-                self.agent, devices, config.seed, settings.batch_size, config.run.updates_per_call
-            )
+            self.store = make_store(config, self.agent, devices)
         except BaseException:
             self.env.close()
             raise
-        self.policy = Policy(self.agent, num_envs)
-        self.policy.reset(purpose_key(config.seed, "act"))
-        self.ratio = Ratio(settings.train_ratio / (settings.batch_size * settings.batch_length))
-        self.episodes = Episodes.start(num_envs)
+        self._actor = Actor(config, self.agent, devices)
+        per_update = config.replay.batch_size * config.replay.batch_length
+        self.ratio = Ratio(config.replay.train_ratio / per_update)
+        self.episodes = Episodes.start(config.env.num_envs)
         self.step = 0  # environment steps in replay so far
         self.time_step: dm_env.TimeStep
 
     @property
+    def stored(self) -> str:
+        """Where the replay lies."""
+        return self.store.where
+
+    @property
     def updates(self) -> int:
         """Gradient updates dispatched so far."""
-        return self.learner.updates
+        return self.store.updates
 
     @property
     def params(self) -> Any:
         """Parameters after them, on the first device."""
-        return self.learner.params
+        return self.store.params
 
     @property
     def state(self) -> State:
         """What learning changes, for a checkpoint and as the pattern to restore one."""
-        return self.learner.state
+        return self.store.state
 
     def start(self) -> None:
         """Starts the first episodes."""
+        self.store.start()
+        self._actor.learned(self.params)
         self.time_step = self.env.reset()
         self.episodes.add(self.time_step)
 
@@ -84,12 +86,14 @@ class HostLoop:
         Returns:
           Return and length of each episode that ended.
         """
-        settings = self._config.replay
-        action, latent = self.policy(self.params, self.time_step, self.step)
-        host.add(self.replay, transition(self.time_step, action, latent))
+        action, latent = self._actor(self.time_step, self.step)
+        self.store.add(transition(self.time_step, action, latent))
         self.step += self._config.env.num_envs
-        if host.num_items(self.replay) >= settings.batch_size * settings.batch_length:
-            self.learner.train(self.replay, self.ratio.updates(self.step))
+        if self.step >= self._config.first_update:
+            before = self.updates
+            self.store.train(self.ratio.updates(self.step))
+            if self.updates > before:
+                self._actor.learned(self.params)
         self.time_step = self.env.step(action)
         return [(score, length) for _, score, length in self.episodes.add(self.time_step)]
 
@@ -98,60 +102,100 @@ class HostLoop:
         return []
 
     def read_metrics(self, wait: bool = False) -> dict[str, float]:
-        """Averages since the last reading, see `Learner.read_metrics`."""
-        return self.learner.read_metrics(wait)
+        """Averages since the last reading, see `LateMetrics.read`."""
+        return self.store.read_metrics(wait)
 
     def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:
-        """Replayed sequences to look at, see `sequences`."""
-        return sequences(self.replay, count, seed)
+        """Replayed sequences to look at, which change nothing; None while there are none."""
+        return self.store.sequences(count, seed)
 
     def get_counters(self) -> dict[str, Any]:
         """What is needed to go on exactly beside `state` and `get_arrays()`, made of JSON types."""
         return {
             "step": self.step,
-            "learner": self.learner.get_counters(),
+            "learner": self.store.get_counters(),
             "ratio": self.ratio.get_state(),
             "env": self.env.get_state(),
             "episodes": self.episodes.get_state(),
         }
 
     def get_arrays(self) -> tuple[dict[str, Any], bool]:
-        """Replay, pending latents and the policy's memory; and whether the replay is a copy.
-
-        One too large to copy must be written before anything changes it.
-        """
-        copy = host.nbytes(self.replay) < 0.8 * memory.available()
-        arrays = {
-            "replay": host.get_state(self.replay, copy),
-            "pending": self.learner.fetch_pending(),
-            "carry": self.policy.get_state(),
-        }
-        return arrays, copy
+        """Replay, latents still to be written back and what acting remembers; and whether the
+        replay is a copy. One too large to copy must be written before anything changes it."""
+        arrays, copied = self.store.get_arrays()
+        return arrays | self._actor.get_arrays(), copied
 
     def set_state(self, state: State, arrays: dict[str, Any], counters: dict[str, Any]) -> str:
         """Restores all three, and says what could not be restored exactly."""
         self.step = counters["step"]
-        same_windows = arrays["replay"]["counters"]["length"][0] == self.replay.length
-        pending = arrays["pending"] if same_windows else {}
-        self.learner.set_state(state, pending, counters["learner"])
-        self.policy.set_state(arrays["carry"])
+        lost = self.store.set_state(state, arrays, counters["learner"])
+        self._actor.set_state(arrays, self.params)
         self.ratio.set_state(counters["ratio"])
-        host.set_state(self.replay, arrays.pop("replay"))
         self.episodes.set_state(counters["episodes"])
         restored, self.time_step = self.env.set_state(counters["env"])
         self.episodes.forget(~restored)
-        if restored.all():
-            return ""
-        return f"{np.sum(~restored)} environments could not be restored and start an episode"
+        notes = [f"not restored: {', '.join(lost)}"] if lost else []
+        if not restored.all():
+            number = np.sum(~restored)
+            notes.append(f"{number} environments could not be restored and start an episode")
+        return "; ".join(notes)
 
     def close(self) -> None:
         """Ends the environments."""
+        self.store.close()
         self.env.close()
 
 
-def sequences(replay: host.Replay, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:
-    """Replayed sequences, leaves [count, T + 1, ...], which change nothing; None while there are
-    none."""
-    if not host.num_items(replay):
-        return None
-    return host.sample(replay, seed, count, online=False)[1]
+class Actor:
+    """The policy with the weights of `run.policy_lag` calls ago, on its own device."""
+
+    def __init__(self, config: Config, agent: Agent, devices: list[jax.Device]) -> None:
+        lag, on_cpu = config.run.policy_lag, config.run.policy_device == "cpu"
+        self._device = parallel.cpu_device() if on_cpu else devices[0]
+        # Learning takes the memory of weights that it has left behind.
+        self._must_copy = lag > 0 or self._device != devices[0]
+        self._weights: deque[Any] = deque(maxlen=lag + 1)
+        self._policy = Policy(agent, config.env.num_envs, device=self._device)
+        self._policy.reset(purpose_key(config.seed, "act"))
+
+    def __call__(self, time_step: dm_env.TimeStep, step: int) -> tuple[Any, Any]:
+        """Actions [N, ...] by key, and the latents, see `Policy`."""
+        return self._policy(self._weights[0], time_step, step)
+
+    def learned(self, params: Any) -> None:
+        """Takes the weights of a new call."""
+        weights = {name: params[name] for name in PARTS}
+        if self._must_copy:
+            weights = parallel.copy_to(weights, self._device)
+        self._weights.append(weights)
+
+    def get_arrays(self) -> dict[str, Any]:
+        """The policy's memory, and the weights older than the newest."""
+        older = list(self._weights)[:-1]
+        return {
+            "carry": self._policy.get_state(),
+            "weights": {str(age): jax.device_get(weights) for age, weights in enumerate(older)},
+        }
+
+    def set_state(self, arrays: dict[str, Any], params: Any) -> None:
+        """Restores `get_arrays`, `params` being the newest weights."""
+        self._policy.set_state(arrays["carry"])
+        saved = arrays.get("weights", {})
+        self._weights.clear()
+        for age in sorted(saved, key=int):
+            self._weights.append(parallel.copy_to(saved[age], self._device))
+        self.learned(params)
+
+
+def make_store(config: Config, agent: Agent, devices: list[jax.Device]) -> HostStore | DeviceStore:
+    """The replay that `replay.where` chooses.
+
+    auto takes the device where it has memory of its own, the capacity fits, and the environments
+    can be spread over all devices.
+    """
+    choice, count = config.replay.where, len(devices)
+    if choice == "auto":
+        fits = device_memory.fits(config, transition_spec(agent), devices)
+        spread = config.env.num_envs % count == 0
+        choice = "device" if fits and spread and not config.replay.folder else "host"
+    return (DeviceStore if choice == "device" else HostStore)(config, agent, devices)

@@ -1,5 +1,8 @@
-"""Learns from replay: samples, dispatches updates, writes latents back one call late."""
+"""Learns from replay on the host: samples, dispatches updates, writes latents back one call
+late."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,11 +27,23 @@ def purpose_key(seed: int, purpose: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), purposes.index(purpose))
 
 
+@dataclass(frozen=True)
+class Batches:
+    """What one call learns from."""
+
+    data: Any  # leaves [X, K, B/X, ...], on their way to X devices
+    index: np.ndarray  # int64 [K, B, 2]
+
+
 class Learner:
     """The state of learning on its devices.
 
     Nothing waits for the update just dispatched: its latents are fetched after the next one is on
     its way, its metrics when they are asked for.
+
+    With prefetching, a thread takes the batches of the next call from replay and sends them to the
+    devices while this one runs. They are those that replay holds when this call is dispatched, so a
+    run repeats; whoever changes the replay must `settle` before.
 
     Args:
       agent: networks.
@@ -36,6 +51,7 @@ class Learner:
       seed: of the run; decides initial weights, noise and sampled batches.
       batch_size: sequences per update over all devices.
       updates_per_call: updates K compiled into one call.
+      prefetch: batches one call ahead.
     """
 
     def __init__(
@@ -45,6 +61,7 @@ class Learner:
         seed: int,
         batch_size: int,
         updates_per_call: int,
+        prefetch: bool = False,
     ) -> None:
         self.devices = devices
         self.updates = 0
@@ -58,6 +75,8 @@ class Learner:
         self._key = parallel.replicate(train_key, devices)
         self._metrics = LateMetrics()
         self._owed = 0
+        self._thread = ThreadPoolExecutor(1, "prefetch") if prefetch else None
+        self._ahead: Future[Batches] | None = None
 
         def step(
             state: State, batch: Any, key: jax.Array, axis_name: str
@@ -86,20 +105,31 @@ class Learner:
             self._call(replay)
 
     def _call(self, replay: Replay) -> None:
-        sampled = [self._sample(replay, self.updates + i) for i in range(self._per_call)]
-        batches = parallel.split(
-            jax.tree.map(lambda *x: np.stack(x), *[batch for batch, _ in sampled]), self.devices
-        )
-        self.state, latents, metrics = self._update(self.state, batches, self._key)
+        batches = self._ahead.result() if self._ahead else self._take(replay, self.updates)
+        self._ahead = None
+        self.state, latents, metrics = self._update(self.state, batches.data, self._key)
         self._params = parallel.unreplicate(self.state.params)
         self.updates += self._per_call
         self._write_back(replay)
-        self.pending = {"index": np.stack([index for _, index in sampled]), "latent": latents}
+        if self._thread is not None:
+            self._ahead = self._thread.submit(self._take, replay, self.updates)
+        self.pending = {"index": batches.index, "latent": latents}
         self._metrics.add(metrics)
 
-    def _sample(self, replay: Replay, update: int) -> tuple[Any, np.ndarray]:
-        _, batch, index = host.sample(replay, (self._seed, update), self._batch_size)
-        return batch, index
+    def _take(self, replay: Replay, update: int) -> Batches:
+        """The batches of a call that begins with this update."""
+        sampled = [
+            host.sample(replay, (self._seed, update + i), self._batch_size)[1:]
+            for i in range(self._per_call)
+        ]
+        data = jax.tree.map(lambda *x: np.stack(x), *[batch for batch, _ in sampled])
+        data = parallel.spread(parallel.split(data, self.devices), self.devices)
+        return Batches(data, np.stack([index for _, index in sampled]))
+
+    def settle(self) -> None:
+        """Waits until the thread has read what it reads of the replay."""
+        if self._ahead is not None:
+            self._ahead.result()
 
     def _write_back(self, replay: Replay) -> None:
         if self.pending is not None:
@@ -119,6 +149,13 @@ class Learner:
             self.pending = self.pending | {"latent": parallel.join(latent)}
         return self.pending
 
+    def fetch_ahead(self) -> dict[str, Any]:
+        """Batches already taken from replay, on the host; {} when there are none."""
+        if self._ahead is None:
+            return {}
+        batches = self._ahead.result()
+        return {"data": parallel.join(batches.data), "index": batches.index}
+
     def read_metrics(self, wait: bool = False) -> dict[str, float]:
         """Averages since the last reading, see `LateMetrics.read`."""
         return self._metrics.read(wait)
@@ -127,8 +164,15 @@ class Learner:
         """What is needed to go on exactly beside `state` and `fetch_pending()`."""
         return {"updates": self.updates, "owed": self._owed}
 
-    def set_state(self, state: State, pending: Pending, counters: dict[str, int]) -> None:
-        """Restores what `state`, `fetch_pending()` and `get_counters()` were when saved."""
+    def set_state(
+        self,
+        state: State,
+        pending: Pending,
+        counters: dict[str, int],
+        ahead: dict[str, Any] | None = None,
+    ) -> None:
+        """Restores what `state`, `fetch_pending()`, `get_counters()` and `fetch_ahead()` were when
+        saved."""
         self.state = parallel.replicate(state, self.devices)
         self._params = parallel.unreplicate(self.state.params)
         self.pending = None
@@ -140,3 +184,13 @@ class Learner:
             }
             self.pending = pending | {"latent": pending["latent"] | floats}
         self.updates, self._owed = counters["updates"], counters["owed"]
+        self._ahead = None
+        if ahead and ahead["index"].shape[:2] == (self._per_call, self._batch_size):
+            self._ahead = Future()
+            data = parallel.spread(parallel.split(ahead["data"], self.devices), self.devices)
+            self._ahead.set_result(Batches(data, ahead["index"]))
+
+    def close(self) -> None:
+        """Ends the thread."""
+        if self._thread is not None:
+            self._thread.shutdown()

@@ -86,7 +86,7 @@ class Trainer:
         )
         weights = sum(x.size for x in jax.tree.leaves(self.loop.params))
         spec = transition_spec(self.loop.agent)
-        self.progress.print(plan(config, weights, spec, self.devices, self.loop.where))
+        self.progress.print(plan(config, weights, spec, self.devices, self.loop.stored))
         if resumed:
             self.progress.print(resumed)
 

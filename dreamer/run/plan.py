@@ -12,7 +12,7 @@ def plan(
     weights: int,
     transition_spec: dict[str, Any],
     devices: Sequence[Any],
-    loop: str = "host",
+    stored: str = "host memory",
 ) -> str:
     """A few lines to print at the start.
 
@@ -21,7 +21,7 @@ def plan(
       weights: number of trained parameters.
       transition_spec: shapes and dtypes of one replayed step.
       devices: that train.
-      loop: host or device, where environments and replay are.
+      stored: where the replay lies.
     """
     replay, run = config.replay, config.run
     per_update = replay.batch_size * replay.batch_length
@@ -38,6 +38,6 @@ def plan(
         "replayed": f"{replay.train_ratio:g} steps per environment step",
         "updates": f"{per_step:g} per environment step from {start:,} on, {updates:,} in all, "
         f"each of {replay.batch_size} x {replay.batch_length} = {per_update:,} replayed steps",
-        "replay": f"{needed} of {loop} memory for {replay.capacity:,} steps",
+        "replay": f"{needed} in {stored} for {replay.capacity:,} steps",
     }
     return "\n".join(f"{name:>9}  {text}" for name, text in rows.items())

@@ -22,10 +22,18 @@ class Policy:
       agent: networks.
       num_envs: N.
       greedy: mode of the policy instead of a sample.
+      device: that of the parameters; None is the first.
     """
 
-    def __init__(self, agent: Agent, num_envs: int, greedy: bool = False) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        num_envs: int,
+        greedy: bool = False,
+        device: jax.Device | None = None,
+    ) -> None:
         self.num_envs = num_envs
+        self._device = device
         self.carry: Carry
         self._agent = agent
         self._key: jax.Array
@@ -42,7 +50,7 @@ class Policy:
         """Forgets everything; from here on the draws of step n follow from `key` and n."""
         # On the device of the parameters, so that the first call is compiled as all later ones.
         fresh = key, agents.initial_carry(self._agent, self.num_envs)
-        self._key, self.carry = parallel.to_first_device(fresh)
+        self._key, self.carry = parallel.to_device(fresh, self._device)
 
     def get_state(self) -> dict[str, Any]:
         """The carry as numpy arrays."""
@@ -53,11 +61,11 @@ class Policy:
         """Restores a carry, also one that was computed in another dtype."""
         saved = Carry(state["latent"], state["action"])
         cast = jax.tree.map(lambda x, now: np.asarray(x).astype(now.dtype), saved, self.carry)
-        self.carry = parallel.to_first_device(cast)
+        self.carry = parallel.to_device(cast, self._device)
 
     def __call__(
         self, params: Any, time_step: dm_env.TimeStep, step: int
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    ) -> tuple[dict[str, np.ndarray], dict[str, jax.Array]]:
         """One action per environment.
 
         Args:
@@ -66,14 +74,14 @@ class Policy:
           step: number of this step, which decides the random draws.
 
         Returns:
-          Actions [N, ...] by key, and the latents as replay stores them.
+          Actions [N, ...] by key, and the latents as replay stores them, still on the device.
         """
         needed = {name: params[name] for name in PARTS}
         first = time_step.step_type == dm_env.StepType.FIRST
-        self.carry, *outputs = self._act(
+        self.carry, action, latent = self._act(
             needed, self.carry, time_step.observation, first, self._key, np.uint32(step)
         )
-        return jax.device_get(tuple(outputs))
+        return jax.device_get(action), dict(latent)
 
 
 def transition(

@@ -209,7 +209,7 @@ def test_what_a_save_of_the_host_loop_has_and_this_one_cannot_use_is_told() -> N
     arrays["pending"]["index"] = np.concatenate([arrays["pending"]["index"]] * 2)
     assert counters["ratio"]["remainder"] > 0
     note = device_loop().set_state(jax.device_get(theirs.state), arrays, counters)
-    assert note == "not restored: updates half owed, latents still to be written"
+    assert note == "not restored: latents still to be written, updates half owed"
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="jax 0.10 copies them all the same")
@@ -239,10 +239,22 @@ def test_what_does_not_fit_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match=r"env.num_envs=3 cannot be spread over 2 devices"):
         device_loop("env.num_envs=3", devices=2)
     monkeypatch.setattr(parallel, "memory_limit", lambda device: 10_000)
-    with pytest.raises(UserError, match=r"replay.capacity=400 needs .* on each device but it"):
+    with pytest.raises(UserError, match=r"replay.capacity=400 needs .* on each device but"):
         device_loop()
     monkeypatch.setattr(parallel, "memory_limit", lambda device: None)
     with pytest.raises(UserError, match=r"replay.capacity=9000000000000 needs .* of memory but on"):
         DeviceLoop(config("replay.capacity=9e12"), jax.devices()[:1])
     with pytest.raises(UserError, match=r"run.loop=device needs environments written in JAX, wh"):
         DeviceLoop(tiny_run.config(Path("unused")), parallel.local_devices("cpu", 1, 4))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("replay.where=host", "replay.folder=x", "replay.prefetch=thread"),
+        *("run.policy_device=cpu", "run.policy_lag=2"),
+    ],
+)
+def test_options_of_the_host_loop_are_refused(option: str) -> None:
+    with pytest.raises(UserError, match=f"^{option} is for environments on the host.*loop=host$"):
+        DeviceLoop(config(option), jax.devices()[:1])

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from tempfile import gettempdir
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dreamer.errors import UserError
-from dreamer.run import host_loop
+from dreamer.run import host_store
 from dreamer.run.loop import Trainer
 from tests import tiny_run
 from tests.probe_envs import task
@@ -20,18 +21,27 @@ TWO_UPDATES = {
     "save_every": 8,
     "stops": (40, 56),
 }
-KINDS = {"two_envs": TWO_ENVS, "two_updates": TWO_UPDATES}
+IN_DEVICE_MEMORY = {"changes": ("replay.where=device",), "save_every": 28, "stops": (56,)}
+AHEAD = {
+    "changes": ("replay.prefetch=thread", "run.policy_lag=2", f"replay.folder={gettempdir()}"),
+    "save_every": 28,
+    "stops": (56,),
+}
+KINDS = {
+    **{"two_envs": TWO_ENVS, "two_updates": TWO_UPDATES},
+    **{"in_device_memory": IN_DEVICE_MEMORY, "ahead": AHEAD},
+}
 WATCHING = ("eval.every=50", "eval.episodes=3", "eval.num_envs=2")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: Any) -> dict[str, tuple[Path, dict]]:
     """Each kind of run without a stop, and saved only at its end: folder and final state."""
-    folder = tmp_path_factory.mktemp("two_updates")
-    return {
-        "two_envs": tiny_run.finished(tmp_path_factory),
-        "two_updates": (folder, tiny_run.train(folder, *TWO_UPDATES["changes"])),
-    }
+    runs = {"two_envs": tiny_run.finished(tmp_path_factory)}
+    for kind in list(KINDS)[1:]:
+        folder = tmp_path_factory.mktemp(kind)
+        runs[kind] = folder, tiny_run.train(folder, *KINDS[kind]["changes"])
+    return runs
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +55,7 @@ def saved(tmp_path_factory: Any) -> dict[str, tuple[Path, dict]]:
         more = (*every, *(WATCHING if kind == "two_envs" else ()))
         with pytest.MonkeyPatch.context() as patch:
             if kind == "two_updates":
-                patch.setattr(host_loop, "memory", SimpleNamespace(available=lambda: 0))
+                patch.setattr(host_store, "memory", SimpleNamespace(available=lambda: 0))
             runs[kind] = folder, tiny_run.train(folder, *settings["changes"], *more)
     return runs
 
@@ -204,4 +214,4 @@ def test_sequences_of_another_length_may_be_accepted(saved: dict, tmp_path: Path
     for length, given_up in ((4, False), (3, True)):
         changes = (f"replay.batch_length={length}", "run.accept_changes=true")
         with Trainer(tiny_run.config(folder, *changes)) as trainer:
-            assert (trainer.loop.learner.pending is None) == given_up
+            assert (trainer.loop.store.learner.pending is None) == given_up

@@ -37,7 +37,7 @@ def test_numbers() -> None:
         "updates": "0.25 per environment step from 354 on, 661 in all, "
         "each of 8 x 32 = 256 replayed steps",
         # 12 bytes times 2^18 are 3 times 2^20.
-        "replay": "3.0 MiB of host memory for 262,144 steps",
+        "replay": "3.0 MiB in host memory for 262,144 steps",
     }
 
 

@@ -12,7 +12,7 @@ import pytest
 from dreamer.agent.report import open_loop
 from dreamer.envs import registry
 from dreamer.replay import host
-from dreamer.run.host_loop import sequences
+from dreamer.run.host_store import sequences
 from dreamer.run.logger import Logger
 from dreamer.run.reporter import Reporter
 from tests import tiny, tiny_run

@@ -1,0 +1,248 @@
+"""Replay in device memory as a run needs it: learning from it in compiled code, and its saves.
+
+Everything here is spread over X devices, each with its own environments and windows.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+from jax import Array
+
+from dreamer import parallel
+from dreamer.agent import agent as agents
+from dreamer.agent.agent import Agent, State
+from dreamer.config import Config
+from dreamer.errors import UserError
+from dreamer.replay import device, host, memory, tree
+from dreamer.run.learner import purpose_key
+from dreamer.run.metrics import LateMetrics
+from dreamer.run.policy import transition_spec
+
+# Of a device's own memory, kept back for parameters, activations and compiled programs.
+HEADROOM = 0.3
+
+
+@struct.dataclass
+class Memory:
+    """What one device remembers."""
+
+    replay: device.Replay
+    index: Array  # int32 [B, 2], windows whose latents are still to be written back
+    latent: Any  # those latents, leaves [B, T, ...]
+
+
+class DeviceMemory:
+    """Makes, saves and learns from a `Memory`, which is passed in and returned.
+
+    Args:
+      config: the whole configuration.
+      agent: networks.
+      devices: to spread over.
+      metrics: remembers the order of what `learn` measures.
+      advice: what to do where the devices are too many or too small.
+
+    Raises:
+      UserError: the capacity does not fit, or the environments cannot be spread.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        agent: Agent,
+        devices: list[jax.Device],
+        metrics: LateMetrics,
+        advice: str,
+    ) -> None:
+        self.agent, self.devices = agent, devices
+        self._settings, self._num_envs = config.replay, config.env.num_envs
+        self._spec = transition_spec(agent)
+        self.envs_each = _share("env.num_envs", self._num_envs, devices, advice)
+        self._batch_each = config.replay.batch_size // len(devices)
+        check_memory(config, self._spec, devices, advice)
+        self.keys = {name: purpose_key(config.seed, name) for name in ("act", "train", "replay")}
+        self._metrics = metrics
+        self._look = jax.jit(self._sequences, static_argnums=2)
+
+    # --------------------------------------------------------------- compiled, on one device each
+
+    def key(self, purpose: str, number: Array) -> Array:
+        """With one device the draws of acting are those of the host loop."""
+        key = jax.random.fold_in(self.keys[purpose], number)
+        if len(self.devices) == 1:
+            return key
+        return jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
+
+    def learn(self, state: State, remembered: Memory) -> tuple[State, Memory, Array]:
+        """One gradient update; its latents are written back after the next batch is taken."""
+        key = self.key("replay", state.updates)
+        replay, batch, index = device.sample(remembered.replay, key, self._batch_each)
+        # Behind the barrier the batch has been read: the rings change in place, without a copy
+        # (jax 0.10 makes one on CPU all the same).
+        pending = remembered.index, remembered.latent
+        batch, pending = jax.lax.optimization_barrier((batch, pending))
+        replay = device.update(replay, *pending)
+        state, latent, metrics = agents.train_step(
+            self.agent, state, batch, self.keys["train"], parallel.AXIS
+        )
+        return state, Memory(replay, index, latent), self._metrics.stack(metrics)
+
+    def _sequences(self, replay: device.Replay, seed: Array, count: int) -> Any:
+        """Sampled from one device's share, leaves [1, ...], leaving the queue alone."""
+        share = jax.tree.map(lambda x: x[0], dataclasses.replace(replay, online=False))
+        return device.sample(share, jax.random.key(seed), count)[1]
+
+    # --------------------------------------------------------------------------------- on the host
+
+    def sequences(self, remembered: Memory, count: int, seed: tuple[int, ...]) -> dict[str, Any]:
+        """Replayed sequences of the first device, leaves [count, T + 1, ...]; there must be one."""
+        share = parallel.unreplicate(remembered.replay)
+        number = np.random.SeedSequence(seed).generate_state(1)[0]
+        return jax.device_get(self._look(share, number, count))
+
+    def start(self) -> Memory:
+        """An empty one, leaves [X, ...]."""
+        return self._place(self._empty(), None)
+
+    def get_arrays(self, remembered: Memory, updated: bool) -> tuple[dict[str, Any], bool]:
+        """Replay and pending latents as the host loop saves them; whether the replay is a copy.
+
+        Args:
+          remembered: leaves [X, ...].
+          updated: whether there was an update, of which latents are pending.
+        """
+        stored = self._fetch(remembered.replay)
+        copy = host.nbytes(stored) < 0.8 * memory.available()
+        pending = {}
+        if updated:
+            fetched = {"index": remembered.index, "latent": dict(remembered.latent)}
+            fetched = jax.tree.map(merge_shares, jax.device_get(fetched))
+            owner = np.repeat(np.arange(len(self.devices)), self._batch_each)
+            index = fetched["index"].astype(np.int64)
+            index[:, 0] += owner * self.envs_each
+            pending = {"index": index, "latent": fetched["latent"]}
+            pending = jax.tree.map(lambda x: x[None], pending)
+        return {"replay": host.get_state(stored, copy), "pending": pending}, copy
+
+    def set_state(self, arrays: dict[str, Any]) -> tuple[Memory, list[str]]:
+        """The inverse, also of what the host loop saved; takes the replay out of `arrays`.
+
+        Returns:
+          Leaves [X, ...], and what could not be restored exactly.
+        """
+        saved, lost = self._empty(), []
+        same_windows = arrays["replay"]["counters"]["length"][0] == saved.length
+        pending = self._local(arrays["pending"]) if same_windows else None
+        if arrays["pending"] and pending is None:
+            lost.append("latents still to be written")
+        host.set_state(saved, arrays.pop("replay"))
+        if saved.served % len(self.devices):
+            lost.append("the place in the online queue")
+        return self._place(saved, pending), lost
+
+    def _empty(self) -> host.Replay:
+        """A replay on the host, with the same number of slots on every device."""
+        settings, num_envs = self._settings, self._num_envs
+        return host.init(
+            self._spec,
+            settings.capacity // num_envs * num_envs,
+            num_envs,
+            settings.batch_length + 1,
+            settings.online,
+        )
+
+    def _fetch(self, replay: device.Replay) -> host.Replay:
+        """The replay of all devices as one of the host, whose arrays may be those of the device."""
+        replay, count = jax.device_get(replay), len(self.devices)
+        rings = {path: merge_shares(ring) for path, ring in tree.flatten(replay.rings).items()}
+        num_envs, slots = rings["is_first",].shape
+        steps, served = int(replay.steps[0]), int(replay.served[0]) * count
+        counters = (steps, max(0, steps - slots), served)
+        return host.Replay(rings, num_envs, slots, replay.length, replay.online, *counters)
+
+    def _local(self, pending: dict[str, Any]) -> tuple[np.ndarray, Mapping[str, Any]] | None:
+        """Pending windows [B, 2] and latents by the numbers of environments on their own device,
+        or None where they were spread otherwise."""
+        if not pending or len(pending["index"]) != 1:
+            return None
+        index = np.array(pending["index"][0])
+        owner = np.repeat(np.arange(len(self.devices)), self._batch_each)
+        if len(index) != len(owner) or (index[:, 0] // self.envs_each != owner).any():
+            return None
+        index[:, 0] %= self.envs_each
+        return index, jax.tree.map(lambda x: x[0], pending["latent"])
+
+    def _place(
+        self, replay: host.Replay, pending: tuple[np.ndarray, Mapping[str, Any]] | None
+    ) -> Memory:
+        """Puts a replay [N, ...] onto the devices as [X, N/X, ...], with pending latents."""
+        settings, count = self._settings, len(self.devices)
+        shape = settings.batch_size, settings.batch_length
+        latent = {
+            name: np.zeros((*shape, *one), dtype)
+            for name, (one, dtype) in self._spec["latent"].items()
+        }
+        index = np.full((shape[0], 2), (0, -2 * shape[1]))  # windows long gone: nothing is written
+        if pending is not None:
+            index, saved = pending
+            latent = {name: saved[name].astype(x.dtype) for name, x in latent.items()}
+        parts = (tree.unflatten(replay.rings), index.astype(np.int32), latent)
+        rings, index, latent = jax.tree.map(partial(split_shares, count), parts)
+        steps: Any = np.full(count, replay.steps, np.int32)
+        served: Any = np.full(count, replay.served // count, np.int32)
+        stored = device.Replay(rings, steps, served, replay.length, replay.online)
+        return parallel.spread(Memory(stored, index, latent), self.devices)
+
+
+def split_shares(count: int, x: np.ndarray) -> np.ndarray:
+    """[N, ...] to [X, N/X, ...], X being `count`."""
+    return x.reshape(count, -1, *x.shape[1:])
+
+
+def merge_shares(x: Any) -> np.ndarray:
+    """[X, N/X, ...] to [N, ...], on the host."""
+    return np.asarray(x).reshape(-1, *x.shape[2:])
+
+
+def fits(config: Config, spec: Mapping[str, Any], devices: list[jax.Device]) -> bool:
+    """Whether devices with memory of their own hold `replay.capacity` steps."""
+    usable = _usable(devices)
+    return usable is not None and _needed(config, spec, devices) <= usable
+
+
+def check_memory(
+    config: Config, spec: Mapping[str, Any], devices: list[jax.Device], advice: str
+) -> None:
+    """Refuses a capacity beyond the devices' memory, which for CPU devices is the host's."""
+    usable, capacity = _usable(devices), config.replay.capacity
+    if usable is None:
+        memory.check_fits(spec, capacity)
+    elif (needed := _needed(config, spec, devices)) > usable:
+        largest = int(usable / needed * capacity)
+        raise UserError(
+            f"replay.capacity={capacity} needs {memory.gib(needed)} on each device but "
+            f"{memory.gib(usable)} of it can be used; the largest capacity that fits is "
+            f"replay.capacity={largest}, or set {advice}"
+        )
+
+
+def _usable(devices: list[jax.Device]) -> int | None:
+    limit = parallel.memory_limit(devices[0])
+    return None if limit is None else int((1 - HEADROOM) * limit)
+
+
+def _needed(config: Config, spec: Mapping[str, Any], devices: list[jax.Device]) -> int:
+    return memory.nbytes(spec, config.replay.capacity) // len(devices)
+
+
+def _share(key: str, number: int, devices: list[jax.Device], advice: str) -> int:
+    if number % len(devices):
+        raise UserError(
+            f"{key}={number} cannot be spread over {len(devices)} devices; make it a multiple of "
+            f"{len(devices)}, use fewer with devices=N, or set {advice}"
+        )
+    return number // len(devices)

@@ -1,0 +1,163 @@
+"""Replay of the host loop in memory, in files and on devices; actions from older weights."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from dreamer import parallel
+from dreamer.errors import UserError
+from dreamer.run.device_store import DeviceStore
+from dreamer.run.host_loop import Actor, HostLoop
+from dreamer.run.host_store import HostStore
+from tests import tiny_run
+from tests.run import test_device_loop
+from tests.run.test_device_loop import stored, until
+
+# The queue has a window for every sequence of every batch, see `test_device_loop`.
+HOST = "run.loop=host"
+
+
+def host_loop(*changes: str, devices: int = 1) -> HostLoop:
+    made = HostLoop(test_device_loop.config(HOST, *changes), jax.devices()[:devices])
+    made.start()
+    return made
+
+
+@pytest.fixture(scope="module")
+def loops() -> dict[str, HostLoop]:
+    """After three updates, three and a half turns before the next."""
+    made = {
+        "memory": host_loop(),
+        "device": host_loop("replay.where=device"),
+        "two devices": host_loop("replay.where=device", devices=2),
+    }
+    for loop in made.values():
+        until(loop, 92)
+    return made
+
+
+def test_where_the_replay_lies_makes_no_difference(loops: dict[str, HostLoop]) -> None:
+    ours, theirs = loops["device"], loops["memory"]
+    assert isinstance(ours.store, DeviceStore)
+    assert isinstance(theirs.store, HostStore)
+    assert ours.updates == theirs.updates == 3
+    assert ours.get_counters()["env"] == theirs.get_counters()["env"]
+    params = [jax.tree.leaves(jax.device_get(loop.params)) for loop in (ours, theirs)]
+    for one, other in zip(*params, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-6)
+    saved, others = stored(ours), stored(theirs)
+    tiny_run.assert_same(saved["counters"], others["counters"])
+    for name in ("observation", "action", "reward", "is_first", "is_last", "is_terminal"):
+        tiny_run.assert_same(saved["rings"][name], others["rings"][name])
+    latents = saved["rings"]["latent"]["deter"], others["rings"]["latent"]["deter"]
+    np.testing.assert_allclose(*latents, atol=1e-5)
+    assert np.abs(latents[0][:, 1:20]).min() > 0  # written, not the zeros of the beginning
+
+
+@pytest.mark.parametrize("source", ["memory", "device", "two devices"])
+@pytest.mark.parametrize("target", ["host", "device"])
+def test_a_save_of_any_store_goes_on_in_any_other(
+    source: str, target: str, loops: dict[str, HostLoop]
+) -> None:
+    saved = loops[source]
+    other = host_loop(f"replay.where={target}")
+    arrays = deepcopy(saved.get_arrays()[0])
+    state = jax.device_get(saved.state)
+    assert other.set_state(state, arrays, saved.get_counters()) == ""
+    again, expected = other.get_arrays()[0], saved.get_arrays()[0]
+    tiny_run.assert_same(again["replay"], expected["replay"])
+    tiny_run.assert_same(again["pending"], expected["pending"])
+    until(other, 96)
+    assert other.updates == 3 + (other.step >= 112)
+
+
+def test_sequences_of_device_memory_change_nothing(loops: dict[str, HostLoop]) -> None:
+    loop = loops["device"]
+    before = stored(loop)
+    first, again = (loop.sequences(3, (0, 1)) for _ in range(2))
+    assert first["observation"]["observation"].shape == (3, 5, 4)
+    tiny_run.assert_same(first, again)
+    tiny_run.assert_same(stored(loop), before)
+    assert host_loop("replay.where=device").sequences(3, (0, 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "options", "expected"),
+    [
+        (None, (), HostStore),  # no memory of its own
+        (10**9, (), DeviceStore),
+        (10**4, (), HostStore),  # too small
+        (10**9, ("replay.where=host",), HostStore),
+        (10**9, ("env.num_envs=3",), HostStore),  # for two devices
+        (10**9, ("replay.folder=.",), HostStore),
+    ],
+)
+def test_auto_takes_the_device_whose_memory_holds_the_capacity(
+    limit: int | None, options: tuple[str, ...], expected: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "memory_limit", lambda device: limit)
+    loop = HostLoop(test_device_loop.config(HOST, *options), jax.devices()[:2])
+    assert type(loop.store) is expected
+    loop.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("replay.where=device",), r"needs .* on each device but .*or set replay.where=host"),
+        (("replay.where=device", "env.num_envs=3"), "or set replay.where=host"),
+        (("replay.folder=/nowhere/at/all",), "replay.folder=/nowhere/at/all is no folder"),
+        (("replay.folder=/proc",), "replay.folder=/proc"),
+        (
+            ("replay.folder=.", "replay.capacity=1e12"),
+            r"in replay.folder=.* are free there; the largest capacity that fits",
+        ),
+        (("replay.folder=.", "replay.where=device"), "leave out one of them"),
+    ],
+)
+def test_a_replay_that_fits_nowhere_is_refused(
+    options: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "memory_limit", lambda device: 10**4)
+    with pytest.raises(UserError, match=message):
+        HostLoop(test_device_loop.config(HOST, *options), jax.devices()[:2])
+
+
+def test_files_of_a_replay_have_no_name(tmp_path: Path) -> None:
+    loop = host_loop(f"replay.folder={tmp_path}")
+    assert all(isinstance(ring, np.memmap) for ring in loop.store.replay.rings.values())
+    assert loop.stored == f"files of {tmp_path}"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_actions_come_from_the_weights_of_so_many_calls_ago(
+    lag: int, loops: dict[str, HostLoop]
+) -> None:
+    loop = loops["memory"]
+    config = test_device_loop.config(HOST, f"run.policy_lag={lag}", "run.policy_device=cpu")
+    actor = Actor(config, loop.agent, jax.devices()[:1])
+    calls = [jax.tree.map(lambda x, n=n: x * n, loop.params) for n in range(4)]
+    for number, params in enumerate(calls):
+        actor.learned(params)
+        used = max(0, number - lag)
+        expected = Actor(test_device_loop.config(HOST), loop.agent, jax.devices()[:1])
+        expected.learned(calls[used])
+        ours, theirs = (one(loop.time_step, 0)[1]["deter"] for one in (actor, expected))
+        np.testing.assert_array_equal(ours, theirs)
+        actor.set_state(actor.get_arrays(), params)  # a restart changes nothing
+        actor._policy.reset(jax.random.key(0))  # nor may the memory of this step
+        expected._policy.reset(jax.random.key(0))
+
+
+def test_a_policy_on_cpu_needs_that_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(backend: str) -> Any:
+        raise RuntimeError(backend)
+
+    monkeypatch.setattr(jax, "local_devices", missing)
+    with pytest.raises(UserError, match="JAX_PLATFORMS=cuda,cpu"):
+        parallel.cpu_device()
