@@ -29,7 +29,12 @@ FREE_ON_RESUME = (
     "run.steps",
     "run.dir",
     "run.accept_changes",
+    "run.seeds",
+    "run.policy_device",
+    "replay.where",
+    "replay.folder",
     "platform",
+    "xla_flags",
     "devices",
     "env.workers",
     "eval",
@@ -178,8 +183,8 @@ def _run_folder(values: dict[str, Any], choices: dict[str, str | None]) -> str:
     agent = [] if choices["agent"] == "default" else [choices["agent"]]
     first = choices["experiment"] or choices["env"]
     parts = [first, values["env"]["task"], choices["size"], *agent]
-    name = "-".join(str(part).replace("/", "-") for part in parts)
-    return f"runs/{name}-seed{values['seed']}"
+    name = "runs/" + "-".join(str(part).replace("/", "-") for part in parts)
+    return name if values["run"]["seeds"] > 1 else f"{name}-seed{values['seed']}"
 
 
 def _assign(tree: DictConfig, given: dict[str, str], schema: type[BaseModel], suite: str) -> None:

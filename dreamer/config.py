@@ -392,6 +392,11 @@ class RunConfig(Section):
         description="calls of updates that the host loop's actions do not wait for; from 1 on "
         "environments step while the device learns",
     )
+    seeds: Count = Field(
+        1,
+        description="runs of the device loop, of seed, seed + 1, ..., that are computed together; "
+        "each has its own folder, run.dir with -seedN after it",
+    )
     accept_changes: bool = Field(
         False, description="resume although the configuration differs from the saved one"
     )
@@ -406,6 +411,11 @@ class Config(Section):
     )
     devices: Annotated[int, Field(ge=0)] = Field(
         0, description="local devices to train on; 0 is all"
+    )
+    xla_flags: str = Field(
+        "",
+        description="flags for jax's compiler, such as --xla_gpu_graph_min_graph_size=5; those of "
+        "the environment's XLA_FLAGS win",
     )
     size: str = Field("200m", description="name of the chosen size, for display")
     env: Env = GymnasiumEnv()

@@ -1,20 +1,46 @@
 """Settings of jax that must stand before its first use."""
 
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 
+from dreamer.errors import UserError
 
-def runtime(platform: str) -> None:
-    """Chooses the platform and keeps compiled programs between runs, where the user's environment
-    says.
+
+def runtime(platform: str, xla_flags: str = "") -> None:
+    """Chooses the platform and the compiler's flags, and keeps compiled programs between runs,
+    where the user's environment does not say otherwise.
 
     Args:
       platform: auto, cpu, gpu or tpu.
+      xla_flags: put before those of XLA_FLAGS, of which the last wins.
+
+    Raises:
+      UserError: the compiler does not know a flag.
     """
+    if xla_flags:
+        _check(xla_flags)
+        os.environ["XLA_FLAGS"] = f"{xla_flags} {os.environ.get('XLA_FLAGS', '')}".strip()
     if platform != "auto":
-        jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
+        jax.config.update("jax_platforms", {"gpu": "cuda,cpu"}.get(platform, platform))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dreamer" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def _check(xla_flags: str) -> None:
+    """Tries flags in a process of its own, since one that is not known ends the process."""
+    found = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"],
+        env=os.environ | {"XLA_FLAGS": xla_flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    if found.returncode:
+        unknown = re.search(r"Unknown flags? in XLA_FLAGS: (.*)", found.stderr)
+        what = f"jax {jax.__version__} does not know {unknown[1]}" if unknown else "cannot be read"
+        raise UserError(f"xla_flags={xla_flags}: {what}; correct it, or leave out xla_flags")

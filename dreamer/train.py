@@ -19,11 +19,10 @@ def main(argv: list[str] | None = None) -> int:
         # jax is the slowest: only once the configuration is known to be right.
         from dreamer import start
 
-        start.runtime(config.platform)
-        from dreamer.run.loop import Trainer
+        start.runtime(config.platform, config.xla_flags)
+        from dreamer.run import seeds
 
-        with Trainer(config, stop) as trainer:
-            trainer.run()
+        seeds.train(config, stop)
     return 0
 
 

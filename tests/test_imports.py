@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "explain.py": ("errors", "keys"),
     "compose.py": ("errors", "keys", "explain", "config"),
     "usage.py": ("errors", "keys", "compose", "config"),
-    "start.py": (),
+    "start.py": ("errors",),
     "parallel.py": ("errors",),
     "ops/": (),
     "nets/": ("ops", *SCHEMA),

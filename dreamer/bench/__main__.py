@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     earlier = report.load(given.against) if given.against else None
     if given.out:
         summary.check(given.out)
-    start.runtime(configs[0].platform)
+    start.runtime(configs[0].platform, configs[0].xla_flags)
     content = machine(configs[0], given.options)
     from dreamer.bench.timing import Budget, peak_flops
     from dreamer.nets.layers import compute_dtype

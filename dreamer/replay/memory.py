@@ -34,21 +34,22 @@ def available() -> int:
     return max(0, min([free] + [limit - used for limit in _cgroup_limits()]))
 
 
-def check_fits(spec: Mapping[str, Any], capacity: int) -> None:
+def check_fits(spec: Mapping[str, Any], capacity: int, replays: int = 1) -> None:
     """Refuses a capacity that this machine cannot hold.
 
     A ring is committed page by page as it fills, so without this check a run would die hours after
     its start.
 
     Raises:
-        UserError: `capacity` steps need more than the available memory less `HEADROOM`.
+        UserError: so many replays of `capacity` steps need more than the available memory less
+            `HEADROOM`.
     """
-    needed, usable = nbytes(spec, capacity), int(available() * (1 - HEADROOM))
+    needed, usable = replays * nbytes(spec, capacity), int(available() * (1 - HEADROOM))
+    largest = usable // (replays * nbytes(spec, 1))
     if needed > usable:
         raise UserError(
             f"replay.capacity={capacity} needs {gib(needed)} of memory but only {gib(usable)} can "
-            "be used; "
-            f"the largest capacity that fits is replay.capacity={usable // nbytes(spec, 1)}"
+            f"be used; the largest capacity that fits is replay.capacity={largest}"
         )
 
 

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import dm_env
 import jax
@@ -46,6 +46,22 @@ class World:
     length: Array  # int32 [N], their steps
 
 
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """What one compiled call does."""
+
+    turns: int
+    updates: int
+
+
+class Group(Protocol):
+    """Loops whose calls are one, and who holds what they would."""
+
+    def state_of(self, loop: "DeviceLoop") -> State: ...
+
+    def world_of(self, loop: "DeviceLoop") -> World: ...
+
+
 class DeviceLoop:
     """The counterpart of `HostLoop`, whose turn is one compiled call; its saves fit either.
 
@@ -63,34 +79,52 @@ class DeviceLoop:
 
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
         _refuse_options(config)
-        self._config, self._devices = config, devices
+        self._config, self.devices = config, devices
         self._env = registry.make_jax(config.env)
         simulator = self._env.simulator
         self.agent = agents.make_agent(config.agent, simulator.observations, simulator.actions)
-        self._metrics = LateMetrics()
-        self._memory = DeviceMemory(config, self.agent, devices, self._metrics, "run.loop=host")
+        self.metrics = LateMetrics()
+        self._memory = DeviceMemory(config, self.agent, devices, self.metrics, "run.loop=host")
         self._turns, self._updates = cycle(config)
         self._cycles = -(-config.run.updates_per_call // self._updates)  # rounded up
         init = jax.jit(partial(agents.init, self.agent))
-        self.state: State = parallel.replicate(init(purpose_key(config.seed, "init")), devices)
+        self._state: State = parallel.replicate(init(purpose_key(config.seed, "init")), devices)
+        self._world: World
+        self._group: Group | None = None  # which holds both instead
         self.step = 0  # environment steps in replay so far
         self.updates = 0  # gradient updates dispatched so far
-        self._world: World
         self._episodes: Any = None  # of the call before
-        self._train = self._compile(self._call)
+        self._programs: dict[Call, Callable] = {}
+
+    @property
+    def state(self) -> State:
+        """What learning changes, the same on every device."""
+        return self._group.state_of(self) if self._group else self._state
 
     @property
     def params(self) -> Any:
         """Parameters after all dispatched updates, on the first device."""
         return parallel.unreplicate(self.state.params)
 
-    def _compile(self, function: Callable) -> Callable:
-        """Of (state, world, step) to (state, world, metrics, episodes); the first two donated."""
-        return parallel.compile_shares(
-            function, self._devices, (None, 0, None), (None, 0, None, 0), donate=(0, 1)
-        )
+    @property
+    def world(self) -> World:
+        """All else, leaves [X, ...]."""
+        return self._group.world_of(self) if self._group else self._world
+
+    def join(self, group: Group) -> tuple[State, World]:
+        """Gives all that it holds to a group, and asks the group for it from now on."""
+        given = self._state, self._world
+        self._group = group
+        del self._state, self._world
+        return given
 
     # --------------------------------------------------------------- compiled, on one device each
+
+    def compute(self, call: Call, state: State, world: World, step: Array) -> tuple:
+        """Does a call: (state, world, metrics, ended episodes)."""
+        if call.updates:
+            return self._cycle(state, world, step)
+        return self._prefill(call.turns, state, world, step)
 
     def _prefill(self, turns: int, state: State, world: World, step: Array) -> tuple:
         """Turns without updates."""
@@ -98,7 +132,7 @@ class DeviceLoop:
         (world, _), episodes = jax.lax.scan(body, (world, step), length=turns)
         return state, world, jnp.zeros(()), episodes
 
-    def _call(self, state: State, world: World, step: Array) -> tuple:
+    def _cycle(self, state: State, world: World, step: Array) -> tuple:
         """Cycles of turns, and of the updates that they owe."""
 
         def body(carry: tuple, _: None) -> tuple[tuple, tuple]:
@@ -118,7 +152,7 @@ class DeviceLoop:
         """Acts, remembers and steps the environments."""
         world, step = carried
         seen = world.time_step
-        key = self._memory.key("act", step)
+        key = self._memory.key(world.memory, "act", step)
         first = seen.step_type == dm_env.StepType.FIRST
         carry, action, latent = agents.act(
             self.agent, params, world.carry, seen.observation, first, key, greedy=False
@@ -154,18 +188,34 @@ class DeviceLoop:
 
         The first call only fills the replay until updates are owed, or until the run ends.
         """
-        config, step = self._config, np.int32(self.step)
-        if self.step < config.first_update:
-            left = min(config.first_update, config.run.steps) - self.step
-            turns = -(-left // config.env.num_envs)  # rounded up
-            fill = self._compile(partial(self._prefill, turns))
-            self.state, self._world, _, episodes = fill(self.state, self._world, step)
-            self.step += turns * config.env.num_envs
-        else:
-            self.state, self._world, metrics, episodes = self._train(self.state, self._world, step)
-            self.step += self._cycles * self._turns * config.env.num_envs
-            self.updates += self._cycles * self._updates
-            self._metrics.add(metrics)
+        call = self.next_call()
+        if call not in self._programs:
+            self._programs[call] = parallel.compile_shares(
+                partial(self.compute, call),
+                self.devices,
+                (None, 0, None),
+                (None, 0, None, 0),
+                donate=(0, 1),
+            )
+        self._state, self._world, metrics, episodes = self._programs[call](
+            self._state, self._world, np.int32(self.step)
+        )
+        return self.advance(call, metrics, episodes)
+
+    def next_call(self) -> Call:
+        """What comes next."""
+        config = self._config
+        if self.step >= config.first_update:
+            return Call(self._cycles * self._turns, self._cycles * self._updates)
+        left = min(config.first_update, config.run.steps) - self.step
+        return Call(-(-left // config.env.num_envs), 0)  # rounded up
+
+    def advance(self, call: Call, metrics: Array, episodes: Any) -> list[tuple[float, int]]:
+        """Notes that a call was dispatched, see `turn`."""
+        self.step += call.turns * self._config.env.num_envs
+        if call.updates:
+            self.updates += call.updates
+            self.metrics.add(metrics)
         before, self._episodes = self._episodes, episodes
         return _ended(before)
 
@@ -176,14 +226,14 @@ class DeviceLoop:
 
     def read_metrics(self, wait: bool = False) -> dict[str, float]:
         """Averages since the last reading, see `LateMetrics.read`."""
-        return self._metrics.read(wait)
+        return self.metrics.read(wait)
 
     def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:
         """Replayed sequences of the first device, which change nothing; None while there are
         none."""
         if self.step < self._config.first_update:
             return None
-        return self._memory.sequences(self._world.memory, count, seed)
+        return self._memory.sequences(self.world.memory, count, seed)
 
     def get_counters(self) -> dict[str, Any]:
         """As those of `HostLoop`."""
@@ -202,7 +252,7 @@ class DeviceLoop:
 
     def get_arrays(self) -> tuple[dict[str, Any], bool]:
         """As those of `HostLoop`."""
-        arrays, copied = self._memory.get_arrays(self._world.memory, self.updates > 0)
+        arrays, copied = self._memory.get_arrays(self.world.memory, self.updates > 0)
         carry = self._fetch("carry")["carry"]
         arrays["carry"] = {"latent": dict(carry.latent), "action": carry.action}
         return arrays, copied
@@ -211,7 +261,7 @@ class DeviceLoop:
         """Restores what either loop saved; says what could not be restored exactly."""
         num_envs = self._config.env.num_envs
         self.step, self.updates = counters["step"], counters["learner"]["updates"]
-        self.state = parallel.replicate(state, self._devices)
+        self._state = parallel.replicate(state, self.devices)
         memory, lost = self._memory.set_state(arrays)
         if counters["ratio"]["remainder"] or counters["learner"]["owed"]:
             lost.append("updates half owed")
@@ -248,13 +298,14 @@ class DeviceLoop:
     ) -> None:
         """Puts the world onto its devices, [N, ...] as [X, N/X, ...]; `memory` is there already."""
         parts = (envs, time_step, carry, score, length)
-        shares = jax.tree.map(partial(split_shares, len(self._devices)), parts)
-        envs, time_step, carry, *episodes = parallel.spread(shares, self._devices)
+        shares = jax.tree.map(partial(split_shares, len(self.devices)), parts)
+        envs, time_step, carry, *episodes = parallel.spread(shares, self.devices)
         self._world = World(envs, time_step, carry, memory, *episodes)
 
     def _fetch(self, *names: str) -> dict[str, Any]:
         """Parts of the world on the host, [X, N/X, ...] as [N, ...]."""
-        parts = {name: getattr(self._world, name) for name in names}
+        world = self.world
+        parts = {name: getattr(world, name) for name in names}
         return jax.tree.map(merge_shares, jax.device_get(parts))
 
 

@@ -34,6 +34,7 @@ class Memory:
     replay: device.Replay
     index: Array  # int32 [B, 2], windows whose latents are still to be written back
     latent: Any  # those latents, leaves [B, T, ...]
+    keys: Mapping[str, Array]  # of the run by purpose, their plain data uint32 [2]
 
 
 class DeviceMemory:
@@ -64,32 +65,34 @@ class DeviceMemory:
         self.envs_each = _share("env.num_envs", self._num_envs, devices, advice)
         self._batch_each = config.replay.batch_size // len(devices)
         check_memory(config, self._spec, devices, advice)
-        self.keys = {name: purpose_key(config.seed, name) for name in ("act", "train", "replay")}
+        self._seed = config.seed
         self._metrics = metrics
         self._look = jax.jit(self._sequences, static_argnums=2)
 
     # --------------------------------------------------------------- compiled, on one device each
 
-    def key(self, purpose: str, number: Array) -> Array:
+    def key(self, remembered: Memory, purpose: str, number: Array) -> Array:
         """With one device the draws of acting are those of the host loop."""
-        key = jax.random.fold_in(self.keys[purpose], number)
+        key = jax.random.fold_in(jax.random.wrap_key_data(remembered.keys[purpose]), number)
         if len(self.devices) == 1:
             return key
         return jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
 
     def learn(self, state: State, remembered: Memory) -> tuple[State, Memory, Array]:
         """One gradient update; its latents are written back after the next batch is taken."""
-        key = self.key("replay", state.updates)
+        key = self.key(remembered, "replay", state.updates)
         replay, batch, index = device.sample(remembered.replay, key, self._batch_each)
         # Behind the barrier the batch has been read: the rings change in place, without a copy
         # (jax 0.10 makes one on CPU all the same).
         pending = remembered.index, remembered.latent
         batch, pending = jax.lax.optimization_barrier((batch, pending))
         replay = device.update(replay, *pending)
+        train_key = jax.random.wrap_key_data(remembered.keys["train"])
         state, latent, metrics = agents.train_step(
-            self.agent, state, batch, self.keys["train"], parallel.AXIS
+            self.agent, state, batch, train_key, parallel.AXIS
         )
-        return state, Memory(replay, index, latent), self._metrics.stack(metrics)
+        remembered = dataclasses.replace(remembered, replay=replay, index=index, latent=latent)
+        return state, remembered, self._metrics.stack(metrics)
 
     def _sequences(self, replay: device.Replay, seed: Array, count: int) -> Any:
         """Sampled from one device's share, leaves [1, ...], leaving the queue alone."""
@@ -195,7 +198,11 @@ class DeviceMemory:
         steps: Any = np.full(count, replay.steps, np.int32)
         served: Any = np.full(count, replay.served // count, np.int32)
         stored = device.Replay(rings, steps, served, replay.length, replay.online)
-        return parallel.spread(Memory(stored, index, latent), self.devices)
+        keys: Any = {
+            name: np.tile(jax.random.key_data(purpose_key(self._seed, name)), (count, 1))
+            for name in ("act", "train", "replay")
+        }
+        return parallel.spread(Memory(stored, index, latent, keys), self.devices)
 
 
 def split_shares(count: int, x: np.ndarray) -> np.ndarray:
@@ -217,11 +224,12 @@ def fits(config: Config, spec: Mapping[str, Any], devices: list[jax.Device]) -> 
 def check_memory(
     config: Config, spec: Mapping[str, Any], devices: list[jax.Device], advice: str
 ) -> None:
-    """Refuses a capacity beyond the devices' memory, which for CPU devices is the host's."""
+    """Refuses a capacity beyond the devices' memory, which for CPU devices is the host's; with
+    `run.seeds` that of all runs together."""
     usable, capacity = _usable(devices), config.replay.capacity
     if usable is None:
-        memory.check_fits(spec, capacity)
-    elif (needed := _needed(config, spec, devices)) > usable:
+        memory.check_fits(spec, capacity, config.run.seeds)
+    elif (needed := config.run.seeds * _needed(config, spec, devices)) > usable:
         largest = int(usable / needed * capacity)
         raise UserError(
             f"replay.capacity={capacity} needs {memory.gib(needed)} on each device but "

@@ -8,6 +8,7 @@ import jax
 from dreamer import compose, parallel
 from dreamer.config import Config
 from dreamer.envs import registry
+from dreamer.errors import UserError
 from dreamer.run import checkpoint, folder, paths
 from dreamer.run.checkpoint import Checkpointer
 from dreamer.run.clocks import EverySeconds, EverySteps
@@ -24,11 +25,22 @@ SHOWN = ("loss/total", "loss/reward", "kl", "return", "value")  # metrics in the
 
 
 def make_loop(config: Config, devices: list[jax.Device]) -> HostLoop | DeviceLoop:
-    """The loop that `run.loop` chooses."""
+    """The loop that `run.loop` chooses.
+
+    Raises:
+      UserError: it cannot do what is asked.
+    """
     choice = config.run.loop
     if choice == "auto":
         choice = "device" if registry.is_jax(config.env) else "host"
-    return DeviceLoop(config, devices) if choice == "device" else HostLoop(config, devices)
+    if choice == "device":
+        return DeviceLoop(config, devices)
+    if config.run.seeds > 1:
+        raise UserError(
+            f"run.seeds={config.run.seeds} needs environments written in JAX and the device loop; "
+            "start a run for every seed=N instead"
+        )
+    return HostLoop(config, devices)
 
 
 class Trainer:
@@ -37,13 +49,20 @@ class Trainer:
     Args:
       config: the whole configuration.
       stop: asked at every step whether to save and return.
+      leader: the run whose display tells of this one too.
 
     Raises:
       UserError: what the user can mend, before anything is written.
     """
 
-    def __init__(self, config: Config, stop: StopRequest | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        stop: StopRequest | None = None,
+        leader: "Trainer | None" = None,
+    ) -> None:
         self.config = config
+        self.leader = leader
         self.stop = stop or StopRequest()
         self.path = paths.run_folder(config)
         folder.check(self.path)
@@ -81,14 +100,16 @@ class Trainer:
         stack.callback(self.logger.close)
         self.logger.truncate(self.step if self.step else -1)
         self.reporter = Reporter(self.loop.agent, config, self.logger)
+        mode = "none" if self.leader else config.log.progress
         self.progress = stack.enter_context(
-            Progress(config.log.progress, config.run.steps, config.log.every_seconds, self.step)
+            Progress(mode, config.run.steps, config.log.every_seconds, self.step)
         )
-        weights = sum(x.size for x in jax.tree.leaves(self.loop.params))
-        spec = transition_spec(self.loop.agent)
-        self.progress.print(plan(config, weights, spec, self.devices, self.loop.stored))
+        if not self.leader:
+            weights = sum(x.size for x in jax.tree.leaves(self.loop.params))
+            spec = transition_spec(self.loop.agent)
+            self.say(plan(config, weights, spec, self.devices, self.loop.stored))
         if resumed:
-            self.progress.print(resumed)
+            self.say(resumed)
 
     def __enter__(self) -> "Trainer":
         return self
@@ -103,26 +124,53 @@ class Trainer:
 
     def run(self) -> None:
         """Trains until `run.steps` or until a signal asks to stop, then saves."""
+        if self.begin():
+            while self.unfinished:
+                self.after(self.loop.turn())
+            self.finish()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is another turn to do."""
+        return self.step < self.config.run.steps and not self.stop.requested
+
+    def begin(self) -> bool:
+        """What comes before the first turn; whether there is anything to do."""
         total = self.config.run.steps
         if self.step >= total and not self._evaluation_is_due():
-            self.progress.print(f"{self.path} is complete; raise run.steps to train on")
-            return
+            self.say(f"{self.path} is complete; raise run.steps to train on")
+            return False
         self._set_clocks()
         if self._eval_clock(self.step) and self.step < total:  # interrupted by the stop before
             self._evaluate()
-        while self.step < total and not self.stop.requested:
-            self._tell(self.loop.turn())
-            self._now_and_then()
-        if self.step >= total and self._evaluation_is_due():
+        return True
+
+    def after(self, episodes: list[tuple[float, int]]) -> None:
+        """What comes after a turn in which these episodes ended."""
+        self._tell(episodes)
+        self._now_and_then()
+
+    def finish(self) -> None:
+        """What comes after the last turn."""
+        if self.step >= self.config.run.steps and self._evaluation_is_due():
             self._evaluate()
         self._save()
         self.checkpoints.wait()
         self._log(wait=True)
-        done = self.step >= total and not self._evaluation_is_due()
+        done = self.step >= self.config.run.steps and not self._evaluation_is_due()
         state = "done" if done else "stopped, the same command resumes"
-        self.progress.close(
-            f"{state}: step {self.step:,}, {self.loop.updates:,} updates, in {self.path}"
-        )
+        last = f"{state}: step {self.step:,}, {self.loop.updates:,} updates, in {self.path}"
+        if self.leader:
+            self.say(last)
+        else:
+            self.progress.close(last)
+
+    def say(self, line: str) -> None:
+        """Prints a line, on the display of the leader if there is one."""
+        if self.leader:
+            self.leader.say(f"seed {self.config.seed}: {line}")
+        else:
+            self.progress.print(line)
 
     # ------------------------------------------------------------------------------ now and then
 
@@ -173,7 +221,7 @@ class Trainer:
         if numbers is None:
             return
         self.evaluated = self.step
-        self.progress.print(
+        self.say(
             f"evaluation at step {self.step:,}: return {numbers['mean']:.1f} ± "
             f"{numbers['std']:.1f} over {numbers['episodes']} episodes"
         )

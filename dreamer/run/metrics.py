@@ -12,13 +12,13 @@ class LateMetrics:
     """Metrics of dispatched calls, each fetched as one array."""
 
     def __init__(self) -> None:
-        self._names: list[str] = []
+        self.names: list[str] = []  # of what `stack` has seen
         self._calls: list[Array] = []
 
     def stack(self, metrics: Mapping[str, Array]) -> Array:
         """Inside a compiled update: scalars by name as one array, whose order is remembered."""
-        self._names = sorted(metrics)
-        return jnp.stack([metrics[name] for name in self._names])
+        self.names = sorted(metrics)
+        return jnp.stack([metrics[name] for name in self.names])
 
     def add(self, stacked: Array) -> None:
         """Keeps the metrics of one call until they are read."""
@@ -33,4 +33,4 @@ class LateMetrics:
         self._calls = self._calls[len(done) :]
         if not done:
             return {}
-        return dict(zip(self._names, np.mean(jax.device_get(done), 0).tolist(), strict=True))
+        return dict(zip(self.names, np.mean(jax.device_get(done), 0).tolist(), strict=True))

@@ -1,0 +1,153 @@
+"""Runs of several seeds, computed together on the same devices.
+
+Each is a run of its own, with the folder, metrics and checkpoints that it would have alone; only
+the compiled calls are one, with an axis for the seeds. Small networks leave most of an accelerator
+idle, which this fills.
+"""
+
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer import parallel
+from dreamer.agent.agent import State
+from dreamer.config import Config
+from dreamer.errors import UserError
+from dreamer.run import paths
+from dreamer.run.device_loop import Call, DeviceLoop, World
+from dreamer.run.loop import Trainer
+from dreamer.run.signals import StopRequest
+
+
+def train(config: Config, stop: StopRequest | None = None) -> None:
+    """Trains `run.seeds` runs, each until `run.steps` or until a signal asks to stop.
+
+    Raises:
+      UserError: what the user can mend, before anything is written.
+    """
+    if config.run.seeds == 1:
+        with Trainer(config, stop) as trainer:
+            trainer.run()
+        return
+    stop = stop or StopRequest()
+    with ExitStack() as stack:
+        leader: Trainer | None = None
+        trainers: list[Trainer] = []
+        for one in split(config):
+            trainers.append(stack.enter_context(Trainer(one, stop, leader)))
+            leader = leader or trainers[0]
+        begun = [trainer for trainer in trainers if trainer.begin()]
+        _run(begun)
+        for trainer in reversed(begun):  # the others use the display of the first
+            trainer.finish()
+
+
+def split(config: Config) -> list[Config]:
+    """The configuration of each run.
+
+    Raises:
+      UserError: the runs cannot be computed together.
+    """
+    count = config.run.seeds
+    if config.seed + count > 2**32:
+        raise UserError(f"run.seeds={count} from seed={config.seed} on leaves the range of seeds")
+    if config.checkpoint.dir:
+        raise UserError(
+            f"checkpoint.dir={config.checkpoint.dir} is one folder for run.seeds={count} runs; "
+            "leave it out, each run has its own"
+        )
+    folder = paths.run_folder(config)
+    made = []
+    for seed in range(config.seed, config.seed + count):
+        run = config.run.model_copy(update={"dir": f"{folder}-seed{seed}"})
+        made.append(config.model_copy(update={"seed": seed, "run": run}))
+    return made
+
+
+def _run(trainers: list[Trainer]) -> None:
+    """The turns of all runs; those that stopped behind the others catch up first, alone."""
+    if not trainers:
+        return
+    furthest = max(trainer.step for trainer in trainers)
+    for trainer in trainers:
+        while trainer.step < furthest and trainer.unfinished:
+            trainer.after(trainer.loop.turn())
+    if trainers[0].stop.requested:
+        return
+    together = Together([trainer.loop for trainer in trainers])
+    while trainers[0].unfinished:
+        for trainer, episodes in zip(trainers, together.turn(), strict=True):
+            trainer.after(episodes)
+
+
+class Together:
+    """Loops at the same step of their runs, whose turns are one compiled call.
+
+    Args:
+      loops: of the same configuration but for the seed; they give what they hold to this group.
+    """
+
+    def __init__(self, loops: list[Any]) -> None:
+        self._loops: list[DeviceLoop] = loops
+        self._devices = loops[0].devices
+        given = [loop.join(self) for loop in loops]
+        states, worlds = zip(*given, strict=True)
+        self._state: State = jax.jit(_stack)(*states)
+        spread = (0,) * len(loops)
+        stack = parallel.compile_shares(_stack, self._devices, spread, 0, donate=())
+        self._world: World = stack(*worlds)
+        self._state_of = jax.jit(_of)
+        self._world_of = parallel.compile_shares(_of, self._devices, (0, None), 0, donate=())
+        self._programs: dict[Call, Any] = {}
+
+    def turn(self) -> list[list[tuple[float, int]]]:
+        """Dispatches one call; gives the episodes that the one before ended, by loop."""
+        first = self._loops[0]
+        call = first.next_call()
+        if call not in self._programs:
+            self._programs[call] = parallel.compile_shares(
+                partial(self._compute, call),
+                self._devices,
+                (None, 0, None),
+                (None, 0, None, 0),
+                donate=(0, 1),
+            )
+        self._state, self._world, metrics, episodes = self._programs[call](
+            self._state, self._world, np.int32(first.step)
+        )
+        for loop in self._loops:  # only the first was traced
+            loop.metrics.names = first.metrics.names
+        return [
+            loop.advance(call, *measured)
+            for loop, *measured in zip(self._loops, metrics, episodes, strict=True)
+        ]
+
+    def _compute(self, call: Call, state: State, world: World, step: jax.Array) -> tuple:
+        """One device's share of a call of all loops, metrics and episodes as a list of them."""
+        compute = partial(self._loops[0].compute, call)
+        state, world, *measured = jax.vmap(compute, (0, 0, None))(state, world, step)
+        count = range(len(self._loops))
+        return state, world, *([_of(x, number) for number in count] for x in measured)
+
+    def state_of(self, loop: DeviceLoop) -> State:
+        """A copy of what this loop learned."""
+        return self._state_of(self._state, self._number(loop))
+
+    def world_of(self, loop: DeviceLoop) -> World:
+        """A copy of all else that it has, leaves [X, ...]."""
+        return self._world_of(self._world, self._number(loop))
+
+    def _number(self, loop: DeviceLoop) -> np.int32:
+        return np.int32(self._loops.index(loop))
+
+
+def _stack(*trees: Any) -> Any:
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
+def _of(tree: Any, number: Any) -> Any:
+    return jax.tree.map(lambda x: x[number], tree)
