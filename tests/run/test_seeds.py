@@ -16,13 +16,13 @@ from dreamer.run.loop import Trainer
 from tests import tiny_run
 from tests.run.test_device_loop import config
 
-EVERY = ("checkpoint.every_steps=50", "checkpoint.keep=9", "eval.every=50", "eval.episodes=2")
+EVERY = ("checkpoint.every_steps=20", "checkpoint.keep=9", "eval.every=50", "eval.episodes=2")
 
 
 def final(folder: Path, seed: int) -> dict[str, Any]:
     """All that a run of that seed alone would go on with from what is saved."""
-    with Trainer(config("run.steps=72", f"seed={seed}", folder=folder)) as trainer:
-        assert trainer.step == 72
+    with Trainer(config("run.steps=92", f"seed={seed}", folder=folder)) as trainer:
+        assert trainer.step == 92
         loop = trainer.loop
         arrays, counters = loop.get_arrays()[0], loop.get_counters()
         leaves = jax.tree.leaves(jax.device_get(loop.params))
@@ -35,14 +35,14 @@ def final(folder: Path, seed: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: Any) -> tuple[Path, Path]:
-    """Folder names, without their seeds, of runs alone and of the same together, each of 2 updates
+    """Folder names, without their seeds, of runs alone and of the same together, each of 3 updates
     of the windows in the queue."""
     alone, together = (tmp_path_factory.mktemp(name) / "run" for name in ("alone", "together"))
     for seed in (3, 4):
         folder = Path(f"{alone}-seed{seed}")
-        with Trainer(config("run.steps=72", f"seed={seed}", *EVERY, folder=folder)) as trainer:
+        with Trainer(config("run.steps=92", f"seed={seed}", *EVERY, folder=folder)) as trainer:
             trainer.run()
-    seeds.train(config("run.steps=72", "seed=3", "run.seeds=2", *EVERY, folder=together))
+    seeds.train(config("run.steps=92", "seed=3", "run.seeds=2", *EVERY, folder=together))
     return alone, together
 
 
@@ -68,7 +68,7 @@ def test_each_is_the_run_that_it_would_be_alone(seed: int, runs: tuple[Path, Pat
     for one, other in zip(ours, theirs, strict=True):
         assert one == pytest.approx(other, rel=2e-2, abs=1e-3)
     kept = [Checkpointer(Path(f"{path}-seed{seed}/checkpoints"), 9) for path in runs]
-    assert kept[0].latest_step() == kept[1].latest_step() == 72
+    assert kept[0].latest_step() == kept[1].latest_step() == 92
 
 
 def test_seeds_differ(runs: tuple[Path, Path]) -> None:
@@ -88,8 +88,8 @@ def test_one_that_stopped_behind_the_other_catches_up(
             if int(saved.name) > last:
                 shutil.rmtree(saved)
     steps = sorted(int(p.name) for p in Path(f"{together}-seed3/checkpoints").iterdir())
-    assert steps == [52, 72]
-    seeds.train(config("run.steps=72", "seed=3", "run.seeds=2", folder=tmp_path / "run"))
+    assert {52, 72, 92} <= set(steps)
+    seeds.train(config("run.steps=92", "seed=3", "run.seeds=2", folder=tmp_path / "run"))
     assert_equal(tmp_path / "run", alone, 3)
     assert_equal(tmp_path / "run", alone, 4)
 
