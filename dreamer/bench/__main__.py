@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from dreamer.errors import UserError, exit_on_user_error, nearest
 
-WHAT = ("update", "parts", "act", "replay", "env", "loop")
+WHAT = ("update", "parts", "act", "replay", "device_replay", "env", "loop")
 OBSERVATIONS = ("vector", "image")
 
 
@@ -32,6 +32,10 @@ def parser() -> Parser:
     )
     parser.add_argument("--repeats", type=int, default=50, help="most calls timed (default: 50)")
     parser.add_argument("--seconds", type=float, default=10.0, help="most time for each (10)")
+    parser.add_argument(
+        "--cold", action="store_true", help="compile anew, so that compile times are whole"
+    )
+    parser.add_argument("--trace", type=Path, help="folder for a profile of the timed calls")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--against", type=Path, help="JSON file of an earlier run to compare with")
     parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="as for dreamer.train")
@@ -60,10 +64,14 @@ def main(argv: list[str] | None = None) -> int:
         summary.check(given.out)
     start.runtime(configs[0].platform, configs[0].xla_flags)
     content = machine(configs[0], given.options)
+    import jax
+
     from dreamer.bench.timing import Budget, peak_flops
     from dreamer.nets.layers import compute_dtype
 
-    budget = Budget(given.repeats, given.seconds)
+    if given.cold:
+        jax.config.update("jax_enable_compilation_cache", False)
+    budget = Budget(given.repeats, given.seconds, given.trace)
     peak = peak_flops(compute_dtype(configs[0].agent.compute_dtype), budget)
     print(f"{content['device']}: {peak / 1e9:,.0f} GFLOP/s in a large matrix product", flush=True)
     results = []

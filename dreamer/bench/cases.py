@@ -1,6 +1,7 @@
 """The measurements: each yields results, from a single part to the whole training loop."""
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import tempfile
@@ -26,7 +27,7 @@ from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.envs.base import random_action
 from dreamer.nets.rssm import feature
-from dreamer.replay import host
+from dreamer.replay import device, host
 from dreamer.run.loop import Trainer
 from dreamer.run.policy import Policy
 
@@ -219,6 +220,41 @@ def replay(subject: Subject, budget: Budget) -> Iterator[Result]:
     )
 
 
+def device_replay(subject: Subject, budget: Budget) -> Iterator[Result]:
+    """The same three in the memory of the first device, each as a compiled call of its own."""
+    settings, num_envs = subject.config.replay, subject.config.env.num_envs
+    batch, length = settings.batch_size, settings.batch_length
+    capacity = min(settings.capacity, 4 * batch * length + num_envs * length)
+    stored = device.init(subject.spec, capacity, num_envs, length + 1, settings.online)
+    full = jnp.int32(capacity // num_envs)  # all steps written
+    stored, row, latent = parallel.to_device(
+        (
+            dataclasses.replace(stored, steps=full),
+            subject.rows(num_envs),
+            subject.rows(batch, length)["latent"],
+        )
+    )
+    # Without the replay among the results, which would be copied.
+    sampled = jax.jit(lambda stored, key: device.sample(stored, key, batch)[1:])
+    index = sampled(stored, subject.key)[1]
+    add, update = (jax.jit(one, donate_argnums=0) for one in (device.add, device.update))
+
+    def result(what: str, call: Callable, count: int, unit: str) -> Result:
+        return _result(subject, what, measure(call, budget), per_call=count, unit=unit)
+
+    def changed(change: Callable, *args: Any) -> Callable:
+        def call() -> Any:
+            nonlocal stored
+            stored = change(stored, *args)
+            return stored
+
+        return call
+
+    yield result("device replay add", changed(add, row), num_envs, "steps")
+    yield result("device replay sample", lambda: sampled(stored, subject.key), batch, "windows")
+    yield result("device replay update", changed(update, index, latent), batch, "windows")
+
+
 def env(config: Config, budget: Budget) -> Iterator[Result]:
     """Environment steps with random actions, without an agent."""
     batched = registry.make(config.env, config.env.num_envs, config.seed)
@@ -281,4 +317,7 @@ def _learned(function: Callable) -> Callable:
     return gradients
 
 
-PER_SUBJECT = {"update": update, "parts": parts, "act": act, "replay": replay}
+PER_SUBJECT = {
+    **{"update": update, "parts": parts, "act": act},
+    **{"replay": replay, "device_replay": device_replay},
+}

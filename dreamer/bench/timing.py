@@ -1,8 +1,10 @@
 """Repeated timing of one call, and the speed that the machine has at best."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ class Budget:
 
     repeats: int = 50
     seconds: float = 10.0
+    trace: Path | None = None  # folder for a profile by jax of the timed calls
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,11 @@ def measure(call: Callable[[], Any], budget: Budget, warm_up: int = 2) -> Timing
         jax.block_until_ready(call())
     times: list[float] = []
     end = time.perf_counter() + budget.seconds
-    while len(times) < LEAST or (len(times) < budget.repeats and time.perf_counter() < end):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
+    with jax.profiler.trace(budget.trace) if budget.trace else contextlib.nullcontext():
+        while len(times) < LEAST or (len(times) < budget.repeats and time.perf_counter() < end):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times.append(time.perf_counter() - start)
     low, median, high = np.percentile(times, [25, 50, 75]).tolist()
     return Timing(median, low, high, len(times))
 

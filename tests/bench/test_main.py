@@ -15,7 +15,9 @@ FAST = ["--repeats", "3", "--seconds", "0.1"]
 NAMES = {
     *("update", "encoder", "observe, forward", "observe", "decoder", "decoder, heads and KL"),
     *("imagination", "actor and critic", "optimizer", "act"),
-    *("replay add", "replay sample", "replay update", "environment", "loop"),
+    *("replay add", "replay sample", "replay update"),
+    *("device replay add", "device replay sample", "device replay update"),
+    *("environment", "loop"),
 }
 
 
@@ -89,3 +91,15 @@ def test_bad_input_is_one_line(
     (line,) = err.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_a_profile_and_whole_compile_times(tmp_path: Path) -> None:
+    import jax
+
+    try:
+        argv = [*TINY, "--what", "act", "--observations", "vector", *FAST]
+        assert bench.main([*argv, "--cold", "--trace", str(tmp_path)]) == 0
+        assert not jax.config.jax_enable_compilation_cache
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+    assert list(tmp_path.rglob("*.xplane.pb"))

@@ -56,6 +56,11 @@ def test_where_the_replay_lies_makes_no_difference(loops: dict[str, HostLoop]) -
     latents = saved["rings"]["latent"]["deter"], others["rings"]["latent"]["deter"]
     np.testing.assert_allclose(*latents, atol=1e-5)
     assert np.abs(latents[0][:, 1:20]).min() > 0  # written, not the zeros of the beginning
+    # Two devices sample other windows, but until the first update they see the same.
+    spread = stored(loops["two devices"])["rings"]
+    for name in ("observation", "action"):
+        ring, expected = spread[name][name], others["rings"][name][name]
+        np.testing.assert_array_equal(ring[:, :8], expected[:, :8])
 
 
 @pytest.mark.parametrize("source", ["memory", "device", "two devices"])
