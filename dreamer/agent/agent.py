@@ -337,11 +337,12 @@ def loss(
 def cast_kernels(params: Tree, dtype: DTypeLike) -> Tree:
     """Weights and biases in the dtype they are used in, once instead of in every step of a loop.
 
-    The scales of norms stay float32, as norms are computed.
+    The scales of norms and the outputs of heads stay float32, as they are computed.
     """
 
     def cast(path: tuple, x: Array) -> Array:
-        return x if path[-1].key == "scale" else x.astype(dtype)
+        whole = path[-1].key == "scale" or path[-2].key == "out"
+        return x if whole else x.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(cast, params)
 
