@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from dreamer.config import EncoderConfig
 from dreamer.errors import UserError
 from dreamer.nets import spaces
-from dreamer.nets.layers import MLP, conv, max_pool, rms_norm
+from dreamer.nets.layers import MLP, PooledConv, rms_norm
 from dreamer.ops.transforms import symlog
 
 
@@ -73,6 +73,7 @@ class Encoder(nn.Module):
         smallest_image((shape[0], shape[1]), len(self.config.mults))
         x = image.reshape(-1, *shape).astype(self.dtype) / 255 - 0.5
         for stage, mult in enumerate(self.config.mults):
-            x = conv(self.depth * mult, self.config.kernel, self.dtype, f"conv{stage}")(x)
-            x = nn.silu(rms_norm(self.dtype, f"norm{stage}")(max_pool(x)))
+            channels = self.depth * mult
+            x = PooledConv(channels, self.config.kernel, self.dtype, name=f"conv{stage}")(x)
+            x = nn.silu(rms_norm(self.dtype, f"norm{stage}")(x))
         return x.reshape(*batch, -1)

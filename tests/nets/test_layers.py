@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,24 +47,46 @@ def test_pool():
     np.testing.assert_array_equal(layers.max_pool(x)[0, ..., 0], [[5, 7], [13, 15]])
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7])
-def test_the_sub_pixel_form_is_a_convolution_of_the_repeated_image(size):
-    """Values and gradients, at every border, for even kernels too."""
-    ours, plain = layers.UpsampleConv(3, size, jnp.float32), layers.conv(3, size, jnp.float32, "")
-    x = jax.random.normal(jax.random.key(0), (2, 4, 5, 2))
-    y = jax.random.normal(jax.random.key(1), (2, 8, 10, 3))
-    params = ours.init(jax.random.key(2), x)
-    params["params"]["bias"] = jnp.arange(3.0)
+def plain_conv(channels, size):
+    return nn.Conv(channels, (size, size), padding="SAME")
 
-    def repeated(params, x):
-        return plain.apply(params, x.repeat(2, axis=1).repeat(2, axis=2))
+
+def compare(ours, plain, x, params):
+    """Values and gradients of a layer and its plain form, functions of the same parameters."""
+    np.testing.assert_allclose(ours(params, x), plain(params, x), atol=1e-5)
+    y = jax.random.normal(jax.random.key(1), ours(params, x).shape)
 
     def error(apply, params, x):
         return jnp.sum(y * jnp.sin(apply(params, x)))
 
-    np.testing.assert_allclose(ours.apply(params, x), repeated(params, x), atol=1e-5)
-    gradients = [jax.grad(error, (1, 2))(apply, params, x) for apply in (ours.apply, repeated)]
+    gradients = [jax.grad(error, (1, 2))(apply, params, x) for apply in (ours, plain)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *gradients)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7])
+def test_the_sub_pixel_form_is_a_convolution_of_the_repeated_image(size):
+    """At every border, for even kernels too."""
+    ours = layers.UpsampleConv(3, size, jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (2, 4, 5, 2))
+    params = ours.init(jax.random.key(2), x)
+    params["params"]["bias"] = jnp.arange(3.0)
+
+    def repeated(params, x):
+        return plain_conv(3, size).apply(params, x.repeat(2, axis=1).repeat(2, axis=2))
+
+    compare(ours.apply, repeated, x, params)
+
+
+@pytest.mark.parametrize("few", [0, 16])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7])
+def test_a_pooled_convolution_is_a_convolution_and_a_pool(size, few, monkeypatch):
+    """In both forms."""
+    monkeypatch.setattr(layers, "FEW_CHANNELS", few)
+    ours = layers.PooledConv(3, size, jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (2, 6, 8, 2))
+    params = ours.init(jax.random.key(2), x)
+    params["params"]["bias"] = jnp.arange(3.0)
+    compare(ours.apply, lambda p, x: layers.max_pool(plain_conv(3, size).apply(p, x)), x, params)
 
 
 def test_compute_dtype():
