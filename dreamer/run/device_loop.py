@@ -159,7 +159,7 @@ class DeviceLoop:
         )
         replay = device.add(world.memory.replay, transition(seen, action, latent, jnp.where))
         memory = dataclasses.replace(world.memory, replay=replay)
-        envs, time_step = jax.vmap(self._env.step)(world.envs, action)
+        envs, time_step = self._env.step_all(world.envs, action)
         first = time_step.step_type == dm_env.StepType.FIRST
         score = jnp.where(first, 0, world.score + time_step.reward)
         length = jnp.where(first, 0, world.length + 1)

@@ -22,7 +22,7 @@ class BatchedJax:
         self.num_envs = num_envs
         self._env = env
         self._keys = env_keys(seed, num_envs)
-        self._reset, self._step = jax.jit(jax.vmap(env.reset)), jax.jit(jax.vmap(env.step))
+        self._reset, self._step = jax.jit(jax.vmap(env.reset)), jax.jit(env.step_all)
         self._state: Any = None
         self._last: dm_env.TimeStep | None = None
 
@@ -92,8 +92,12 @@ def load(
     """The inverse of `dump`, as numpy arrays; None for a save of other environments."""
     values = [*saved["state"], *saved["time_step"]]
     leaves, structure = jax.tree.flatten(pattern)
-    shapes = [np.shape(value) for value in values]
-    if shapes != [leaf.shape for leaf in leaves]:
+    # Of an array without elements, a list keeps only the axes down to the empty one.
+    shapes = [np.shape(value) if np.size(value) else 0 for value in values]
+    if shapes != [leaf.shape if leaf.size else 0 for leaf in leaves]:
         return None
-    arrays = [np.asarray(v, leaf.dtype) for v, leaf in zip(values, leaves, strict=True)]
+    arrays = [
+        np.asarray(value, leaf.dtype).reshape(leaf.shape)
+        for value, leaf in zip(values, leaves, strict=True)
+    ]
     return jax.tree.unflatten(structure, arrays)

@@ -15,6 +15,8 @@ from dreamer.envs.base import FIRST, LAST, MID, Specs
 Observation = Mapping[str, Array]
 Action = Mapping[str, Array]
 
+SHARES = 16  # parts of the environments that slow resets are done for at a time
+
 
 class Simulator(Protocol):
     """The physics of one environment; knows nothing of episodes."""
@@ -45,17 +47,19 @@ class EnvState:
 
 @dataclass(frozen=True)
 class JaxEnv:
-    """One environment as two pure functions: vmap them over keys, states and actions.
+    """One environment as pure functions: vmap `reset` over keys, and step N with `step_all`.
 
     Args:
       simulator: its physics.
       repeat: simulator steps per step, rewards summed.
       time_limit: steps until truncation, if that is before the simulator's own limit; or 0.
+      slow_reset: whether a reset costs so much that none may be done in vain.
     """
 
     simulator: Simulator
     repeat: int = 1
     time_limit: int = 0
+    slow_reset: bool = False
 
     @property
     def limit(self) -> int:
@@ -77,6 +81,26 @@ class JaxEnv:
         stepped = self._advance(state, action)
         restarted = self.reset(state.key, state.episode + 1)
         return jax.tree.map(lambda a, b: jnp.where(state.over, a, b), restarted, stepped)
+
+    def step_all(self, states: EnvState, actions: Action) -> tuple[EnvState, dm_env.TimeStep]:
+        """`step` of N environments, leaves [N, ...]; slow resets only for those that are over."""
+        if not self.slow_reset:
+            return jax.vmap(self.step)(states, actions)
+        num_envs = len(states.over)
+        share = -(-num_envs // SHARES)  # rounded up
+
+        def restart(carry: tuple) -> tuple:
+            left, found = carry
+            index = jnp.nonzero(left, size=share, fill_value=num_envs)[0]  # N: nowhere
+            fresh = jax.vmap(self.reset)(states.key[index], states.episode[index] + 1)
+            return jax.tree.map(
+                lambda old, new: old.at[index].set(new, mode="drop"),
+                (left, found),
+                (jnp.zeros(share, bool), fresh),
+            )
+
+        stepped = jax.vmap(self._advance)(states, actions)
+        return jax.lax.while_loop(lambda carry: carry[0].any(), restart, (states.over, stepped))[1]
 
     def _advance(self, state: EnvState, action: Action) -> tuple[EnvState, dm_env.TimeStep]:
         inner, terminal, reward = state.inner, jnp.array(False), jnp.float32(0)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from dm_env import specs
 from jax import Array
 
@@ -93,3 +94,40 @@ def test_an_episode_follows_from_its_key_and_number() -> None:
     found = play(env, 6, seed=5)
     assert found[6].step_type == 0
     assert found[6].observation["count"] == third
+
+
+@pytest.mark.parametrize("num_envs", [1, 5, 40])
+def test_slow_resets_give_the_same_steps(num_envs: int) -> None:
+    """Some environments end alone, others many at a time, more than are restarted at once."""
+    keys = jax.random.split(jax.random.key(1), num_envs)
+    found = []
+    for slow in (False, True):
+        env = JaxEnv(Counter(end=12), time_limit=6, slow_reset=slow)
+        states, time_step = jax.vmap(env.reset)(jax.random.key_data(keys))
+        steps, step = [(states, time_step)], jax.jit(env.step_all)
+        for number in range(25):
+            action = {"action": (jnp.arange(num_envs) + number) % 3}
+            steps.append(step(steps[-1][0], action))
+        found.append(jax.device_get(steps))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    assert max(state.episode.max() for state, _ in found[0]) >= 3
+
+
+def test_a_slow_reset_is_not_done_in_vain() -> None:
+    done = []
+
+    class Counted(Counter):
+        def reset(self, key: Array) -> tuple[Any, Any]:
+            jax.debug.callback(lambda _: done.append(1), key)
+            return super().reset(key)
+
+    env = JaxEnv(Counted(), time_limit=3, slow_reset=True)
+    keys = jax.random.key_data(jax.random.split(jax.random.key(0), 4))
+    states = jax.vmap(JaxEnv(Counter()).reset)(keys)[0]
+    step = jax.jit(env.step_all)
+    counts = []
+    for _ in range(4):
+        states, _ = step(states, {"action": jnp.ones(4, int)})
+        jax.effects_barrier()
+        counts.append(len(done))
+    assert counts == [0, 0, 0, 4]
