@@ -99,6 +99,11 @@ class AtariEnv(EnvBase):
         2, description="last raw frames of a step max-pooled into the image"
     )
     clip_reward: bool = Field(False, description="sign of the reward instead of the reward")
+    backend: Literal["emulator", "vector"] = Field(
+        "emulator",
+        description="each game frame by frame as published, or ale_py's own AtariVectorEnv, whose "
+        "images differ a little",
+    )
 
 
 class GymnaxEnv(EnvBase):

@@ -10,9 +10,8 @@ terminal); `lives=discount` sets the discount of the step to 0 (the reference ig
 episode is seeded; and `sticky` is obeyed (the reference sets it after loading the game, which
 ale_py 0.12 ignores: games then stay at the emulator's default of 0.25, those of Atari100k too).
 
-ale_py's own AtariVectorEnv is not used, for two reasons visible frame by frame: a game that ends
-while pooled frames are being captured loses its last frame, so the final image differs; and
-resizing is by area (OpenCV).
+ale_py's own AtariVectorEnv, `backend=vector`, is not the default because its images are others: see
+`atari_vector`.
 """
 
 import functools
@@ -25,6 +24,7 @@ from ale_py import ALEInterface, LoggerMode, roms
 from gymnasium import spaces
 
 from dreamer.config import AtariEnv
+from dreamer.envs.atari_vector import AtariVector
 from dreamer.envs.base import BatchedEnv
 from dreamer.envs.images import resize
 from dreamer.envs.vector import VectorEnv
@@ -41,7 +41,7 @@ def make(config: AtariEnv, num_envs: int, seed: int, render: bool = False) -> Ba
     """Makes `num_envs` environments of one game.
 
     Raises:
-      UserError: The game is unknown.
+      UserError: The game is unknown, or `backend=vector` cannot do what is asked.
     """
     games = roms.get_all_rom_ids()
     if config.task not in games:
@@ -49,12 +49,15 @@ def make(config: AtariEnv, num_envs: int, seed: int, render: bool = False) -> Ba
             f"env.task={config.task} is no game of the atari suite{nearest(config.task, games)}; "
             f"the {len(games)} names are in snake case, such as pong, ms_pacman, up_n_down"
         )
+    max_frames = config.time_limit * config.repeat or MAX_FRAMES
+    if config.backend == "vector":
+        return AtariVector(config, max_frames, num_envs, seed)
     maker = functools.partial(
         Game,
         config.task,
         repeat=config.repeat,
         size=config.image_size,
-        max_frames=config.time_limit * config.repeat or MAX_FRAMES,
+        max_frames=max_frames,
         sticky=config.sticky,
         gray=config.gray,
         all_actions=config.actions == "all",

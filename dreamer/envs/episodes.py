@@ -55,7 +55,7 @@ class Episodes(gymnasium.Wrapper):
             "episode": self._episode,
             "actions": self.action_space.to_jsonable(self._actions),
             "ended": self._ended,
-            "digest": _digest(self._observation),
+            "digest": digest_of(self._observation),
         }
 
     def _begin(self, episode: int) -> None:
@@ -74,10 +74,10 @@ class Episodes(gymnasium.Wrapper):
             if self._ended:
                 return False
             self.step(action)
-        return self._ended == state["ended"] and _digest(self._observation) == state["digest"]
+        return self._ended == state["ended"] and digest_of(self._observation) == state["digest"]
 
 
-def _digest(observation: Any) -> str:
+def digest_of(observation: Any) -> str:
     """Returns a hash of every bit of a nested observation."""
     digest = hashlib.blake2b(digest_size=16)
     _update(digest, observation)
