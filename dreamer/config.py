@@ -113,7 +113,46 @@ class GymnaxEnv(EnvBase):
     task: str = Field("CartPole-v1", description="gymnax id")
 
 
-Env = Annotated[GymnasiumEnv | AtariEnv | GymnaxEnv, Field(discriminator="suite")]
+class CraftaxEnv(EnvBase):
+    """Craftax and Craftax-Classic, written in JAX."""
+
+    suite: Literal["craftax"] = "craftax"
+    task: str = Field("Craftax-Classic-Symbolic-v1", description="Craftax id")
+
+
+class NavixEnv(EnvBase):
+    """The grid worlds of NAVIX, written in JAX."""
+
+    suite: Literal["navix"] = "navix"
+    task: str = Field("Navix-DoorKey-5x5-v0", description="NAVIX id")
+    view: Literal["symbolic", "symbolic_first_person", "rgb", "rgb_first_person"] = Field(
+        "symbolic_first_person",
+        description="what is seen: the cells as classes or an image, of the whole grid or before "
+        "the player",
+    )
+
+
+class BraxEnv(EnvBase):
+    """The robots of Brax, written in JAX."""
+
+    suite: Literal["brax"] = "brax"
+    task: str = Field("ant", description="name of the robot")
+    physics: Literal["generalized", "positional", "spring", "mjx"] = Field(
+        "generalized", description="how bodies move: exactly, or faster by springs or positions"
+    )
+
+
+class PlaygroundEnv(EnvBase):
+    """MuJoCo Playground, written in JAX."""
+
+    suite: Literal["playground"] = "playground"
+    task: str = Field("WalkerWalk", description="name of the environment")
+
+
+Env = Annotated[
+    GymnasiumEnv | AtariEnv | GymnaxEnv | CraftaxEnv | NavixEnv | BraxEnv | PlaygroundEnv,
+    Field(discriminator="suite"),
+]
 
 # -------------------------------------------------------------------------------------------- agent
 

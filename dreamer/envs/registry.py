@@ -24,8 +24,14 @@ class Suite:
 
 SUITES = {
     "gymnasium": Suite("dreamer.envs.gymnasium_suite", "pip install gymnasium"),
-    "gymnax": Suite("dreamer.envs.jax.gymnax_suite", "pip install 'dreamer[gymnax]'", jax=True),
     "atari": Suite("dreamer.envs.atari", 'pip install "gymnasium[atari]"'),
+    **{
+        name: Suite(f"dreamer.envs.jax.{name}_suite", f"pip install 'dreamer[{name}]'", jax=True)
+        for name in ("gymnax", "craftax", "brax", "playground")
+    },
+    "navix": Suite(
+        "dreamer.envs.jax.navix_suite", "pip install 'dreamer[navix]', with Python 3.12", jax=True
+    ),
 }
 
 
@@ -38,7 +44,7 @@ def make_jax(config: Env) -> Any:
     if not is_jax(config):
         raise UserError(
             f"run.loop=device needs environments written in JAX, which env.suite={config.suite} is "
-            "not; set run.loop=host, or choose env=gymnax"
+            f"not; set run.loop=host, or choose one of env={', env='.join(_written_in_jax())}"
         )
     return _module(config).make_jax(config)
 
@@ -47,6 +53,10 @@ def is_jax(config: Env) -> bool:
     """Whether the suite is written in JAX."""
     suite = SUITES.get(config.suite)
     return suite is not None and suite.jax
+
+
+def _written_in_jax() -> list[str]:
+    return [name for name, suite in SUITES.items() if suite.jax]
 
 
 def make(config: Env, num_envs: int, seed: int, render: bool = False) -> BatchedEnv:

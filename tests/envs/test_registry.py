@@ -1,5 +1,6 @@
-import importlib
 import sys
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
@@ -8,20 +9,49 @@ import pytest
 from dreamer.config import Env
 from dreamer.envs import registry
 from dreamer.errors import UserError
+from tests.envs import suites
+
+ROOT = Path(__file__).resolve().parents[2]
+MEMBERS = {member.model_fields["suite"].default: member for member in get_args(get_args(Env)[0])}
 
 
-def test_every_suite_of_the_schema_is_registered_and_resolves():
-    schema = {member.model_fields["suite"].default for member in get_args(get_args(Env)[0])}
-    assert schema == registry.SUITES.keys()
-    for suite in registry.SUITES.values():
-        assert callable(importlib.import_module(suite.module).make)
+def test_every_suite_of_the_schema_is_registered():
+    assert MEMBERS.keys() == registry.SUITES.keys()
 
 
-def test_every_suite_makes_its_default_task():
-    for member in get_args(get_args(Env)[0]):
-        env = registry.make(member(), 1, 0)
-        assert env.reset().step_type.tolist() == [0]
-        env.close()
+@pytest.mark.parametrize("name", registry.SUITES)
+def test_every_suite_resolves_and_makes_its_default_task(name: str):
+    module = suites.module(name)
+    assert callable(module.make)
+    assert hasattr(module, "make_jax") == registry.SUITES[name].jax
+    env = registry.make(MEMBERS[name](), 1, 0)
+    assert env.reset().step_type.tolist() == [0]
+    env.close()
+
+
+def test_the_suites_that_every_developer_has_are_not_skipped():
+    for name in ("gymnasium", "atari", "gymnax"):
+        assert suites.module(name)
+
+
+def test_a_suite_that_names_a_module_of_ours_which_does_not_exist_is_not_skipped(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setitem(registry.SUITES, "lost", registry.Suite("dreamer.envs.lost", ""))
+    with pytest.raises(ModuleNotFoundError):
+        suites.module("lost")
+
+
+def test_a_loop_on_the_device_names_the_suites_that_it_can_have():
+    with pytest.raises(UserError, match=r"env.suite=atari is not; .* env=gymnax, env=craftax, env"):
+        registry.make_jax(SimpleNamespace(suite="atari"))
+
+
+@pytest.mark.parametrize("name", ["craftax", "navix", "brax", "playground"])
+def test_every_package_has_an_extra_of_its_name(name: str):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert registry.SUITES[name].install.startswith(f"pip install 'dreamer[{name}]'")
+    assert project["optional-dependencies"][name][0].startswith(name)
 
 
 def test_unknown_suite_names_the_nearest():

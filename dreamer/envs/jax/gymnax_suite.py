@@ -4,13 +4,9 @@ Running out of `max_steps_in_episode` is a truncation here, which gymnax itself 
 the end of a task.
 """
 
-import contextlib
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import gymnax
-import jax
 import jax.numpy as jnp
 import numpy as np
 from dm_env import specs
@@ -20,11 +16,11 @@ from jax import Array
 
 from dreamer.config import GymnaxEnv
 from dreamer.envs.base import Specs
+from dreamer.envs.jax import foreign
 from dreamer.envs.jax.batched import BatchedJax
 from dreamer.envs.jax.episodes import Action, JaxEnv, Observation
-from dreamer.errors import UserError, nearest
+from dreamer.errors import UserError
 
-NEVER = 2**30  # steps
 TASKS = [task for task in registered_envs if task != "SimpleBandit-bsuite"]  # 0.0.9 cannot step it
 
 
@@ -39,11 +35,7 @@ def make_jax(config: GymnaxEnv) -> JaxEnv:
     Raises:
       UserError: the task is unknown, its spaces are not supported, or workers were asked for.
     """
-    if config.workers != "auto":
-        raise UserError(
-            f"env.workers={config.workers}: environments written in JAX step in compiled code, "
-            "without workers; leave out env.workers"
-        )
+    foreign.check(config, "gymnax", TASKS)
     return JaxEnv(Gymnax(config.task), config.repeat, config.time_limit)
 
 
@@ -51,29 +43,22 @@ class Gymnax:
     """A gymnax environment as a `Simulator`."""
 
     def __init__(self, task: str) -> None:
-        if task not in TASKS:
-            raise UserError(
-                f"env.task={task} is no task of gymnax{nearest(task, TASKS)}; "
-                f"tasks are {', '.join(TASKS)}"
-            )
-        try:
+        with foreign.made_by("gymnax", task):
             self._env, self._params = gymnax.make(task)
-        except Exception as error:  # whatever it is, the user asked for this task
-            raise UserError(f"env.task={task} cannot be made by gymnax: {error}") from error
         params = self._params
         self.limit = int(getattr(params, "max_steps_in_episode", 0))
-        self._endless = params.replace(max_steps_in_episode=NEVER) if self.limit else params
+        self._endless = params.replace(max_steps_in_episode=foreign.NEVER) if self.limit else params
         self.observations = {"observation": _observed(self._env.observation_space(params), task)}
         self._actions = self._env.action_space(params)
         self.actions: Specs = {"action": _acted(self._actions, task)}
 
     def reset(self, key: Array) -> tuple[Any, Observation]:
-        with _foreign_code():
+        with foreign.traced():
             observation, state = self._env.reset_env(key, self._params)
         return state, self._seen(observation)
 
     def step(self, key: Array, state: Any, action: Action) -> tuple[Any, Observation, Array, Array]:
-        with _foreign_code():
+        with foreign.traced():
             observation, state, reward, _, _ = self._env.step_env(
                 key, state, self._native(action["action"]), self._params
             )
@@ -90,14 +75,6 @@ class Gymnax:
         low, high = self._actions.low, self._actions.high
         scaled = low + (jnp.clip(action, -1, 1) + 1) / 2 * (high - low)
         return jnp.reshape(scaled, self._actions.shape)
-
-
-@contextlib.contextmanager
-def _foreign_code() -> Iterator[None]:
-    """Lets gymnax be traced with the shapes and dtypes that it mixes."""
-    with jax.numpy_rank_promotion("allow"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _observed(space: Any, task: str) -> specs.Array:

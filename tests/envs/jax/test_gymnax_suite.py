@@ -11,7 +11,7 @@ import pytest
 from dreamer.config import GymnaxEnv
 from dreamer.envs import registry
 from dreamer.envs.check import check
-from dreamer.envs.jax import gymnax_suite
+from dreamer.envs.jax import foreign, gymnax_suite
 from dreamer.errors import UserError
 
 CHECKED = ("CartPole-v1", "Pendulum-v1", "Breakout-MinAtar", "Catch-bsuite", "MemoryChain-bsuite")
@@ -44,7 +44,7 @@ def test_steps_are_those_of_gymnax_and_its_limit_truncates(task: str) -> None:
     @jax.jit
     def both(state: Any, given: jax.Array) -> tuple:
         key = ours._key(state.key, state.episode, state.time + 1)
-        with gymnax_suite._foreign_code():
+        with foreign.traced():
             seen, _, reward, done, _ = theirs.step_env(
                 key, state.inner, ours.simulator._native(given), params
             )
