@@ -207,12 +207,13 @@ class DeviceMemory:
 
 def split_shares(count: int, x: np.ndarray) -> np.ndarray:
     """[N, ...] to [X, N/X, ...], X being `count`."""
-    return x.reshape(count, -1, *x.shape[1:])
+    # The length, not -1: arrays without elements have no other.
+    return x.reshape(count, len(x) // count, *x.shape[1:])
 
 
 def merge_shares(x: Any) -> np.ndarray:
     """[X, N/X, ...] to [N, ...], on the host."""
-    return np.asarray(x).reshape(-1, *x.shape[2:])
+    return np.asarray(x).reshape(x.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def fits(config: Config, spec: Mapping[str, Any], devices: list[jax.Device]) -> bool:

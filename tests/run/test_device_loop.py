@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 
 from dreamer import parallel
+from dreamer.envs import registry
+from dreamer.envs.jax import batched
+from dreamer.envs.jax.episodes import JaxEnv
 from dreamer.errors import UserError
 from dreamer.run.device_loop import DeviceLoop, cycle
 from dreamer.run.host_loop import HostLoop
 from dreamer.run.loop import Trainer
 from tests import tiny_run
+from tests.envs.jax.test_foreign import Hollow
 
 # From step 32 on an update of 4 x 4 replayed steps in every 5 turns of 4 environments, just when
 # the online queue gets 4 new windows of 5 steps.
@@ -54,6 +58,20 @@ def until(loop: Any, step: int) -> list[tuple[float, int]]:
 
 def stored(loop: Any) -> dict[str, Any]:
     return loop.get_arrays()[0]["replay"]
+
+
+def test_states_may_have_arrays_without_elements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of MuJoCo do."""
+    monkeypatch.setattr(registry, "make_jax", lambda _: JaxEnv(Hollow(), slow_reset=True))
+    loop = device_loop(devices=2)
+    loop.turn()
+    loop.drain()
+    saved = loop.get_counters()["env"]
+    keys = batched.env_keys(0, 4)
+    restored = batched.load(saved, jax.eval_shape(jax.vmap(registry.make_jax(None).reset), keys))
+    assert restored is not None
+    assert restored[0].inner["none"].shape == (4, 0, 3)
+    assert (restored[0].episode > 0).all()
 
 
 def test_acting_and_remembering_are_those_of_the_host_loop_bit_for_bit() -> None:
