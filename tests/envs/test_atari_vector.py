@@ -82,7 +82,6 @@ def test_games_are_those_of_the_emulator(sticky: float):
 
 def test_noops_are_uniform_from_none_to_the_most():
     env = make(12, noops=2)
-    env.reset()
     frames = env._vector.reset(seed=np.arange(12))[1]["episode_frame_number"]
     assert set(frames.tolist()) == {0, 1, 2}
 
