@@ -36,8 +36,16 @@ def one_hot(logits: Array, unimix: float) -> Distribution:
     logits = logits.astype(jnp.float32)
     if unimix:
         probs = (1 - unimix) * jax.nn.softmax(logits) + unimix / logits.shape[-1]
-        logits = jnp.log(probs)
+        return _Mixed(probs)
     return distrax.OneHotCategorical(logits=logits, dtype=jnp.float32)
+
+
+class _Mixed(distrax.OneHotCategorical):
+    """Probabilities that sum up to 1 already; distrax would divide them by their sum again."""
+
+    def __init__(self, probs: Array) -> None:
+        super().__init__(probs=probs, dtype=jnp.float32)
+        self._probs = probs
 
 
 def normal(mean: Array, std: Array) -> Distribution:
@@ -59,8 +67,7 @@ def draw(dist: Distribution, noise: Array | None) -> Array:
     """A sample, or the mode without noise, with gradients to the parameters of the distribution.
 
     Normals are reparameterised: mean + std noise. One-hot samples are argmax(logits + noise)
-    (Gumbel-max) and carry the gradient of the probabilities (straight-through: sample + p -
-    stop_gradient(p), Bengio et al. 2013).
+    (Gumbel-max) and carry the gradient of the probabilities (straight-through, Bengio et al. 2013).
 
     Args:
       dist: from this file, possibly inside `independent`.
@@ -74,5 +81,14 @@ def draw(dist: Distribution, noise: Array | None) -> Array:
     if isinstance(inner, distrax.OneHotCategorical):
         chosen = inner.logits if noise is None else inner.logits + noise
         hard = jax.nn.one_hot(chosen.argmax(-1), chosen.shape[-1])
-        return hard + inner.probs - jax.lax.stop_gradient(inner.probs)
+        return _straight_through(hard, inner.probs)
     return inner.mean() if noise is None else inner.mean() + inner.stddev() * noise
+
+
+@jax.custom_jvp
+def _straight_through(value: Array, soft: Array) -> Array:
+    """value + soft - stop_gradient(soft), of which nothing is computed but the value."""
+    return value
+
+
+_straight_through.defjvp(lambda primals, tangents: (primals[0], tangents[1]))

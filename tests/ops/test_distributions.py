@@ -68,6 +68,12 @@ def test_straight_through_gradient_is_that_of_the_probabilities():
     np.testing.assert_allclose(drawn, expected, rtol=1e-5)
 
 
+def test_a_sample_is_exactly_one_hot():
+    dist = dists.one_hot(jax.random.normal(jax.random.key(0), (100, 5)), 0.01)
+    drawn = dists.draw(dist, jax.random.gumbel(jax.random.key(1), (100, 5)))
+    np.testing.assert_array_equal(drawn, np.eye(5)[drawn.argmax(-1)])
+
+
 def test_normal_is_reparameterised():
     gradient = jax.grad(lambda p: dists.draw(dists.normal(p[0], p[1]), jnp.array(1.5)))(
         jnp.array([0.2, 0.4])
