@@ -66,17 +66,31 @@ def test_states_and_gradients_are_those_of_the_scan(case):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), ours, plain)
 
 
-def test_the_backward_loop_computes_no_weight_gradient(case):
-    """And stores nothing but the gradient of the state."""
+def loops(case):
+    """The forward and the backward loop of the gradient."""
     params, start, inputs, weights = case
     arguments = params, start, inputs["x"], inputs["reset"], weights
-    jaxpr = jax.make_jaxpr(jax.grad(partial(loss, recurrence)))(*arguments)
-    backward = [e for e in jaxpr.eqns if e.primitive.name == "scan" and e.params["reverse"]]
-    (loop,) = backward
-    assert {x.aval.shape for x in loop.outvars} <= {
-        *((BATCH, SIZE), (BATCH, 2)),
-        *((STEPS, BATCH, SIZE), (STEPS, BATCH, 2)),
+    jaxpr = jax.make_jaxpr(jax.grad(partial(loss, recurrence)))(*arguments).jaxpr
+    return {e.params["reverse"]: e for e in jaxpr.eqns if e.primitive.name == "scan"}
+
+
+def test_the_backward_loop_computes_no_weight_gradient(case):
+    """And stores nothing but the gradient of the states."""
+    loop = loops(case)[True]
+    assert {x.aval.shape for x in loop.outvars} == {
+        (STEPS + 1, BATCH, SIZE),
+        (STEPS + 1, BATCH, 2),
     }
     weights = [x for x in loop.invars if x.aval.shape in ((SIZE, SIZE), (2, SIZE), (SIZE, 2))]
     assert weights, "the weights are shared by all steps"
     assert not [x for x in loop.invars if x.aval.shape == (STEPS, SIZE, SIZE)]
+
+
+def test_the_forward_loop_computes_nothing_of_weights_alone(case):
+    """The step transposes one of them, which is done before the loop."""
+    params, _, inputs, _ = case
+    now = jax.tree.map(lambda x: x[0], inputs)
+    plain = str(jax.make_jaxpr(step)(params, case[1], now))
+    loop = str(loops(case)[False].params["jaxpr"])
+    assert "transpose[" in plain
+    assert "transpose[" not in loop
