@@ -66,7 +66,7 @@ def two_hot(target: Array, bins: Array) -> tuple[Array, Array, Array, Array]:
     """
     count = bins.shape[-1]
     # All bins at once: a search that halves them would be a loop of small operations.
-    above = jnp.searchsorted(bins, target, side="right", method="compare_all")
+    above = (target[..., None] >= jnp.expand_dims(bins, range(target.ndim))).sum(-1)
     low, high = jnp.clip(above - 1, 0, count - 1), jnp.clip(above, 0, count - 1)
     outside = low == high
     to_low = jnp.where(outside, 0.0, jnp.abs(bins[low] - target))
