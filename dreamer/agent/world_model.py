@@ -107,8 +107,8 @@ def observe_step(
     noise: Array | None,
 ) -> Latent:
     """One step of `observe`, without its time axis; `rssm` are the parameters of that network."""
-    latent = jax.tree.map(lambda x: mask(x, ~is_first), latent)
-    deter = model.rssm.apply(rssm, latent["deter"], latent["stoch"], action_part, method="core")
+    feat = mask(feature(latent), ~is_first)
+    deter = model.rssm.apply(rssm, feat, action_part, method="core")
     stats = model.rssm.apply(rssm, deter, token_part, method="posterior")
     return model.latent(deter, stats, noise)
 
@@ -118,9 +118,7 @@ def imagine_step(
 ) -> Latent:
     """One step of the prior: leaves [N, ...], action [N, A], noise or None for the mode."""
     action_part = model.rssm.apply(params["rssm"], action, method="action_part")
-    deter = model.rssm.apply(
-        params["rssm"], carry["deter"], carry["stoch"], action_part, method="core"
-    )
+    deter = model.rssm.apply(params["rssm"], feature(carry), action_part, method="core")
     stats = model.rssm.apply(params["rssm"], deter, method="prior")
     return model.latent(deter, stats, noise)
 
@@ -205,11 +203,11 @@ def model_losses(
     terms["dynamics"] = losses.free_kl(held_post, prior, config.free_nats)
     terms["representation"] = losses.free_kl(post, held_prior, config.free_nats)
     metrics = {
-        "prior_entropy": prior.entropy().mean(),
-        "posterior_entropy": post.entropy().mean(),
-        "kl": held_post.kl_divergence(held_prior).mean(),
+        "prior_entropy": prior.entropy(),
+        "posterior_entropy": post.entropy(),
+        "kl": held_post.kl_divergence(held_prior),
     }
-    return terms, metrics
+    return terms, means(metrics)
 
 
 def reconstruction_losses(
@@ -230,6 +228,16 @@ def reconstruction_losses(
                 predictions[key], target, len(spec.shape)
             )
     return terms
+
+
+def means(arrays: Mapping[str, Array]) -> Metrics:
+    """The mean of each array; those of one shape are averaged in one operation."""
+    found: Metrics = {}
+    for shape in dict.fromkeys(x.shape for x in arrays.values()):
+        names = [name for name, x in arrays.items() if x.shape == shape]
+        together = jnp.stack([arrays[name] for name in names]).reshape(len(names), -1)
+        found |= dict(zip(names, together.mean(-1), strict=True))
+    return found
 
 
 def swap(tree: Tree) -> Tree:

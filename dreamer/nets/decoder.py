@@ -15,10 +15,9 @@ from dreamer.nets.layers import (
     MLP,
     Block,
     BlockLinear,
+    RMSNorm,
     UpsampleConv,
     linear,
-    rms_norm,
-    split_blocks,
 )
 
 
@@ -76,11 +75,11 @@ class Decoder(nn.Module):
         x = self._project(
             deter.reshape(-1, deter.shape[-1]), stoch.reshape(-1, stoch.shape[-1]), height, width
         )
-        x = nn.silu(rms_norm(self.dtype, "norm_space")(x))
+        x = nn.silu(RMSNorm(self.dtype, name="norm_space")(x))
         kernel = self.config.kernel
         for stage, mult in reversed(list(enumerate(self.config.mults[:-1]))):
             x = UpsampleConv(self.depth * mult, kernel, self.dtype, name=f"conv{stage}")(x)
-            x = nn.silu(rms_norm(self.dtype, f"norm{stage}")(x))
+            x = nn.silu(RMSNorm(self.dtype, name=f"norm{stage}")(x))
         channels = [spec.shape[-1] for spec in images.values()]
         x = UpsampleConv(sum(channels), kernel, self.dtype, name="pixels")(x)
         x = nn.sigmoid(x.astype(jnp.float32)).reshape(*batch, *size, -1)
@@ -91,10 +90,8 @@ class Decoder(nn.Module):
         """The smallest image [N, H, W, C]: blocks of deter write own channels, stoch writes all."""
         channels = self.depth * self.config.mults[-1]
         blocks = self.config.blocks
-        from_deter = BlockLinear(height * width * channels, blocks, self.dtype, name="space_deter")(
-            split_blocks(deter, blocks)
-        )
-        from_deter = from_deter.reshape(-1, blocks, height, width, channels // blocks)
+        out = BlockLinear(height * width * channels, blocks, self.dtype, name="space_deter")
+        from_deter = out(deter).reshape(-1, blocks, height, width, channels // blocks)
         from_deter = jnp.moveaxis(from_deter, 1, 3).reshape(-1, height, width, channels)
         hidden = Block(2 * self.units, self.dtype, name="space_hidden")(stoch)
         from_stoch = linear(height * width * channels, self.dtype, "space_stoch")(hidden)

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from dreamer.config import EncoderConfig
 from dreamer.errors import UserError
 from dreamer.nets import spaces
-from dreamer.nets.layers import MLP, PooledConv, rms_norm
+from dreamer.nets.layers import MLP, PooledConv, RMSNorm
 from dreamer.ops.transforms import symlog
 
 
@@ -75,5 +75,5 @@ class Encoder(nn.Module):
         for stage, mult in enumerate(self.config.mults):
             channels = self.depth * mult
             x = PooledConv(channels, self.config.kernel, self.dtype, name=f"conv{stage}")(x)
-            x = nn.silu(rms_norm(self.dtype, f"norm{stage}")(x))
+            x = nn.silu(RMSNorm(self.dtype, name=f"norm{stage}")(x))
         return x.reshape(*batch, -1)

@@ -5,7 +5,8 @@ Parameters are float32; activations have the dtype of the module. Kernels start 
 normal of standard deviation 1/sqrt(fan_in), biases at zero (Hafner et al. 2025).
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,7 @@ from dreamer.ops import convolution
 
 Initializer = Callable[..., Array]
 FEW_CHANNELS = 16  # below, a convolution on CPU is bound by memory rather than arithmetic
+_MAX_PIECES = 8
 
 
 def kernel_init(scale: float = 1.0) -> Initializer:
@@ -91,9 +93,23 @@ def _kernel_and_bias(module: "PooledConv | UpsampleConv", inputs: int) -> tuple[
     return module.param("kernel", kernel_init(), shape), bias
 
 
-def rms_norm(dtype: DTypeLike, name: str | None = None) -> nn.RMSNorm:
-    """x / sqrt(mean(x^2) + 1e-4) with a learned scale over the last axis, computed in float32."""
-    return nn.RMSNorm(epsilon=1e-4, dtype=dtype, name=name)
+def rms_norm(x: Array, scale: Array, dtype: DTypeLike) -> Array:
+    """x / sqrt(mean(x^2) + 1e-4) times `scale`, over the last axis and computed in float32."""
+    x = x.astype(jnp.float32)
+    # First x by one number, then by the scale: in this order XLA makes one kernel of the norm.
+    x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-4)
+    return (x * jnp.broadcast_to(scale, x.shape)).astype(dtype)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` with a learned scale: [..., n] to [..., n]."""
+
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        return rms_norm(x, scale, self.dtype)
 
 
 def split_blocks(x: Array, blocks: int) -> Array:
@@ -134,7 +150,8 @@ class TwoInputLinear(nn.Module):
 class BlockLinear(nn.Module):
     """Linear layer with a block-diagonal kernel: block k of the input makes block k of y.
 
-    A shared input goes into every block, as if it were appended to each.
+    A shared input goes into every block, as if it were appended to each; its share of y may be
+    computed apart, and in several pieces.
     """
 
     features: int
@@ -143,16 +160,29 @@ class BlockLinear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, shared: Array | None = None) -> Array:
-        """Maps [..., G, in/G] and perhaps [..., S] to [..., G, features/G]."""
-        size = x.shape[-1]
-        inputs = size + (0 if shared is None else shared.shape[-1])
+        """Maps [..., in] and perhaps [..., S] to [..., features]."""
+        inputs = x.shape[-1] // self.blocks + (0 if shared is None else shared.shape[-1])
         shape = (self.blocks, inputs, self.features // self.blocks)
-        kernel = self.param("kernel", kernel_init(), shape).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = jnp.einsum("...gi,gio->...go", x.astype(self.dtype), kernel[:, :size])
-        if shared is not None:  # one large product instead of a copy of it for every block
-            y += jnp.einsum("...i,gio->...go", shared.astype(self.dtype), kernel[:, size:])
-        return y + jnp.broadcast_to(split_blocks(bias.astype(self.dtype), self.blocks), y.shape)
+        self.param("kernel", kernel_init(), shape)
+        self.param("bias", nn.initializers.zeros, (self.features,))
+        if shared is None:
+            return self.own(x)
+        return self.own(x) + self.share(shared, x.shape[-1] // self.blocks)
+
+    def own(self, x: Array) -> Array:
+        """y without the share of a shared input."""
+        kernel, bias = (self.get_variable("params", name) for name in ("kernel", "bias"))
+        x = split_blocks(x.astype(self.dtype), self.blocks)
+        kernel = kernel[:, : x.shape[-1]].astype(self.dtype)
+        y = merge_blocks(jnp.einsum("...gi,gio->...go", x, kernel))
+        return y + jnp.broadcast_to(bias.astype(self.dtype), y.shape)
+
+    def share(self, shared: Array, row: int) -> Array:
+        """The share of an input that enters every block at this row of its kernel."""
+        kernel = self.get_variable("params", "kernel")[:, row : row + shared.shape[-1]]
+        # One large product instead of a copy of the shared input for every block.
+        kernel = kernel.transpose(1, 0, 2).reshape(shared.shape[-1], -1)
+        return shared.astype(self.dtype) @ kernel.astype(self.dtype)
 
 
 class Block(nn.Module):
@@ -164,7 +194,35 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = linear(self.features, self.dtype, "linear")(x)
-        return nn.silu(rms_norm(self.dtype, "norm")(x))
+        return nn.silu(RMSNorm(self.dtype, name="norm")(x))
+
+
+def twin_blocks(params: Sequence[Mapping], x: Array, dtype: DTypeLike) -> Array:
+    """Two blocks of equal width, of a and of b in x = [a, b]: [..., A + B] to [..., 2, features].
+
+    Where the sizes of the parts allow, both products are one: kernels and x are cut into pieces of
+    equal length, each piece is multiplied by its own, and the products of each part are added up.
+
+    Args:
+      params: of the two blocks.
+      x: both inputs.
+      dtype: of the result.
+    """
+    first, second = (p["linear"]["kernel"].astype(dtype) for p in params)
+    bias = jnp.stack([p["linear"]["bias"].astype(dtype) for p in params])
+    scale = jnp.stack([p["norm"]["scale"] for p in params])
+    x, size = x.astype(dtype), math.gcd(len(first), len(second))
+    pieces, own = x.shape[-1] // size, len(first) // size
+    if pieces > _MAX_PIECES:
+        a, b = jnp.split(x, [len(first)], -1)
+        y = jnp.stack([a @ first, b @ second], -2)
+    else:
+        kernel = jnp.concatenate([first, second]).reshape(pieces, size, -1)
+        y = jnp.einsum(
+            "...pi,pio->...po", split_blocks(x, pieces), kernel, preferred_element_type=jnp.float32
+        )
+        y = jnp.stack([y[..., :own, :].sum(-2), y[..., own:, :].sum(-2)], -2).astype(dtype)
+    return nn.silu(rms_norm(y + jnp.broadcast_to(bias, y.shape), scale, dtype))
 
 
 class MLP(nn.Module):

@@ -13,11 +13,12 @@ from dreamer.nets.layers import (
     MLP,
     Block,
     BlockLinear,
+    RMSNorm,
     TwoInputLinear,
     linear,
     merge_blocks,
-    rms_norm,
     split_blocks,
+    twin_blocks,
 )
 from dreamer.ops import distributions
 from dreamer.ops.distributions import Distribution
@@ -42,10 +43,10 @@ class RSSM(nn.Module):
         self.embed_action = Block(config.hidden, dtype)
         layers = range(config.dynamics_layers)
         self.dynamics_hidden = [BlockLinear(config.deter, config.blocks, dtype) for _ in layers]
-        self.dynamics_norm = [rms_norm(dtype) for _ in layers]
+        self.dynamics_norm = [RMSNorm(dtype) for _ in layers]
         self.gates = BlockLinear(3 * config.deter, config.blocks, dtype)
         self.posterior_in = TwoInputLinear(config.hidden, dtype)
-        self.posterior_norm = rms_norm(dtype)
+        self.posterior_norm = RMSNorm(dtype)
         self.posterior_mlp = MLP(config.posterior_layers - 1, config.hidden, dtype)
         self.posterior_out = linear(self._outputs, dtype)
         self.prior_mlp = MLP(config.prior_layers, config.hidden, dtype)
@@ -62,40 +63,50 @@ class RSSM(nn.Module):
         config = self.config
         return (config.stoch, config.classes) if config.latent == "categorical" else (config.stoch,)
 
-    def action_part(self, action: Array) -> Array:
-        """What `core` needs of an action, before any state is known: [..., A] to [..., H].
+    @property
+    def _shared_row(self) -> int:
+        """Where the kernel of the first layer begins with the input that all blocks share."""
+        return self.config.deter // self.config.blocks
 
-        Entries beyond [-1, 1] are scaled down.
-        """
+    def action_part(self, action: Array) -> Array:
+        """What `core` needs of an action, before any state is known: [..., A] to [..., D]."""
+        row = self._shared_row + 2 * self.config.hidden
+        return self.dynamics_hidden[0].share(self._embed_action(action), row)
+
+    def _embed_action(self, action: Array) -> Array:
+        """[..., A] to [..., H]; entries beyond [-1, 1] are scaled down."""
         return self.embed_action(action / jax.lax.stop_gradient(jnp.maximum(1, jnp.abs(action))))
 
     def token_part(self, token: Array) -> Array:
         """What `posterior` needs of a token, before any state is known: [..., E] to [..., H]."""
         return self.posterior_in.second(token)
 
-    def core(self, deter: Array, stoch: Array, action_part: Array) -> Array:
+    def core(self, feat: Array, action_part: Array) -> Array:
         """The next deterministic state, before anything is seen.
 
         Args:
-          deter: [..., D].
-          stoch: [..., S, K] or [..., S].
-          action_part: [..., H], of the action taken in that state.
+          feat: [..., F].
+          action_part: [..., D], of the action taken in that state.
 
         Returns:
           [..., D].
         """
-        config = self.config
-        stoch = self.embed_stoch(stoch.reshape(*deter.shape[:-1], -1))
-        shared = jnp.concatenate([self.embed_deter(deter), stoch, action_part], -1)
-        own = split_blocks(deter, config.blocks)
-        x = own
-        for index, norm in enumerate(self.dynamics_norm):
-            x = self.dynamics_hidden[index](x, None if index else shared)
-            x = split_blocks(nn.silu(norm(merge_blocks(x))), config.blocks)
-        reset, candidate, update = jnp.split(self.gates(x), 3, -1)
+        deter, layer = feat[..., : self.config.deter], self.dynamics_hidden[0]
+        blocks = [block.variables["params"] for block in (self.embed_deter, self.embed_stoch)]
+        state = merge_blocks(twin_blocks(blocks, feat, self.dtype))
+        x = layer.own(deter) + layer.share(state, self._shared_row) + action_part
+        return self._gru(deter, x)
+
+    def _gru(self, deter: Array, x: Array) -> Array:
+        """The next deterministic state, [..., D], from this one and its first layer's product x."""
+        x = nn.silu(self.dynamics_norm[0](x))
+        for layer, norm in zip(self.dynamics_hidden[1:], self.dynamics_norm[1:], strict=True):
+            x = nn.silu(norm(layer(x)))
+        blocks = self.config.blocks
+        reset, candidate, update = jnp.split(split_blocks(self.gates(x), blocks), 3, -1)
         candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
         update = jax.nn.sigmoid(update - 1)
-        return merge_blocks(update * candidate + (1 - update) * own)
+        return merge_blocks(update * candidate + (1 - update) * split_blocks(deter, blocks))
 
     def posterior(self, deter: Array, token_part: Array) -> Array:
         """Statistics given what is seen: deter [..., D], [..., H] to [..., S, K or 2]."""
@@ -112,10 +123,16 @@ class RSSM(nn.Module):
     def __call__(
         self, deter: Array, stoch: Array, action: Array, token: Array
     ) -> tuple[Array, Array]:
-        """One whole step, used to create the parameters: returns prior and posterior statistics."""
-        deter = self.core(deter, stoch, self.action_part(action))
-        self.posterior_in(deter, token)
-        return self.prior(deter), self.posterior(deter, self.token_part(token))
+        """One whole step in its plain form, which creates the parameters.
+
+        Returns:
+          Prior and posterior statistics, those that the methods above compute in parts.
+        """
+        stoch = stoch.reshape(*deter.shape[:-1], -1)
+        shared = self.embed_deter(deter), self.embed_stoch(stoch), self._embed_action(action)
+        deter = self._gru(deter, self.dynamics_hidden[0](deter, jnp.concatenate(shared, -1)))
+        x = nn.silu(self.posterior_norm(self.posterior_in(deter, token)))
+        return self.prior(deter), self._shape(self.posterior_out(self.posterior_mlp(x)))
 
     def distribution(self, stats: Array) -> Distribution:
         """The distribution of one latent, an event over all S groups; needs no parameters."""

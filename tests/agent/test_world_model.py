@@ -11,6 +11,7 @@ import pytest
 from dreamer.agent import agent as agents
 from dreamer.agent import world_model as models
 from dreamer.agent.report import open_loop
+from dreamer.nets.rssm import feature
 from dreamer.ops import recurrence
 from tests import tiny
 
@@ -37,7 +38,7 @@ def case(request):
 def step(model, rssm, latent, action, token):
     """Deterministic state and posterior statistics, with nothing computed beforehand."""
     part = model.rssm.apply(rssm, action, method="action_part")
-    deter = model.rssm.apply(rssm, latent["deter"], latent["stoch"], part, method="core")
+    deter = model.rssm.apply(rssm, feature(latent), part, method="core")
     part = model.rssm.apply(rssm, token, method="token_part")
     return deter, model.rssm.apply(rssm, deter, part, method="posterior")
 

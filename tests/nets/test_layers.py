@@ -1,3 +1,5 @@
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,13 +12,53 @@ from dreamer.nets import layers
 def test_block_linear_is_a_block_diagonal_linear():
     layer = layers.BlockLinear(12, 3, jnp.float32)
     x = jax.random.normal(jax.random.key(0), (5, 6))
-    params = layer.init(jax.random.key(1), layers.split_blocks(x, 3))
+    params = layer.init(jax.random.key(1), x)
     params["params"]["bias"] = jnp.arange(12.0)
     kernel, dense = params["params"]["kernel"], np.zeros((6, 12))
     for block in range(3):
         dense[2 * block : 2 * block + 2, 4 * block : 4 * block + 4] = kernel[block]
-    ours = layers.merge_blocks(layer.apply(params, layers.split_blocks(x, 3)))
+    ours = layer.apply(params, x)
     np.testing.assert_allclose(ours, np.asarray(x) @ dense + np.arange(12.0), rtol=1e-5, atol=1e-6)
+
+
+def test_shares_of_a_block_linear_add_up():
+    """An input of every block, in two pieces, against a copy appended to each block."""
+    layer = layers.BlockLinear(12, 3, jnp.float32)
+    x, shared = (jax.random.normal(jax.random.key(i), (5, n)) for i, n in ((0, 6), (1, 4)))
+    params = layer.init(jax.random.key(2), x, shared)
+    params["params"]["bias"] = jnp.arange(12.0)
+    copies = jnp.broadcast_to(shared[:, None], (5, 3, 4))
+    appended = jnp.concatenate([layers.split_blocks(x, 3), copies], -1)
+    plain = layer.apply(params, layers.merge_blocks(appended))
+    pieces = [(shared[:, :1], 2), (shared[:, 1:], 3)]
+    ours = layer.apply(params, x, method="own")
+    ours += sum(layer.apply(params, *piece, method="share") for piece in pieces)
+    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(layer.apply(params, x, shared), plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(8, 4), (9, 4), (3, 3)])
+def test_twin_blocks_are_two_blocks(sizes):
+    """Values and gradients, where the parts have a large common divisor and where they have not."""
+    block = layers.Block(5, jnp.float32)
+    parts = [jax.random.normal(jax.random.key(n), (2, 3, size)) for n, size in enumerate(sizes)]
+    params = [block.init(jax.random.key(9), part)["params"] for part in parts]
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(7), x.shape), params)
+
+    def plain(params, parts):
+        return jnp.stack(
+            [block.apply({"params": p}, x) for p, x in zip(params, parts, strict=True)], -2
+        )
+
+    def ours(params, parts):
+        return layers.twin_blocks(params, jnp.concatenate(parts, -1), jnp.float32)
+
+    def gradients(function):
+        return jax.grad(lambda *x: jnp.sum(jnp.sin(function(*x))), (0, 1))(params, parts)
+
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    close(ours(params, parts), plain(params, parts))
+    jax.tree.map(close, gradients(ours), gradients(plain))
 
 
 def test_initial_kernels_have_the_published_scale():
@@ -36,7 +78,7 @@ def test_initial_kernels_have_the_published_scale():
 
 
 def test_norm_by_hand():
-    norm = layers.rms_norm(jnp.float32)
+    norm = layers.RMSNorm(jnp.float32)
     x = jnp.array([[3.0, 4.0]])
     ours = norm.apply(norm.init(jax.random.key(0), x), x)
     np.testing.assert_allclose(ours, x / np.sqrt(12.5 + 1e-4), rtol=1e-6)

@@ -1,5 +1,7 @@
 """Encoder, RSSM, decoder and heads on every kind of observation and action."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,14 +104,33 @@ def test_pack_and_unpack_are_inverse():
     jax.tree.map(np.testing.assert_array_equal, dict(back), latent)
 
 
+@pytest.mark.parametrize("latent", ["categorical", "gaussian"])
+def test_the_parts_of_a_step_are_the_whole_step(latent):
+    agent = tiny.default("continuous", latent=latent)
+    model, params = agent.model.rssm, tiny.state(agent, learned=True).params["rssm"]
+    keys = jax.random.split(jax.random.key(0), 4)
+    start = model.initial(3)
+    start = {
+        name: jax.random.normal(key, x.shape)
+        for key, (name, x) in zip(keys, start.items(), strict=False)
+    }
+    action, token = jax.random.normal(keys[2], (3, 2)), jax.random.normal(keys[3], (3, 16))
+    prior, posterior = model.apply(params, start["deter"], start["stoch"], action, token)
+    apply = partial(model.apply, params)
+    deter = apply(rssm.feature(start), apply(action, method="action_part"), method="core")
+    np.testing.assert_allclose(apply(deter, method="prior"), prior, rtol=1e-4, atol=1e-5)
+    ours = apply(deter, apply(token, method="token_part"), method="posterior")
+    np.testing.assert_allclose(ours, posterior, rtol=1e-4, atol=1e-5)
+
+
 def test_actions_beyond_one_are_scaled_down():
     agent = tiny.agent(tiny.VECTOR, tiny.CONTINUOUS)
     params = tiny.state(agent).params["rssm"]
-    latent = agent.model.rssm.initial(1)
+    feat = rssm.feature(agent.model.rssm.initial(1))
 
     def core(action):
         part = agent.model.rssm.apply(params, action, method="action_part")
-        return agent.model.rssm.apply(params, latent["deter"], latent["stoch"], part, method="core")
+        return agent.model.rssm.apply(params, feat, part, method="core")
 
     np.testing.assert_allclose(
         core(jnp.array([[5.0, -3.0]])), core(jnp.array([[1.0, -1.0]])), rtol=1e-6
