@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from dreamer.agent import behavior as behaviors
 from dreamer.agent import world_model as models
 from dreamer.agent.behavior import Behavior
-from dreamer.agent.world_model import Metrics, Params, WorldModel
+from dreamer.agent.world_model import Metrics, Params, WorldModel, means
 from dreamer.config import AgentConfig, OptimizerConfig
 from dreamer.nets import rssm, spaces
 from dreamer.nets.decoder import Decoder
@@ -321,16 +321,13 @@ def loss(
         feature(latents),
         jax.lax.stop_gradient(imagined.returns[0].reshape(shape)),
     )
-    scales = config.losses.model_dump()
+    scales, averages = config.losses.model_dump(), means(terms)
     total = sum(
-        scales["reconstruction" if name.startswith("observation/") else name] * term.mean()
-        for name, term in terms.items()
+        scales["reconstruction" if name.startswith("observation/") else name] * average
+        for name, average in averages.items()
     )
-    metrics |= (
-        actor_metrics
-        | {f"loss/{name}": term.mean() for name, term in terms.items()}
-        | {"loss/total": total}
-    )
+    metrics |= actor_metrics | {f"loss/{name}": x for name, x in averages.items()}
+    metrics["loss/total"] = total
     return total, (latents, percentiles, terms, metrics)
 
 
@@ -378,39 +375,50 @@ def update(
     def objective(params: Params) -> tuple[Array, tuple]:
         return loss(agent, params, state.slow_critic, state.percentiles, batch, draws, axis_name)
 
-    gradients, (latents, percentiles, _, metrics) = jax.grad(objective, has_aux=True)(state.params)
+    # Tensors of one shape are cut out of the one array, and cast, in one kernel.
+    weights = packed(state.params)
+    params = Packing.of(state.params).unpack(weights)
+    gradients, (latents, percentiles, _, metrics) = jax.grad(objective, has_aux=True)(params)
     if axis_name:
         metrics = jax.lax.pmean(metrics, axis_name)
-    state, norms = descend(agent, state, gradients, axis_name)
+    state, norms = descend(agent, state, weights, gradients, axis_name)
     state = replace(state, percentiles=percentiles)
     return state, stored_latent(agent, latents), metrics | norms
 
 
+def packed(tree: Params) -> Array:
+    """The tensors as one array of its own, not put together again by each who reads it."""
+    return jax.lax.optimization_barrier(Packing.of(tree).pack(tree))
+
+
 def descend(
-    agent: Agent, state: State, gradients: Params, axis_name: str | None = None
+    agent: Agent, state: State, weights: Array, gradients: Params, axis_name: str | None = None
 ) -> tuple[State, Metrics]:
     """Moves the parameters against their gradients, averaged over devices, and the slow critic
     after the critic.
 
+    Args:
+      agent: settings of the optimiser.
+      state: before the update.
+      weights: its parameters, packed.
+      gradients: of the parameters, on this device.
+      axis_name: device axis to average over, if any.
+
     Returns:
       The new state, and the norms of gradients, change and weights.
     """
-    packing = Packing.of(gradients)
-    # Behind the barrier both are arrays of their own, not put together again by each who reads.
-    gradients, weights = jax.lax.optimization_barrier(
-        (packing.pack(gradients), packing.pack(state.params))
-    )
+    packing, gradient = Packing.of(gradients), packed(gradients)
     if axis_name:
-        gradients = jax.lax.pmean(gradients, axis_name)
+        gradient = jax.lax.pmean(gradient, axis_name)
     optimizer = make_optimizer(agent.config.optimizer, packing)
-    updates, moments = optimizer.update(gradients, state.optimizer, weights)
+    updates, moments = optimizer.update(gradient, state.optimizer, weights)
     weights += updates
     params = packing.unpack(weights)
     slow_critic = optax.incremental_update(
         params["critic"], state.slow_critic, agent.config.critic.slow_rate
     )
     norms = {
-        "optimizer/gradient_norm": jnp.linalg.norm(gradients),
+        "optimizer/gradient_norm": jnp.linalg.norm(gradient),
         "optimizer/update_norm": jnp.linalg.norm(updates),
         "optimizer/weight_norm": jnp.linalg.norm(weights),
     }

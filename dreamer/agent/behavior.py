@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dreamer.agent.world_model import Actions, Metrics, Noise, Params, WorldModel, imagine, swap
+from dreamer.agent.world_model import (
+    Actions,
+    Metrics,
+    Noise,
+    Params,
+    WorldModel,
+    imagine,
+    means,
+    swap,
+)
 from dreamer.config import ActorConfig, CriticConfig, ReturnConfig
 from dreamer.nets import spaces
 from dreamer.nets.heads import Actor, Head
@@ -152,19 +161,20 @@ def actor_loss(
         objective += analytic * imagined.returns / scale
     entropies = {key: dist.entropy() for key, dist in policy.items()}
     loss = -imagined.weight * (objective + config.entropy * sum(entropies.values()))
-    metrics = {f"entropy/{key}": entropy.mean() for key, entropy in entropies.items()}
-    metrics |= {
-        "advantage": advantage.mean(),
-        "advantage_std": advantage.std(),
-        "advantage_abs": jnp.abs(advantage).mean(),
-        "return": imagined.returns.mean(),
-        "return_normed": (imagined.returns / scale).mean(),
-        "return_scale": scale,
-        "value": imagined.value.mean(),
-        "imagined_reward": imagined.reward.mean(),
-        "imagined_cont": imagined.cont.mean(),
-        "weight": imagined.weight.mean(),
-    }
+    metrics = means(
+        {f"entropy/{key}": entropy for key, entropy in entropies.items()}
+        | {
+            "advantage": advantage,
+            "advantage_abs": jnp.abs(advantage),
+            "return": imagined.returns,
+            "return_normed": imagined.returns / scale,
+            "value": imagined.value,
+            "imagined_reward": imagined.reward,
+            "imagined_cont": imagined.cont,
+            "weight": imagined.weight,
+        }
+    )
+    metrics |= {"advantage_std": advantage.std(), "return_scale": scale}
     return loss, sg(metrics)
 
 

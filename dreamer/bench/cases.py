@@ -169,7 +169,8 @@ def parts(subject: Subject, budget: Budget) -> Iterator[Result]:
 
     given = params, state.slow_critic, imagined, feature(latents)
     yield run("actor and critic", budget, _learned(actor_critic), *given)
-    yield run("optimizer", budget, partial(agents.descend, agent), state, params)
+    descend = partial(agents.descend, agent)
+    yield run("optimizer", budget, descend, state, agents.packed(params), params)
 
 
 def act(subject: Subject, budget: Budget) -> Iterator[Result]:
