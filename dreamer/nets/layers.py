@@ -218,10 +218,8 @@ def twin_blocks(params: Sequence[Mapping], x: Array, dtype: DTypeLike) -> Array:
         y = jnp.stack([a @ first, b @ second], -2)
     else:
         kernel = jnp.concatenate([first, second]).reshape(pieces, size, -1)
-        y = jnp.einsum(
-            "...pi,pio->...po", split_blocks(x, pieces), kernel, preferred_element_type=jnp.float32
-        )
-        y = jnp.stack([y[..., :own, :].sum(-2), y[..., own:, :].sum(-2)], -2).astype(dtype)
+        y = jnp.einsum("...pi,pio->...po", split_blocks(x, pieces), kernel)
+        y = jnp.stack([y[..., :own, :].sum(-2), y[..., own:, :].sum(-2)], -2)
     return nn.silu(rms_norm(y + jnp.broadcast_to(bias, y.shape), scale, dtype))
 
 
