@@ -109,14 +109,14 @@ def test_several_updates_in_a_call_equal_as_many_calls():
     np.testing.assert_array_equal(latents["stoch"][:, 1:], last["stoch"])
 
 
-def test_scan_and_unrolled_loop_are_equal():
+def test_a_loop_is_the_same_on_cpu_where_it_is_none():
     def body(carry, x):
         return carry + x["a"], (carry * x["a"], {"b": x["a"]})
 
     inputs = {"a": jnp.arange(3.0)}
     jax.tree.map(
         np.testing.assert_array_equal,
-        parallel.unrolled(body, jnp.array(1.0), inputs),
+        parallel.repeat(body, jnp.array(1.0), inputs, 3, jax.devices("cpu")),
         jax.lax.scan(body, jnp.array(1.0), inputs),
     )
 
