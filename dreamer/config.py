@@ -433,8 +433,8 @@ class RunConfig(Section):
     )
     policy_lag: Annotated[int, Field(ge=0, le=100)] = Field(
         0,
-        description="calls of updates that the host loop's actions do not wait for; from 1 on "
-        "environments step while the device learns",
+        description="turns with updates whose weights the host loop's actions do not wait for, "
+        "with policy_device=cpu",
     )
     seeds: Count = Field(
         1,

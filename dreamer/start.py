@@ -10,6 +10,9 @@ import jax
 
 from dreamer.errors import UserError
 
+# What jax calls them, with the CPU beside them for policies.
+PLATFORMS = {"gpu": "cuda,cpu", "tpu": "tpu,cpu"}
+
 
 def runtime(platform: str, xla_flags: str = "") -> None:
     """Chooses the platform and the compiler's flags, and keeps compiled programs between runs,
@@ -26,7 +29,7 @@ def runtime(platform: str, xla_flags: str = "") -> None:
         _check(xla_flags)
         os.environ["XLA_FLAGS"] = f"{xla_flags} {os.environ.get('XLA_FLAGS', '')}".strip()
     if platform != "auto":
-        jax.config.update("jax_platforms", {"gpu": "cuda,cpu"}.get(platform, platform))
+        jax.config.update("jax_platforms", PLATFORMS.get(platform, platform))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dreamer" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -26,6 +26,7 @@ from dreamer.bench.timing import Budget, Timing, measure
 from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.envs.base import random_action
+from dreamer.errors import UserError
 from dreamer.nets.rssm import feature
 from dreamer.replay import device, host
 from dreamer.run.loop import Trainer
@@ -271,7 +272,15 @@ def env(config: Config, budget: Budget) -> Iterator[Result]:
 
 
 def loop(config: Config, budget: Budget) -> Iterator[Result]:
-    """The whole training loop: acting, replay, environments and the updates owed."""
+    """The whole training loop: acting, replay, environments and the updates owed.
+
+    Raises:
+      UserError: several seeds.
+    """
+    if config.run.seeds > 1:
+        raise UserError(
+            f"run.seeds={config.run.seeds}: --what loop measures one run; leave out run.seeds"
+        )
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         run = config.run.model_copy(update={"dir": f"{folder}/run"})
         with Trainer(config.model_copy(update={"run": run})) as trainer:

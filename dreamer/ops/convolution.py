@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+MOST_SLICES = 64  # each is compiled by itself
 Padding = tuple[int, int]  # rows above and below, and as many columns to the left and the right
 
 
@@ -55,6 +56,7 @@ def _backward(padding: Padding, saved: tuple[Array, Array], dy: Array) -> tuple[
     x, kernel = saved
     (dx,) = jax.linear_transpose(lambda x: plain(padding, x, kernel), x)(dy)
     images = 16 if x.shape[1] * x.shape[2] >= 32 * 32 else 64
+    images = max(images, -(-len(x) // MOST_SLICES))
     to_kernel = []
     for start in range(0, len(x), images):
         part = slice(start, start + images)

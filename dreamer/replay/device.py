@@ -22,6 +22,7 @@ class Replay:
 
     rings: Mapping[str, Any]  # leaves [N, S, ...]
     steps: Array  # int32, added so far, per environment
+    oldest: Array  # int32, absolute step of the oldest row still stored
     served: Array  # int32, windows of the online queue that were sampled or lost
     length: int = struct.field(pytree_node=False)  # L
     online: bool = struct.field(pytree_node=False)
@@ -33,11 +34,6 @@ class Replay:
     @property
     def slots(self) -> int:
         return self.rings["is_first"].shape[1]
-
-    @property
-    def oldest(self) -> Array:
-        """Absolute step of the oldest row still stored."""
-        return jnp.maximum(0, self.steps - self.slots)
 
 
 def init(
@@ -64,8 +60,9 @@ def init(
         dict(spec),
         is_leaf=lambda x: isinstance(x, tuple),
     )
-    # Two arrays, so that both can be donated.
-    return Replay(rings, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), length, online)
+    # Arrays of their own, so that all can be donated.
+    steps, oldest, served = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return Replay(rings, steps, oldest, served, length, online)
 
 
 def add(replay: Replay, transition: Mapping[str, Any]) -> Replay:
@@ -77,7 +74,9 @@ def add(replay: Replay, transition: Mapping[str, Any]) -> Replay:
         return jax.lax.dynamic_update_index_in_dim(ring, row, slot, 1)
 
     rings = jax.tree.map(put, replay.rings, dict(transition))
-    return dataclasses.replace(replay, rings=rings, steps=replay.steps + 1)
+    steps = replay.steps + 1
+    oldest = jnp.maximum(replay.oldest, steps - replay.slots)
+    return dataclasses.replace(replay, rings=rings, steps=steps, oldest=oldest)
 
 
 def num_items(replay: Replay) -> Array:

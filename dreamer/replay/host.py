@@ -47,6 +47,7 @@ def init(
     length: int,
     online: bool = True,
     folder: Path | None = None,
+    check: bool = True,
 ) -> Replay:
     """Returns an empty replay.
 
@@ -59,6 +60,7 @@ def init(
         online: serve every new window once before sampling uniformly.
         folder: on whose disk the rings lie, in files without a name that end with the process;
             None is in memory.
+        check: whether the memory is there.
 
     Raises:
         UserError: the capacity does not fit into memory, or onto the disk.
@@ -72,7 +74,8 @@ def init(
         for path, (shape, dtype) in tree.flatten(spec).items()
     }
     if folder is None:
-        memory.check_fits(spec, capacity)
+        if check:
+            memory.check_fits(spec, capacity)
         rings = {path: np.zeros(shape, dtype) for path, (shape, dtype) in shapes.items()}
     else:
         memory.check_disk(spec, capacity, folder)

@@ -59,7 +59,7 @@ class Group(Protocol):
 
     def state_of(self, loop: "DeviceLoop") -> State: ...
 
-    def world_of(self, loop: "DeviceLoop") -> World: ...
+    def part_of(self, loop: "DeviceLoop", name: str) -> Any: ...
 
 
 class DeviceLoop:
@@ -106,10 +106,9 @@ class DeviceLoop:
         """Parameters after all dispatched updates, on the first device."""
         return parallel.unreplicate(self.state.params)
 
-    @property
-    def world(self) -> World:
-        """All else, leaves [X, ...]."""
-        return self._group.world_of(self) if self._group else self._world
+    def _part(self, name: str) -> Any:
+        """A part of the world, leaves [X, ...]."""
+        return self._group.part_of(self, name) if self._group else getattr(self._world, name)
 
     def join(self, group: Group) -> tuple[State, World]:
         """Gives all that it holds to a group, and asks the group for it from now on."""
@@ -139,14 +138,21 @@ class DeviceLoop:
             state, world, step = carry
             turn: Any = partial(self._turn, state.params)
             (world, step), episodes = jax.lax.scan(turn, (world, step), length=self._turns)
-            learn: Any = self._update
-            (state, world), metrics = jax.lax.scan(learn, (state, world), length=self._updates)
+            carry = state, world
+            (state, world), metrics = self._repeat(self._update, carry, self._updates)
             return (state, world, step), (metrics, episodes)
 
         start = (state, world, step)
-        carry, (metrics, episodes) = jax.lax.scan(body, start, length=self._cycles)
+        carry, (metrics, episodes) = self._repeat(body, start, self._cycles)
         state, world, _ = carry
         return state, world, metrics.mean((0, 1)), episodes
+
+    def _repeat(self, body: Callable, carry: Any, length: int) -> tuple[Any, Any]:
+        """Repeats what updates; only images make it worth to do without a loop on CPU."""
+        specs = self._env.simulator.observations.values()
+        if any(spec.dtype == np.uint8 for spec in specs):
+            return parallel.repeat(body, carry, None, length, self.devices)
+        return jax.lax.scan(body, carry, length=length)
 
     def _turn(self, params: Any, carried: tuple[World, Array], _: None = None) -> tuple:
         """Acts, remembers and steps the environments."""
@@ -233,7 +239,7 @@ class DeviceLoop:
         none."""
         if self.step < self._config.first_update:
             return None
-        return self._memory.sequences(self.world.memory, count, seed)
+        return self._memory.sequences(self._part("memory"), count, seed)
 
     def get_counters(self) -> dict[str, Any]:
         """As those of `HostLoop`."""
@@ -252,7 +258,7 @@ class DeviceLoop:
 
     def get_arrays(self) -> tuple[dict[str, Any], bool]:
         """As those of `HostLoop`."""
-        arrays, copied = self._memory.get_arrays(self.world.memory, self.updates > 0)
+        arrays, copied = self._memory.get_arrays(self._part("memory"), self.updates > 0)
         carry = self._fetch("carry")["carry"]
         arrays["carry"] = {"latent": dict(carry.latent), "action": carry.action}
         return arrays, copied
@@ -304,8 +310,7 @@ class DeviceLoop:
 
     def _fetch(self, *names: str) -> dict[str, Any]:
         """Parts of the world on the host, [X, N/X, ...] as [N, ...]."""
-        world = self.world
-        parts = {name: getattr(world, name) for name in names}
+        parts = {name: self._part(name) for name in names}
         return jax.tree.map(merge_shares, jax.device_get(parts))
 
 

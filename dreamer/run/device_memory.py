@@ -64,7 +64,7 @@ class DeviceMemory:
         self._spec = transition_spec(agent)
         self.envs_each = _share("env.num_envs", self._num_envs, devices, advice)
         self._batch_each = config.replay.batch_size // len(devices)
-        check_memory(config, self._spec, devices, advice)
+        check(config, self._spec, devices, advice)
         self._seed = config.seed
         self._metrics = metrics
         self._look = jax.jit(self._sequences, static_argnums=2)
@@ -108,8 +108,16 @@ class DeviceMemory:
         return jax.device_get(self._look(share, number, count))
 
     def start(self) -> Memory:
-        """An empty one, leaves [X, ...]."""
-        return self._place(self._empty(), None)
+        """An empty one, leaves [X, ...], made where it stays."""
+        settings, count = self._settings, len(self.devices)
+
+        def init(_: Array) -> device.Replay:
+            each = self.envs_each * (settings.capacity // self._num_envs)
+            length = settings.batch_length + 1
+            return device.init(self._spec, each, self.envs_each, length, settings.online)
+
+        make = parallel.compile_shares(init, self.devices, (0,), 0, donate=())
+        return self._complete(make(np.arange(count)), None)
 
     def get_arrays(self, remembered: Memory, updated: bool) -> tuple[dict[str, Any], bool]:
         """Replay and pending latents as the host loop saves them; whether the replay is a copy.
@@ -119,7 +127,9 @@ class DeviceMemory:
           updated: whether there was an update, of which latents are pending.
         """
         stored = self._fetch(remembered.replay)
-        copy = host.nbytes(stored) < 0.8 * memory.available()
+        # What comes from another memory is a copy already.
+        own = self.devices[0].platform != "cpu"
+        copy = not own and host.nbytes(stored) < 0.8 * memory.available()
         pending = {}
         if updated:
             fetched = {"index": remembered.index, "latent": dict(remembered.latent)}
@@ -129,7 +139,7 @@ class DeviceMemory:
             index[:, 0] += owner * self.envs_each
             pending = {"index": index, "latent": fetched["latent"]}
             pending = jax.tree.map(lambda x: x[None], pending)
-        return {"replay": host.get_state(stored, copy), "pending": pending}, copy
+        return {"replay": host.get_state(stored, copy), "pending": pending}, copy or own
 
     def set_state(self, arrays: dict[str, Any]) -> tuple[Memory, list[str]]:
         """The inverse, also of what the host loop saved; takes the replay out of `arrays`.
@@ -142,6 +152,8 @@ class DeviceMemory:
         pending = self._local(arrays["pending"]) if same_windows else None
         if arrays["pending"] and pending is None:
             lost.append("latents still to be written")
+        if arrays.get("ahead"):
+            lost.append("batches taken ahead")
         host.set_state(saved, arrays.pop("replay"))
         if saved.served % len(self.devices):
             lost.append("the place in the online queue")
@@ -156,6 +168,7 @@ class DeviceMemory:
             num_envs,
             settings.batch_length + 1,
             settings.online,
+            check=False,  # the devices have the memory, and a restored replay is already there
         )
 
     def _fetch(self, replay: device.Replay) -> host.Replay:
@@ -163,8 +176,7 @@ class DeviceMemory:
         replay, count = jax.device_get(replay), len(self.devices)
         rings = {path: merge_shares(ring) for path, ring in tree.flatten(replay.rings).items()}
         num_envs, slots = rings["is_first",].shape
-        steps, served = int(replay.steps[0]), int(replay.served[0]) * count
-        counters = (steps, max(0, steps - slots), served)
+        counters = int(replay.steps[0]), int(replay.oldest[0]), int(replay.served[0]) * count
         return host.Replay(rings, num_envs, slots, replay.length, replay.online, *counters)
 
     def _local(self, pending: dict[str, Any]) -> tuple[np.ndarray, Mapping[str, Any]] | None:
@@ -183,6 +195,18 @@ class DeviceMemory:
         self, replay: host.Replay, pending: tuple[np.ndarray, Mapping[str, Any]] | None
     ) -> Memory:
         """Puts a replay [N, ...] onto the devices as [X, N/X, ...], with pending latents."""
+        count = len(self.devices)
+        rings = jax.tree.map(partial(split_shares, count), tree.unflatten(replay.rings))
+        numbers = replay.steps, replay.oldest, replay.served // count
+        steps, oldest, served = (np.full(count, number, np.int32) for number in numbers)
+        counters: Any = {"steps": steps, "oldest": oldest, "served": served}
+        stored = device.Replay(rings, **counters, length=replay.length, online=replay.online)
+        return self._complete(parallel.spread(stored, self.devices), pending)
+
+    def _complete(
+        self, replay: device.Replay, pending: tuple[np.ndarray, Mapping[str, Any]] | None
+    ) -> Memory:
+        """Adds latents still to be written, and the keys, to what is on the devices already."""
         settings, count = self._settings, len(self.devices)
         shape = settings.batch_size, settings.batch_length
         latent = {
@@ -193,16 +217,12 @@ class DeviceMemory:
         if pending is not None:
             index, saved = pending
             latent = {name: saved[name].astype(x.dtype) for name, x in latent.items()}
-        parts = (tree.unflatten(replay.rings), index.astype(np.int32), latent)
-        rings, index, latent = jax.tree.map(partial(split_shares, count), parts)
-        steps: Any = np.full(count, replay.steps, np.int32)
-        served: Any = np.full(count, replay.served // count, np.int32)
-        stored = device.Replay(rings, steps, served, replay.length, replay.online)
+        index, latent = jax.tree.map(partial(split_shares, count), (index.astype(np.int32), latent))
         keys: Any = {
             name: np.tile(jax.random.key_data(purpose_key(self._seed, name)), (count, 1))
             for name in ("act", "train", "replay")
         }
-        return parallel.spread(Memory(stored, index, latent, keys), self.devices)
+        return Memory(replay, *parallel.spread((index, latent, keys), self.devices))
 
 
 def split_shares(count: int, x: np.ndarray) -> np.ndarray:
@@ -222,9 +242,7 @@ def fits(config: Config, spec: Mapping[str, Any], devices: list[jax.Device]) -> 
     return usable is not None and _needed(config, spec, devices) <= usable
 
 
-def check_memory(
-    config: Config, spec: Mapping[str, Any], devices: list[jax.Device], advice: str
-) -> None:
+def check(config: Config, spec: Mapping[str, Any], devices: list[jax.Device], advice: str) -> None:
     """Refuses a capacity beyond the devices' memory, which for CPU devices is the host's; with
     `run.seeds` that of all runs together."""
     usable, capacity = _usable(devices), config.replay.capacity

@@ -18,8 +18,8 @@ from dreamer.run.metrics import LateMetrics
 
 
 class DeviceStore:
-    """The counterpart of `HostStore`: a step goes up once and stays, batches are taken where they
-    are used.
+    """The counterpart of `HostStore`: steps go up, latents are there already, and batches are taken
+    where they are used.
 
     Args:
       config: the whole configuration.

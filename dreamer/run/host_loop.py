@@ -1,8 +1,8 @@
 """Environments on the host: act, remember, learn.
 
 One turn steps every environment once. Updates are dispatched before the environments step, so the
-device learns while they do. The next actions wait for it, unless `run.policy_lag` lets them come
-from the weights of a call before.
+device learns while they do. The next actions wait for it, unless they are computed on another
+device from the weights of turns before (`run.policy_device`, `run.policy_lag`).
 """
 
 from collections import deque
@@ -17,6 +17,7 @@ from dreamer.agent import agent as agents
 from dreamer.agent.agent import Agent, State
 from dreamer.config import Config
 from dreamer.envs import registry
+from dreamer.errors import UserError
 from dreamer.run import device_memory
 from dreamer.run.clocks import Ratio
 from dreamer.run.device_store import DeviceStore
@@ -42,11 +43,11 @@ class HostLoop:
         try:
             specs = self.env.observation_spec(), self.env.action_spec()
             self.agent = agents.make_agent(config.agent, *specs)
+            self._actor = Actor(config, self.agent, devices)
             self.store = make_store(config, self.agent, devices)
         except BaseException:
             self.env.close()
             raise
-        self._actor = Actor(config, self.agent, devices)
         per_update = config.replay.batch_size * config.replay.batch_length
         self.ratio = Ratio(config.replay.train_ratio / per_update)
         self.episodes = Episodes.start(config.env.num_envs)
@@ -147,9 +148,20 @@ class HostLoop:
 
 
 class Actor:
-    """The policy with the weights of `run.policy_lag` calls ago, on its own device."""
+    """The policy with the weights of `run.policy_lag` turns with updates ago, on its own device.
+
+    Raises:
+      UserError: a lag on the device that trains, where actions are computed after the updates
+        whatever weights they come from.
+    """
 
     def __init__(self, config: Config, agent: Agent, devices: list[jax.Device]) -> None:
+        if config.run.policy_lag and config.run.policy_device == "train":
+            raise UserError(
+                f"run.policy_lag={config.run.policy_lag} gains nothing on the device that trains, "
+                "which computes actions after the updates; add run.policy_device=cpu, or leave it "
+                "out"
+            )
         lag, on_cpu = config.run.policy_lag, config.run.policy_device == "cpu"
         self._device = parallel.cpu_device() if on_cpu else devices[0]
         # Learning takes the memory of weights that it has left behind.
@@ -163,7 +175,7 @@ class Actor:
         return self._policy(self._weights[0], time_step, step)
 
     def learned(self, params: Any) -> None:
-        """Takes the weights of a new call."""
+        """Takes the weights after the updates of a turn."""
         weights = {name: params[name] for name in PARTS}
         if self._must_copy:
             weights = parallel.copy_to(weights, self._device)

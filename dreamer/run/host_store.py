@@ -70,6 +70,7 @@ class HostStore:
 
     def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:
         """Replayed sequences to look at, see `sequences`."""
+        self.learner.settle()
         return sequences(self.replay, count, seed)
 
     def get_counters(self) -> dict[str, int]:
@@ -95,11 +96,15 @@ class HostStore:
     ) -> list[str]:
         """Restores what any store saved; takes the replay out of `arrays`. Says what was lost."""
         same_windows = arrays["replay"]["counters"]["length"][0] == self.replay.length
-        pending = arrays["pending"] if same_windows else {}
-        ahead = arrays.get("ahead") if same_windows else None
-        self.learner.set_state(state, pending, counters, ahead)
+        pending, ahead = arrays["pending"], arrays.get("ahead")
+        lost = [] if same_windows or not pending else ["latents still to be written"]
+        kept = self.learner.set_state(
+            state, pending if same_windows else {}, counters, ahead if same_windows else None
+        )
+        if not kept or (ahead and not same_windows):
+            lost.append("batches taken ahead")
         host.set_state(self.replay, arrays.pop("replay"))
-        return []
+        return lost
 
     def close(self) -> None:
         """Ends the thread."""

@@ -170,9 +170,9 @@ class Learner:
         pending: Pending,
         counters: dict[str, int],
         ahead: dict[str, Any] | None = None,
-    ) -> None:
+    ) -> bool:
         """Restores what `state`, `fetch_pending()`, `get_counters()` and `fetch_ahead()` were when
-        saved."""
+        saved; False if the batches taken ahead are not those of a call."""
         self.state = parallel.replicate(state, self.devices)
         self._params = parallel.unreplicate(self.state.params)
         self.pending = None
@@ -185,10 +185,14 @@ class Learner:
             self.pending = pending | {"latent": pending["latent"] | floats}
         self.updates, self._owed = counters["updates"], counters["owed"]
         self._ahead = None
-        if ahead and ahead["index"].shape[:2] == (self._per_call, self._batch_size):
-            self._ahead = Future()
-            data = parallel.spread(parallel.split(ahead["data"], self.devices), self.devices)
-            self._ahead.set_result(Batches(data, ahead["index"]))
+        if not ahead:
+            return True
+        if ahead["index"].shape[:2] != (self._per_call, self._batch_size):
+            return False
+        self._ahead = Future()
+        data = parallel.spread(parallel.split(ahead["data"], self.devices), self.devices)
+        self._ahead.set_result(Batches(data, ahead["index"]))
+        return True
 
     def close(self) -> None:
         """Ends the thread."""

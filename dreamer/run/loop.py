@@ -8,7 +8,6 @@ import jax
 from dreamer import compose, parallel
 from dreamer.config import Config
 from dreamer.envs import registry
-from dreamer.errors import UserError
 from dreamer.run import checkpoint, folder, paths
 from dreamer.run.checkpoint import Checkpointer
 from dreamer.run.clocks import EverySeconds, EverySteps
@@ -25,22 +24,11 @@ SHOWN = ("loss/total", "loss/reward", "kl", "return", "value")  # metrics in the
 
 
 def make_loop(config: Config, devices: list[jax.Device]) -> HostLoop | DeviceLoop:
-    """The loop that `run.loop` chooses.
-
-    Raises:
-      UserError: it cannot do what is asked.
-    """
+    """The loop that `run.loop` chooses."""
     choice = config.run.loop
     if choice == "auto":
         choice = "device" if registry.is_jax(config.env) else "host"
-    if choice == "device":
-        return DeviceLoop(config, devices)
-    if config.run.seeds > 1:
-        raise UserError(
-            f"run.seeds={config.run.seeds} needs environments written in JAX and the device loop; "
-            "start a run for every seed=N instead"
-        )
-    return HostLoop(config, devices)
+    return DeviceLoop(config, devices) if choice == "device" else HostLoop(config, devices)
 
 
 class Trainer:

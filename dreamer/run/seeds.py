@@ -14,12 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamer import parallel
+from dreamer.agent import agent as agents
 from dreamer.agent.agent import State
 from dreamer.config import Config
+from dreamer.envs import registry
 from dreamer.errors import UserError
-from dreamer.run import paths
+from dreamer.run import device_memory, folder, paths
 from dreamer.run.device_loop import Call, DeviceLoop, World
 from dreamer.run.loop import Trainer
+from dreamer.run.policy import transition_spec
 from dreamer.run.signals import StopRequest
 
 
@@ -34,10 +37,12 @@ def train(config: Config, stop: StopRequest | None = None) -> None:
             trainer.run()
         return
     stop = stop or StopRequest()
+    configs = split(config)
+    _check(config, configs)
     with ExitStack() as stack:
         leader: Trainer | None = None
         trainers: list[Trainer] = []
-        for one in split(config):
+        for one in configs:
             trainers.append(stack.enter_context(Trainer(one, stop, leader)))
             leader = leader or trainers[0]
         begun = [trainer for trainer in trainers if trainer.begin()]
@@ -60,12 +65,34 @@ def split(config: Config) -> list[Config]:
             f"checkpoint.dir={config.checkpoint.dir} is one folder for run.seeds={count} runs; "
             "leave it out, each run has its own"
         )
-    folder = paths.run_folder(config)
+    name = paths.run_folder(config)
     made = []
     for seed in range(config.seed, config.seed + count):
-        run = config.run.model_copy(update={"dir": f"{folder}-seed{seed}"})
+        run = config.run.model_copy(update={"dir": f"{name}-seed{seed}", "seeds": 1})
         made.append(config.model_copy(update={"seed": seed, "run": run}))
     return made
+
+
+def _check(config: Config, configs: list[Config]) -> None:
+    """Refuses what one of the runs would, before the others have begun.
+
+    Raises:
+      UserError: one of the folders is not for it, the environments are not written in JAX, or the
+        replays of all runs do not fit.
+    """
+    if config.run.loop == "host" or not registry.is_jax(config.env):
+        raise UserError(
+            f"run.seeds={config.run.seeds} needs environments written in JAX and the device loop; "
+            "start a run for every seed=N instead"
+        )
+    for one in configs:
+        path = paths.run_folder(one)
+        folder.check(path)
+        paths.refuse_changes(one, path)
+    devices = parallel.local_devices(config.platform, config.devices, config.replay.batch_size)
+    simulator = registry.make_jax(config.env).simulator
+    agent = agents.make_agent(config.agent, simulator.observations, simulator.actions)
+    device_memory.check(config, transition_spec(agent), devices, "fewer run.seeds")
 
 
 def _run(trainers: list[Trainer]) -> None:
@@ -78,6 +105,12 @@ def _run(trainers: list[Trainer]) -> None:
             trainer.after(trainer.loop.turn())
     if trainers[0].stop.requested:
         return
+    if len({trainer.step for trainer in trainers}) > 1:
+        steps = ", ".join(f"seed {t.config.seed} at {t.step:,}" for t in trainers)
+        raise UserError(
+            f"the runs have no step in common to go on from together ({steps}); finish those ahead "
+            "or behind alone, by run.seeds=1 with their seed= and run.dir="
+        )
     together = Together([trainer.loop for trainer in trainers])
     while trainers[0].unfinished:
         for trainer, episodes in zip(trainers, together.turn(), strict=True):
@@ -94,14 +127,13 @@ class Together:
     def __init__(self, loops: list[Any]) -> None:
         self._loops: list[DeviceLoop] = loops
         self._devices = loops[0].devices
-        given = [loop.join(self) for loop in loops]
-        states, worlds = zip(*given, strict=True)
-        self._state: State = jax.jit(_stack)(*states)
+        states, worlds = zip(*[loop.join(self) for loop in loops], strict=True)
         spread = (0,) * len(loops)
-        stack = parallel.compile_shares(_stack, self._devices, spread, 0, donate=())
-        self._world: World = stack(*worlds)
+        shares = parallel.compile_shares(_stack, self._devices, spread, 0, donate=())
+        self._state: State = _stacked(jax.jit(_stack), list(states))
+        self._world: World = _stacked(shares, list(worlds))
         self._state_of = jax.jit(_of)
-        self._world_of = parallel.compile_shares(_of, self._devices, (0, None), 0, donate=())
+        self._part_of = parallel.compile_shares(_of, self._devices, (0, None), 0, donate=())
         self._programs: dict[Call, Any] = {}
 
     def turn(self) -> list[list[tuple[float, int]]]:
@@ -137,16 +169,25 @@ class Together:
         """A copy of what this loop learned."""
         return self._state_of(self._state, self._number(loop))
 
-    def world_of(self, loop: DeviceLoop) -> World:
-        """A copy of all else that it has, leaves [X, ...]."""
-        return self._world_of(self._world, self._number(loop))
+    def part_of(self, loop: DeviceLoop, name: str) -> Any:
+        """A copy of a part of its world, leaves [X, ...]."""
+        return self._part_of(getattr(self._world, name), self._number(loop))
 
     def _number(self, loop: DeviceLoop) -> np.int32:
         return np.int32(self._loops.index(loop))
 
 
-def _stack(*trees: Any) -> Any:
-    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+def _stack(*arrays: jax.Array) -> jax.Array:
+    return jnp.stack(arrays)
+
+
+def _stacked(stack: Any, trees: list[Any]) -> Any:
+    """Trees as one, array by array: both forms of all of them might not fit into memory."""
+    structure = jax.tree.structure(trees[0])
+    columns = [list(leaves) for leaves in zip(*map(jax.tree.leaves, trees), strict=True)]
+    trees.clear()
+    columns.reverse()
+    return jax.tree.unflatten(structure, [stack(*columns.pop()) for _ in range(len(columns))])
 
 
 def _of(tree: Any, number: Any) -> Any:

@@ -22,8 +22,9 @@ TWO_UPDATES = {
     "stops": (40, 56),
 }
 IN_DEVICE_MEMORY = {"changes": ("replay.where=device",), "save_every": 28, "stops": (56,)}
+LAG = ("run.policy_device=cpu", "run.policy_lag=2")
 AHEAD = {
-    "changes": ("replay.prefetch=thread", "run.policy_lag=2", f"replay.folder={gettempdir()}"),
+    "changes": ("replay.prefetch=thread", *LAG, f"replay.folder={gettempdir()}"),
     "save_every": 28,
     "stops": (56,),
 }

@@ -40,6 +40,14 @@ def loops() -> dict[str, HostLoop]:
     return made
 
 
+@pytest.fixture(scope="module")
+def later() -> list[np.ndarray]:
+    """Weights of a loop that went on to the next update."""
+    loop = host_loop()
+    until(loop, 112)
+    return jax.tree.leaves(jax.device_get(loop.params))
+
+
 def test_where_the_replay_lies_makes_no_difference(loops: dict[str, HostLoop]) -> None:
     ours, theirs = loops["device"], loops["memory"]
     assert isinstance(ours.store, DeviceStore)
@@ -66,7 +74,7 @@ def test_where_the_replay_lies_makes_no_difference(loops: dict[str, HostLoop]) -
 @pytest.mark.parametrize("source", ["memory", "device", "two devices"])
 @pytest.mark.parametrize("target", ["host", "device"])
 def test_a_save_of_any_store_goes_on_in_any_other(
-    source: str, target: str, loops: dict[str, HostLoop]
+    source: str, target: str, loops: dict[str, HostLoop], later: list[np.ndarray]
 ) -> None:
     saved = loops[source]
     other = host_loop(f"replay.where={target}")
@@ -76,8 +84,41 @@ def test_a_save_of_any_store_goes_on_in_any_other(
     again, expected = other.get_arrays()[0], saved.get_arrays()[0]
     tiny_run.assert_same(again["replay"], expected["replay"])
     tiny_run.assert_same(again["pending"], expected["pending"])
-    until(other, 96)
-    assert other.updates == 3 + (other.step >= 112)
+    until(other, 112)
+    assert other.updates == 4  # of a batch from the restored queue
+    if source != "two devices":  # whose uniform draws were others
+        for ours, theirs in zip(jax.tree.leaves(other.params), later, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["host", "device"])
+def test_a_larger_capacity_holds_no_steps_that_never_were(
+    target: str, loops: dict[str, HostLoop]
+) -> None:
+    small = host_loop("replay.capacity=80")
+    until(small, 92)  # 23 steps of each environment, in rings of 20
+    other = host_loop(f"replay.where={target}")
+    arrays, state = deepcopy(small.get_arrays()[0]), jax.device_get(small.state)
+    other.set_state(state, arrays, small.get_counters())
+    saved = stored(other)
+    assert saved["counters"]["oldest"][0] == 3
+    seen = other.sequences(200, (0, 1))["observation"]["observation"]
+    assert np.abs(seen).max(-1).min() > 0
+
+
+def test_batches_taken_ahead_are_told_when_they_are_lost(loops: dict[str, HostLoop]) -> None:
+    ahead = host_loop("replay.prefetch=thread")
+    until(ahead, 52)
+    state, counters = jax.device_get(ahead.state), ahead.get_counters()
+
+    def note(*changes: str) -> str:
+        return host_loop(*changes).set_state(state, deepcopy(ahead.get_arrays()[0]), counters)
+
+    assert note() == note("replay.prefetch=thread") == ""
+    assert note("replay.where=device") == "not restored: batches taken ahead"
+    assert note("run.updates_per_call=2") == "not restored: batches taken ahead"
+    both = "not restored: latents still to be written, batches taken ahead"
+    assert note("replay.batch_length=5") == both
 
 
 def test_sequences_of_device_memory_change_nothing(loops: dict[str, HostLoop]) -> None:
@@ -122,6 +163,7 @@ def test_auto_takes_the_device_whose_memory_holds_the_capacity(
             r"in replay.folder=.* are free there; the largest capacity that fits",
         ),
         (("replay.folder=.", "replay.where=device"), "leave out one of them"),
+        (("run.policy_lag=1",), "run.policy_lag=1 gains nothing .*; add run.policy_device=cpu"),
     ],
 )
 def test_a_replay_that_fits_nowhere_is_refused(
