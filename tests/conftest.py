@@ -20,3 +20,18 @@ os.environ.update(
     SDL_VIDEODRIVER="dummy",
     SDL_AUDIODRIVER="dummy",
 )
+
+import gc  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_programs_left_behind() -> Iterator[None]:
+    """Compiled programs are let go after each file: every one takes hundreds of memory mappings, of
+    which a process may have 65,530 on Linux, and jaxlib 0.10 dies where it gets no more."""
+    yield
+    jax.clear_caches()
+    gc.collect()

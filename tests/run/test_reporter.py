@@ -97,10 +97,10 @@ def test_evaluations_are_logged_and_differ_by_step_and_seed(
 
 def test_open_loop_sees_only_the_context(agent: Any, params: Any) -> None:
     predict = jax.jit(lambda batch: open_loop(agent, params, batch, 2, jax.random.key(0))["image"])
-    batch = tiny.batch(agent, 3, LENGTH)
+    batch = tiny.batch(agent, 40, LENGTH)  # so that in some of them a class flips
     batch["is_first"][:] = False
     original = predict(batch)
-    assert original.shape == (3, LENGTH, 16, 16, 3)
+    assert original.shape == (40, LENGTH, 16, 16, 3)
 
     def changed(name: str, step: int) -> list[bool]:
         """Whether predictions of each step change with this row of the batch."""
