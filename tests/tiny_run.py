@@ -15,10 +15,6 @@ from dreamer.config import Config
 from dreamer.run.loop import Trainer
 from tests import probe_envs
 
-# jaxlib 0.10 dies with a signal when a process has loaded many compiled programs from the cache and
-# one more cannot be loaded: what tests need more of them is left to newer versions.
-FEW_PROGRAMS = jax.__version_info__ < (0, 11)
-
 # An update of 4 x 4 = 16 replayed steps every second turn of 2 environments; rings of 30 steps.
 OPTIONS = [
     probe_envs.task("Drawn"),

@@ -7,7 +7,7 @@ passes between host and device but metrics and the returns of ended episodes, re
 import dataclasses
 from collections.abc import Callable
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol
 
 import dm_env
@@ -94,7 +94,7 @@ class DeviceLoop:
         self.step = 0  # environment steps in replay so far
         self.updates = 0  # gradient updates dispatched so far
         self._episodes: Any = None  # of the call before
-        self._programs: dict[Call, Callable] = {}
+        self._program = cache(partial(program, self.compute, devices))
 
     @property
     def state(self) -> State:
@@ -195,15 +195,7 @@ class DeviceLoop:
         The first call only fills the replay until updates are owed, or until the run ends.
         """
         call = self.next_call()
-        if call not in self._programs:
-            self._programs[call] = parallel.compile_shares(
-                partial(self.compute, call),
-                self.devices,
-                (None, 0, None),
-                (None, 0, None, 0),
-                donate=(0, 1),
-            )
-        self._state, self._world, metrics, episodes = self._programs[call](
+        self._state, self._world, metrics, episodes = self._program(call)(
             self._state, self._world, np.int32(self.step)
         )
         return self.advance(call, metrics, episodes)
@@ -312,6 +304,13 @@ class DeviceLoop:
         """Parts of the world on the host, [X, N/X, ...] as [N, ...]."""
         parts = {name: self._part(name) for name in names}
         return jax.tree.map(merge_shares, jax.device_get(parts))
+
+
+def program(compute: Callable, devices: list[jax.Device], call: Call) -> Callable:
+    """Compiles a call of `compute`, as of `DeviceLoop`, on all devices."""
+    return parallel.compile_shares(
+        partial(compute, call), devices, (None, 0, None), (None, 0, None, 0), donate=(0, 1)
+    )
 
 
 def cycle(config: Config) -> tuple[int, int]:

@@ -28,8 +28,8 @@ class HostStore:
     def __init__(self, config: Config, agent: Agent, devices: list[jax.Device]) -> None:
         settings = config.replay
         self.where = f"files of {settings.folder}" if settings.folder else "host memory"
-        self._folder = paths.expand(settings.folder, "replay.folder") if settings.folder else None
-        self.replay = _init(config, agent, self._folder)
+        folder = paths.expand(settings.folder, "replay.folder") if settings.folder else None
+        self.replay = _init(config, agent, folder)
         choice = settings.prefetch
         prefetch = choice == "thread" or (choice == "auto" and devices[0].platform != "cpu")
         per_call = config.run.updates_per_call

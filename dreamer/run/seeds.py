@@ -6,7 +6,7 @@ idle, which this fills.
 """
 
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.errors import UserError
 from dreamer.run import device_memory, folder, paths
-from dreamer.run.device_loop import Call, DeviceLoop, World
+from dreamer.run.device_loop import Call, DeviceLoop, World, program
 from dreamer.run.loop import Trainer
 from dreamer.run.policy import transition_spec
 from dreamer.run.signals import StopRequest
@@ -134,21 +134,13 @@ class Together:
         self._world: World = _stacked(shares, list(worlds))
         self._state_of = jax.jit(_of)
         self._part_of = parallel.compile_shares(_of, self._devices, (0, None), 0, donate=())
-        self._programs: dict[Call, Any] = {}
+        self._program = cache(partial(program, self._compute, self._devices))
 
     def turn(self) -> list[list[tuple[float, int]]]:
         """Dispatches one call; gives the episodes that the one before ended, by loop."""
         first = self._loops[0]
         call = first.next_call()
-        if call not in self._programs:
-            self._programs[call] = parallel.compile_shares(
-                partial(self._compute, call),
-                self._devices,
-                (None, 0, None),
-                (None, 0, None, 0),
-                donate=(0, 1),
-            )
-        self._state, self._world, metrics, episodes = self._programs[call](
+        self._state, self._world, metrics, episodes = self._program(call)(
             self._state, self._world, np.int32(first.step)
         )
         for loop in self._loops:  # only the first was traced

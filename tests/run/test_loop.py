@@ -28,9 +28,12 @@ AHEAD = {
     "save_every": 28,
     "stops": (56,),
 }
-KINDS = {"two_envs": TWO_ENVS, "two_updates": TWO_UPDATES}
-if not tiny_run.FEW_PROGRAMS:
-    KINDS |= {"in_device_memory": IN_DEVICE_MEMORY, "ahead": AHEAD}
+KINDS = {
+    "two_envs": TWO_ENVS,
+    "two_updates": TWO_UPDATES,
+    "in_device_memory": IN_DEVICE_MEMORY,
+    "ahead": AHEAD,
+}
 WATCHING = ("eval.every=50", "eval.episodes=3", "eval.num_envs=2")
 
 

@@ -16,8 +16,6 @@ from dreamer.run.loop import Trainer
 from tests import tiny_run
 from tests.run.test_device_loop import config
 
-pytestmark = pytest.mark.skipif(tiny_run.FEW_PROGRAMS, reason="jaxlib 0.10 may crash")
-
 EVERY = ("checkpoint.every_steps=20", "checkpoint.keep=9", "eval.every=50", "eval.episodes=2")
 
 

@@ -17,8 +17,6 @@ from tests import tiny_run
 from tests.run import test_device_loop
 from tests.run.test_device_loop import stored, until
 
-pytestmark = pytest.mark.skipif(tiny_run.FEW_PROGRAMS, reason="jaxlib 0.10 may crash")
-
 # The queue has a window for every sequence of every batch, see `test_device_loop`.
 HOST = "run.loop=host"
 
