@@ -9,7 +9,7 @@ import numpy as np
 from dm_env import specs
 
 from dreamer.agent import agent as agents
-from dreamer.config import AgentConfig
+from dreamer.config.agent import AgentConfig
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 

@@ -24,7 +24,9 @@ from dreamer.compose import (
     options,
     to_yaml,
 )
-from dreamer.config import AtariEnv, Config, GymnasiumEnv, Section
+from dreamer.config import Config
+from dreamer.config.env import AtariEnv, GymnasiumEnv
+from dreamer.config.section import Section
 from dreamer.envs import registry
 from dreamer.errors import UserError, exit_on_user_error
 from tests.envs import suites

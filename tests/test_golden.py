@@ -115,7 +115,7 @@ def test_forward(golden):
             f"recon/{k}": v for k, v in model.decoder.apply(params["decoder"], latents).items()
         }
         outputs = behavior.actor.apply(params["actor"], feat)
-        policy = behavior.actor.policy(outputs)["action"]
+        policy = behavior.actor.policy(outputs, {})["action"]
         ours["policy_entropy/action"] = policy.entropy()
         if "policy_mean/action" in theirs:
             ours["policy_mean/action"] = policy.distribution.mean()

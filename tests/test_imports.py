@@ -16,7 +16,7 @@ SCHEMA = ("config", "errors")
 COMMAND_LINE = (*SCHEMA, "keys", "explain", "compose", "usage")
 MAY_IMPORT = {
     "errors.py": (),
-    "config.py": (),
+    "config/": (),
     "keys.py": (),
     "explain.py": ("errors", "keys"),
     "compose.py": ("errors", "keys", "explain", "config"),
@@ -38,7 +38,7 @@ MAY_IMPORT = {
 WITHOUT_JAX = (
     "envs/",
     "replay/host.py",
-    "config.py",
+    "config/",
     "compose.py",
     "keys.py",
     "explain.py",
@@ -89,7 +89,7 @@ def rule(file: str) -> str:
 
 
 def test_the_package_is_found() -> None:
-    assert {"config.py", "ops/transforms.py", "envs/registry.py"} <= set(EVERY)
+    assert {"config/env.py", "ops/transforms.py", "envs/registry.py"} <= set(EVERY)
 
 
 @pytest.mark.parametrize("file", EVERY)
@@ -131,8 +131,8 @@ def test_device_names_are_seen_in_every_form() -> None:
         "from flax import jax_utils",
         "import jax\njax.distributed.initialize()",
     ):
-        assert device_uses("config.py", source), source
-    assert not device_uses("config.py", "import jax\njax.jit(f)\nconfig.devices")
+        assert device_uses("config/env.py", source), source
+    assert not device_uses("config/env.py", "import jax\njax.jit(f)\nconfig.devices")
 
 
 @pytest.mark.parametrize(

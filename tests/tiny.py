@@ -7,7 +7,7 @@ import numpy as np
 from dm_env import specs
 
 from dreamer.agent import agent as agents
-from dreamer.config import AgentConfig
+from dreamer.config.agent import AgentConfig
 from dreamer.replay import host
 from dreamer.run.policy import transition_spec
 
@@ -65,7 +65,7 @@ def state(agent: agents.Agent, seed: int = 0, learned: bool = False) -> agents.S
 def batch(agent: agents.Agent, batch_size: int, length: int, seed: int = 0) -> dict:
     """Random replay rows, leaves [B, T + 1, ...], with episode boundaries inside."""
     rng = np.random.default_rng(seed)
-    limits = {"observation": dict(agent.model.encoder.observations), "action": agent.actions}
+    limits = {"observation": agent.observations, "action": agent.actions}
 
     def leaf(path: tuple, value: object) -> object:
         if isinstance(value, dict):

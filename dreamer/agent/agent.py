@@ -15,11 +15,11 @@ from dreamer.agent import behavior as behaviors
 from dreamer.agent import world_model as models
 from dreamer.agent.behavior import Behavior
 from dreamer.agent.world_model import Metrics, Params, WorldModel, means
-from dreamer.config import AgentConfig, OptimizerConfig
+from dreamer.config.agent import AgentConfig, OptimizerConfig
 from dreamer.nets import rssm, spaces
 from dreamer.nets.decoder import Decoder
 from dreamer.nets.encoder import Encoder
-from dreamer.nets.heads import Actor, Head
+from dreamer.nets.heads import Actor, Head, MaskHead
 from dreamer.nets.layers import compute_dtype
 from dreamer.nets.rssm import RSSM, Latent, feature
 from dreamer.ops import normalize, optim, recurrence, transforms
@@ -36,6 +36,7 @@ class Agent:
     config: AgentConfig
     model: WorldModel
     behavior: Behavior
+    observations: spaces.Specs  # those that are seen or predicted, and masks
     actions: spaces.Specs
     dtype: DTypeLike
 
@@ -71,14 +72,19 @@ def make_agent(config: AgentConfig, observations: spaces.Specs, actions: spaces.
     """
     spaces.check_observations(observations)
     dtype = compute_dtype(config.compute_dtype)
-    seen, acted = tuple(observations.items()), tuple(sorted(actions.items()))
+    masks = spaces.masked(observations, actions)
+    names = {spaces.mask_key(key): mask for key, mask in masks.items()}
+    seen = spaces.chosen(observations, config.encoder.keys, "agent.encoder.keys") | names
+    predicted = spaces.chosen(observations, config.decoder.keys, "agent.decoder.keys")
+    acted = tuple(sorted(actions.items()))
     units, depth = config.units, config.depth
     model = WorldModel(
-        encoder=Encoder(config.encoder, seen, units, depth, dtype),
+        encoder=Encoder(config.encoder, tuple(seen.items()), units, depth, dtype),
         rssm=RSSM(config.rssm, dtype),
-        decoder=Decoder(config.decoder, seen, units, depth, dtype),
+        decoder=Decoder(config.decoder, tuple(predicted.items()), units, depth, dtype),
         reward=Head(config.reward.layers, units, config.reward.bins, 0.0, dtype),
         cont=Head(config.cont.layers, units, 1, 1.0, dtype),
+        mask=MaskHead(config.mask.layers, tuple(masks.items()), units, dtype),
         reward_bins=transforms.symexp_bins(config.reward.bins),
         unroll=recurrence.choose(config.backward),
     )
@@ -90,7 +96,8 @@ def make_agent(config: AgentConfig, observations: spaces.Specs, actions: spaces.
         critic_config=config.critic,
         returns=config.returns,
     )
-    return Agent(config, model, behavior, dict(acted), dtype)
+    used = {key: spec for key, spec in observations.items() if key in seen | predicted}
+    return Agent(config, model, behavior, used, dict(acted), dtype)
 
 
 def make_optimizer(config: OptimizerConfig, packing: Packing) -> optax.GradientTransformation:
@@ -145,6 +152,8 @@ def init_params(agent: Agent, key: Array) -> Params:
     }
     for name, head in heads.items():
         params[name] = head.init(keys[name], feature(latent))
+    if model.mask.masks:
+        params["mask"] = model.mask.init(jax.random.fold_in(key, 7), feature(latent))
     return params
 
 
@@ -172,7 +181,7 @@ def act(
       agent: networks.
       params: their parameters; decoder and the reward, continuation and critic heads are not read.
       carry: memory of the last step.
-      observation: [N, *shape] by key.
+      observation: [N, *shape] by key, the masks of actions among them.
       is_first: [N]; such an environment starts from the zero state.
       key: random key of this step.
       greedy: mode of the policy instead of a sample; latents are sampled either way.
@@ -187,9 +196,9 @@ def act(
     noise = model.rssm.noise(latent_key, (num_envs,))
     inputs = models.parts(model, params["rssm"], token, carry.action, is_first)
     latent = models.observe_step(model, params["rssm"], carry.latent, *inputs, is_first, noise)
-    action = behavior.act(
-        params, latent, None if greedy else behavior.actor.noise(action_key, (num_envs,))
-    )
+    masks = {key: observation[spaces.mask_key(key)] for key, _ in model.mask.masks}
+    action_noise = None if greedy else behavior.actor.noise(action_key, (num_envs,))
+    action = behavior.act(params, latent, masks, action_noise)
     carry = Carry(latent, behaviors.concat_actions(behavior, action))
     return carry, environment_action(agent, action), stored_latent(agent, latent)
 

@@ -9,6 +9,7 @@ from jax import Array
 
 from dreamer.agent.world_model import (
     Actions,
+    Masks,
     Metrics,
     Noise,
     Params,
@@ -17,7 +18,7 @@ from dreamer.agent.world_model import (
     means,
     swap,
 )
-from dreamer.config import ActorConfig, CriticConfig, ReturnConfig
+from dreamer.config.agent import ActorConfig, CriticConfig, ReturnConfig
 from dreamer.nets import spaces
 from dreamer.nets.heads import Actor, Head
 from dreamer.nets.rssm import Latent, feature
@@ -54,9 +55,9 @@ class Behavior:
             else "reinforce"
         )
 
-    def act(self, params: Params, latent: Latent, noise: Noise) -> Actions:
+    def act(self, params: Params, latent: Latent, masks: Masks, noise: Noise) -> Actions:
         """Actions in a state, [N, *shape(, classes)] per key; their modes without noise."""
-        policy = self.actor.policy(self.actor.apply(params["actor"], feature(latent)))
+        policy = self.actor.policy(self.actor.apply(params["actor"], feature(latent)), masks)
         return {
             key: distributions.draw(dist, noise[key] if noise else None)
             for key, dist in policy.items()
@@ -69,6 +70,7 @@ class Imagined:
 
     feat: Array  # [H + 1, N, F]
     action: Actions  # [H, N, ...]
+    masks: Masks  # [H, N, ...], the model's
     returns: Array  # [H, N]
     value: Array  # [H + 1, N]
     weight: Array  # [H, N], probability that the imagined episode has not ended
@@ -99,15 +101,16 @@ def rollout(
     """
     fixed = sg({key: value for key, value in params.items() if key != "actor"})
 
-    def policy(latent: Latent, step_noise: Noise) -> tuple[Array, Actions]:
-        action = behavior.act(params, sg(latent), step_noise)
+    def policy(latent: Latent, step_noise: Noise) -> tuple[Array, tuple[Actions, Masks]]:
+        masks = model.predict_masks(fixed, sg(feature(latent)))
+        action = behavior.act(params, sg(latent), masks, step_noise)
         action = {
             key: sg(a) if behavior.gradient(key) == "reinforce" else a for key, a in action.items()
         }
-        return concat_actions(behavior, action), action
+        return concat_actions(behavior, action), (action, masks)
 
     config = behavior.returns
-    latents, action = imagine(
+    latents, (action, masks) = imagine(
         model, fixed, sg(start), policy, config.imagination, noise, policy_noise
     )
     feat = feature(latents)
@@ -115,7 +118,7 @@ def rollout(
     value = behavior.predict_value(fixed["critic"], feat)
     returns = lambda_return(reward, cont, config.lam, value)
     weight = sg(jnp.cumprod(cont, 0))[:-1]
-    return Imagined(feat, action, returns, value, weight, reward, cont)
+    return Imagined(feat, action, masks, returns, value, weight, reward, cont)
 
 
 def concat_actions(behavior: Behavior, action: Actions) -> Array:
@@ -144,7 +147,8 @@ def actor_loss(
       Loss [H, N] and metrics.
     """
     config = behavior.actor_config
-    policy = behavior.actor.policy(behavior.actor.apply(params["actor"], sg(imagined.feat[:-1])))
+    outputs = behavior.actor.apply(params["actor"], sg(imagined.feat[:-1]))
+    policy = behavior.actor.policy(outputs, imagined.masks)
     scale = sg(scale)
     advantage = sg((imagined.returns - imagined.value[:-1]) / scale)
     share = {"reinforce": 1.0, "analytic": 0.0, "mixed": config.mix}

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dreamer.config import LossConfig
+from dreamer.config.agent import LossConfig
 from dreamer.nets import spaces
 from dreamer.nets.decoder import Decoder
 from dreamer.nets.encoder import Encoder
-from dreamer.nets.heads import Head
+from dreamer.nets.heads import Head, MaskHead
 from dreamer.nets.rssm import RSSM, Latent, feature
 from dreamer.ops import distributions, losses, transforms
 
@@ -20,6 +20,7 @@ Params = Mapping[str, Mapping]
 Metrics = dict[str, Array]
 Actions = Mapping[str, Array]  # of the model: discrete ones one-hot
 Noise = Mapping[str, Array] | None
+Masks = Mapping[str, Array]  # bool [..., *shape, classes] by action key, of those that have one
 Tree = TypeVar("Tree")
 
 
@@ -32,6 +33,7 @@ class WorldModel:
     decoder: Decoder
     reward: Head
     cont: Head
+    mask: MaskHead
     reward_bins: Array
     unroll: Callable  # a recurrence over time, of `ops.recurrence`
 
@@ -47,6 +49,12 @@ class WorldModel:
     def predict_cont(self, params: Params, feat: Array) -> Array:
         """Probability of going on, the discount included: feat [..., F] to [...]."""
         return jax.nn.sigmoid(self.cont.apply(params["cont"], feat)[..., 0])
+
+    def predict_masks(self, params: Params, feat: Array) -> Masks:
+        """The classes of actions that are more likely valid than not: feat [..., F]."""
+        if not self.mask.masks:
+            return {}
+        return {key: x > 0 for key, x in self.mask.apply(params["mask"], feat).items()}
 
 
 def observe(
@@ -127,24 +135,24 @@ def imagine(
     model: WorldModel,
     params: Params,
     start: Latent,
-    policy: Callable[[Latent, Noise], tuple[Array, Actions]],
+    policy: Callable[[Latent, Noise], tuple[Array, Tree]],
     horizon: int,
     noise: Array | None,
     policy_noise: Noise,
-) -> tuple[Latent, Actions]:
+) -> tuple[Latent, Tree]:
     """Rolls the prior forward from `start` under a policy.
 
     Args:
       model: networks.
       params: their parameters.
       start: leaves [N, ...].
-      policy: from a latent and its noise to the action vector [N, A] and the actions to collect.
+      policy: from a latent and its noise to the action vector [N, A] and what to collect of it.
       horizon: steps H.
       noise: of the latents, [H, N, S, K] (gaussian: [H, N, S]), or None for their modes.
       policy_noise: leaves [H, N, ...], or None.
 
     Returns:
-      Latents with leaves [H + 1, N, ...], the start first, and the collected actions, [H, N, ...].
+      Latents with leaves [H + 1, N, ...], the start first, and what was collected, [H, N, ...].
     """
 
     # As one array, like in `observe`.
@@ -176,7 +184,7 @@ def model_losses(
       model: networks.
       params: their parameters.
       config: free nats.
-      batch: observation, reward [B, T], is_terminal [B, T].
+      batch: observation, reward, is_terminal and is_last [B, T].
       latents: posterior latents of the batch, leaves [B, T, ...].
       stats: their statistics [B, T, S, K or 2].
       discount: part of the continuation target, as published: 1 - 1/horizon.
@@ -194,6 +202,8 @@ def model_losses(
     terms["cont"] = losses.binary_cross_entropy(
         model.cont.apply(params["cont"], feat)[..., 0], cont_target
     )
+    if model.mask.masks:
+        terms["mask"] = mask_loss(model, params, feat, batch)
 
     prior_stats = model.rssm.apply(params["rssm"], latents["deter"], method="prior")
     post, prior = model.rssm.distribution(stats), model.rssm.distribution(prior_stats)
@@ -228,6 +238,17 @@ def reconstruction_losses(
                 predictions[key], target, len(spec.shape)
             )
     return terms
+
+
+def mask_loss(model: WorldModel, params: Params, feat: Array, batch: Mapping) -> Array:
+    """Cross-entropy of the predicted masks, summed over all classes of all actions: [B, T]; 0 on
+    the last step of an episode, where no action is taken."""
+    loss = jnp.zeros(batch["is_last"].shape)
+    for key, logits in model.mask.apply(params["mask"], feat).items():
+        valid = batch["observation"][spaces.mask_key(key)].astype(jnp.float32)
+        entries = losses.binary_cross_entropy(logits, valid)
+        loss += entries.reshape(*loss.shape, -1).sum(-1)
+    return jnp.where(batch["is_last"], 0.0, loss)
 
 
 def means(arrays: Mapping[str, Array]) -> Metrics:

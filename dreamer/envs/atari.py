@@ -23,7 +23,7 @@ import numpy as np
 from ale_py import ALEInterface, LoggerMode, roms
 from gymnasium import spaces
 
-from dreamer.config import AtariEnv
+from dreamer.config.env import AtariEnv
 from dreamer.envs.atari_vector import AtariVector
 from dreamer.envs.base import BatchedEnv
 from dreamer.envs.images import resize

@@ -17,7 +17,7 @@ import numpy as np
 from ale_py import AtariVectorEnv
 from dm_env import specs
 
-from dreamer.config import AtariEnv
+from dreamer.config.env import AtariEnv
 from dreamer.envs.base import FIRST, LAST, MID, Actions, Specs, episode_seed
 from dreamer.envs.episodes import digest_of
 from dreamer.errors import UserError

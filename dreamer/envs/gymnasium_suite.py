@@ -13,7 +13,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.wrappers import TimeLimit
 
-from dreamer.config import GymnasiumEnv
+from dreamer.config.env import GymnasiumEnv
 from dreamer.envs.base import BatchedEnv
 from dreamer.envs.vector import VectorEnv
 from dreamer.envs.wrappers import Pixels, Repeat, ResizeImages, Size

@@ -8,7 +8,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from dreamer.config import Env
+from dreamer.config.env import Env
 from dreamer.envs.base import BatchedEnv
 from dreamer.errors import UserError, nearest
 

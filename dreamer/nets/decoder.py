@@ -1,5 +1,6 @@
 """The decoder: a latent state back to the observations of its step."""
 
+import math
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -8,9 +9,9 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from dreamer.config import DecoderConfig
+from dreamer.config.agent import DecoderConfig
 from dreamer.nets import spaces
-from dreamer.nets.encoder import smallest_image
+from dreamer.nets.encoder import prefix
 from dreamer.nets.layers import (
     MLP,
     Block,
@@ -46,8 +47,8 @@ class Decoder(nn.Module):
           A prediction for every observation key, [..., *shape] (discrete: [..., *shape, classes]).
         """
         specs = dict(self.observations)
-        images = {key: spec for key, spec in specs.items() if spaces.kind(spec) == "image"}
-        vectors = {key: spec for key, spec in specs.items() if key not in images}
+        images = spaces.by_size(specs)
+        vectors = {key: spec for key, spec in specs.items() if spaces.kind(spec) != "image"}
         deter = latent["deter"]
         batch = deter.shape[:-1]
         stoch = latent["stoch"].reshape(*batch, -1)
@@ -62,37 +63,47 @@ class Decoder(nn.Module):
                 )
                 x_key = linear(int(np.prod(shape)), self.dtype, f"out_{key}")(x)
                 predictions[key] = x_key.reshape(*batch, *shape).astype(jnp.float32)
-        if images:
-            predictions |= self._images(deter, stoch, images)
+        for size, group in images.items():
+            predictions |= self._images(deter, stoch, size, group, prefix(size, images))
         return predictions
 
     def _images(
-        self, deter: Array, stoch: Array, images: Mapping[str, spaces.Spec]
+        self,
+        deter: Array,
+        stoch: Array,
+        size: spaces.Size,
+        images: Mapping[str, spaces.Spec],
+        name: str,
     ) -> dict[str, Array]:
         batch = deter.shape[:-1]
-        size = next(iter(images.values())).shape[:2]
-        height, width = smallest_image(size, len(self.config.mults))
-        x = self._project(
-            deter.reshape(-1, deter.shape[-1]), stoch.reshape(-1, stoch.shape[-1]), height, width
-        )
-        x = nn.silu(RMSNorm(self.dtype, name="norm_space")(x))
+        mults, sizes = spaces.stages(size, self.config.mults)
+        deter, stoch = (x.reshape(-1, x.shape[-1]) for x in (deter, stoch))
+        x = self._project(deter, stoch, self.depth * mults[-1], sizes[-1], name)
+        x = nn.silu(RMSNorm(self.dtype, name=f"{name}norm_space")(x))
         kernel = self.config.kernel
-        for stage, mult in reversed(list(enumerate(self.config.mults[:-1]))):
-            x = UpsampleConv(self.depth * mult, kernel, self.dtype, name=f"conv{stage}")(x)
-            x = nn.silu(RMSNorm(self.dtype, name=f"norm{stage}")(x))
+        for stage, mult in reversed(list(enumerate(mults[:-1]))):
+            conv = UpsampleConv(self.depth * mult, kernel, self.dtype, name=f"{name}conv{stage}")
+            x = crop(conv(x), sizes[stage + 1])
+            x = nn.silu(RMSNorm(self.dtype, name=f"{name}norm{stage}")(x))
         channels = [spec.shape[-1] for spec in images.values()]
-        x = UpsampleConv(sum(channels), kernel, self.dtype, name="pixels")(x)
-        x = nn.sigmoid(x.astype(jnp.float32)).reshape(*batch, *size, -1)
+        x = UpsampleConv(sum(channels), kernel, self.dtype, name=f"{name}pixels")(x)
+        x = nn.sigmoid(crop(x, size).astype(jnp.float32)).reshape(*batch, *size, -1)
         parts = jnp.split(x, np.cumsum(channels)[:-1].tolist(), -1)
         return dict(zip(images, parts, strict=True))
 
-    def _project(self, deter: Array, stoch: Array, height: int, width: int) -> Array:
+    def _project(
+        self, deter: Array, stoch: Array, channels: int, size: spaces.Size, name: str
+    ) -> Array:
         """The smallest image [N, H, W, C]: blocks of deter write own channels, stoch writes all."""
-        channels = self.depth * self.config.mults[-1]
-        blocks = self.config.blocks
-        out = BlockLinear(height * width * channels, blocks, self.dtype, name="space_deter")
-        from_deter = out(deter).reshape(-1, blocks, height, width, channels // blocks)
-        from_deter = jnp.moveaxis(from_deter, 1, 3).reshape(-1, height, width, channels)
-        hidden = Block(2 * self.units, self.dtype, name="space_hidden")(stoch)
-        from_stoch = linear(height * width * channels, self.dtype, "space_stoch")(hidden)
-        return from_deter + from_stoch.reshape(-1, height, width, channels)
+        blocks, shape = self.config.blocks, (*size, channels)
+        out = BlockLinear(math.prod(shape), blocks, self.dtype, name=f"{name}space_deter")
+        from_deter = out(deter).reshape(-1, blocks, *size, channels // blocks)
+        from_deter = jnp.moveaxis(from_deter, 1, 3).reshape(-1, *shape)
+        hidden = Block(2 * self.units, self.dtype, name=f"{name}space_hidden")(stoch)
+        from_stoch = linear(math.prod(shape), self.dtype, f"{name}space_stoch")(hidden)
+        return from_deter + from_stoch.reshape(-1, *shape)
+
+
+def crop(x: Array, size: spaces.Size) -> Array:
+    """Without what is beyond the last row and column, where a side was odd: [N, *size, C]."""
+    return x[:, : size[0], : size[1]]

@@ -1,39 +1,21 @@
 """The encoder: observations of one step to one token."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from dreamer.config import EncoderConfig
-from dreamer.errors import UserError
+from dreamer.config.agent import EncoderConfig
 from dreamer.nets import spaces
 from dreamer.nets.layers import MLP, PooledConv, RMSNorm
 from dreamer.ops.transforms import symlog
 
 
-def smallest_image(size: tuple[int, int], stages: int) -> tuple[int, int]:
-    """Height and width after `stages` halvings.
-
-    Raises:
-      UserError: if the size is not divisible by 2^stages or the result is outside 3 to 16 pixels a
-        side.
-    """
-    factor = 2**stages
-    smallest = (size[0] // factor, size[1] // factor)
-    if any(side % factor for side in size) or not all(3 <= side <= 16 for side in smallest):
-        raise UserError(
-            f"images of {size[0]}x{size[1]} cannot be encoded in {stages} stages; each side must "
-            f"be divisible by {factor} and between {3 * factor} and {16 * factor}; set "
-            "env.image_size, or the stages agent.encoder.mults and agent.decoder.mults"
-        )
-    return smallest
-
-
 class Encoder(nn.Module):
-    """Images through convolutions, vectors through an MLP, concatenated with the vectors first."""
+    """Images through convolutions, vectors and masks through an MLP, concatenated with the vectors
+    first. Images of one size are the channels of one; each size has its own convolutions."""
 
     config: EncoderConfig
     observations: tuple[tuple[str, spaces.Spec], ...]
@@ -52,15 +34,16 @@ class Encoder(nn.Module):
           Tokens [..., E].
         """
         specs = dict(sorted(self.observations))
-        images = [key for key, spec in specs.items() if spaces.kind(spec) == "image"]
-        vectors = [key for key in specs if key not in images]
+        images = spaces.by_size(specs)
+        vectors = [key for key, spec in specs.items() if spaces.kind(spec) != "image"]
         tokens = []
         if vectors:
             inputs = [self._vector(observation[key], specs[key]) for key in vectors]
             mlp = MLP(self.config.layers, self.units, self.dtype, name="mlp")
             tokens.append(mlp(jnp.concatenate(inputs, -1)))
-        if images:
-            tokens.append(self._convolve(jnp.concatenate([observation[key] for key in images], -1)))
+        for size, group in images.items():
+            image = jnp.concatenate([observation[key] for key in group], -1)
+            tokens.append(self._convolve(image, prefix(size, images)))
         return jnp.concatenate(tokens, -1)
 
     def _vector(self, value: Array, spec: spaces.Spec) -> Array:
@@ -68,12 +51,17 @@ class Encoder(nn.Module):
             value = symlog(value.astype(jnp.float32))
         return spaces.flat(value, spec, self.dtype)
 
-    def _convolve(self, image: Array) -> Array:
+    def _convolve(self, image: Array, name: str) -> Array:
         batch, shape = image.shape[:-3], image.shape[-3:]
-        smallest_image((shape[0], shape[1]), len(self.config.mults))
+        mults, _ = spaces.stages((shape[0], shape[1]), self.config.mults)
         x = image.reshape(-1, *shape).astype(self.dtype) / 255 - 0.5
-        for stage, mult in enumerate(self.config.mults):
-            channels = self.depth * mult
-            x = PooledConv(channels, self.config.kernel, self.dtype, name=f"conv{stage}")(x)
-            x = nn.silu(RMSNorm(self.dtype, name=f"norm{stage}")(x))
+        for stage, mult in enumerate(mults):
+            channels, kernel = self.depth * mult, self.config.kernel
+            x = PooledConv(channels, kernel, self.dtype, name=f"{name}conv{stage}")(x)
+            x = nn.silu(RMSNorm(self.dtype, name=f"{name}norm{stage}")(x))
         return x.reshape(*batch, -1)
+
+
+def prefix(size: spaces.Size, sizes: Collection) -> str:
+    """What the names of an image size's layers begin with: nothing where there is only one."""
+    return f"{size[0]}x{size[1]}_" if len(sizes) > 1 else ""

@@ -1,6 +1,7 @@
 """Heads on the feature of a state: reward, continuation, actor and critic."""
 
 import math
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from dreamer.config import ActorConfig
+from dreamer.config.agent import ActorConfig
 from dreamer.nets import spaces
 from dreamer.nets.layers import MLP, linear
 from dreamer.ops import distributions
@@ -32,6 +33,24 @@ class Head(nn.Module):
     def __call__(self, feat: Array) -> Array:
         x = MLP(self.layers, self.units, self.dtype, name="mlp")(feat.astype(self.dtype))
         return linear(self.outputs, jnp.float32, "out", self.scale)(x)
+
+
+class MaskHead(nn.Module):
+    """Which classes of each masked action may be taken, as logits."""
+
+    layers: int
+    masks: tuple[tuple[str, spaces.Spec], ...]  # by action key
+    units: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, feat: Array) -> dict[str, Array]:
+        """Maps [..., F] to [..., *shape, classes] per action key."""
+        sizes = [math.prod(spec.shape) for _, spec in self.masks]
+        logits = Head(self.layers, self.units, sum(sizes), 1.0, self.dtype, name="head")(feat)
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+        parts = zip(self.masks, jnp.split(logits, ends, -1), strict=True)
+        return {key: x.reshape(*x.shape[:-1], *spec.shape) for (key, spec), x in parts}
 
 
 class Actor(nn.Module):
@@ -60,19 +79,26 @@ class Actor(nn.Module):
                 outputs[key] = jnp.stack([part.reshape(*batch, *spec.shape) for part in parts], -1)
         return outputs
 
-    def policy(self, outputs: dict[str, Array]) -> dict[str, Distribution]:
+    def policy(
+        self, outputs: dict[str, Array], masks: Mapping[str, Array]
+    ) -> dict[str, Distribution]:
         """Distributions of the model's actions from the raw outputs; needs no parameters.
 
         Discrete actions are one-hot [..., *shape, classes] with a uniform part mixed in. Continuous
         ones are normal with mean tanh(x) and a bounded standard deviation, neither clipped nor
         squashed: the environment clips them and the model scales them down. The event is the whole
         action.
+
+        Args:
+          outputs: of this module.
+          masks: bool [..., *shape, classes] of the actions that have one, False for the classes
+            that get no probability.
         """
         policies = {}
         for key, spec in self.actions:
             x = outputs[key].astype(jnp.float32)
             if spaces.kind(spec) == "discrete":
-                dist = distributions.one_hot(x, self.config.unimix)
+                dist = distributions.one_hot(x, self.config.unimix, masks.get(key))
             else:
                 std = distributions.bounded_std(x[..., 1], self.config.min_std, self.config.max_std)
                 dist = distributions.normal(jnp.tanh(x[..., 0]), std)

@@ -53,10 +53,11 @@ class PooledConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [B, H, W, in] to [B, H/2, W/2, channels]."""
+        """Maps [B, H, W, in] to [B, H/2, W/2, channels], rounded up."""
         kernel, bias = _kernel_and_bias(self, x.shape[-1])
         x = x.astype(self.dtype)
-        if jax.default_backend() == "cpu" and self.channels < FEW_CHANNELS:
+        even = x.shape[1] % 2 == x.shape[2] % 2 == 0
+        if jax.default_backend() == "cpu" and self.channels < FEW_CHANNELS and even:
             y = convolution.convolve(
                 convolution.space_to_depth(x), *convolution.between_squares(kernel)
             )
@@ -238,8 +239,12 @@ class MLP(nn.Module):
 
 
 def max_pool(x: Array) -> Array:
-    """Largest of every 2x2 square: [B, H, W, C] to [B, H/2, W/2, C]."""
+    """Largest of every 2x2 square, of what there is of it at odd sides: [B, H, W, C] to
+    [B, H/2, W/2, C], rounded up."""
     *batch, height, width, channels = x.shape
+    if height % 2 or width % 2:
+        edges = [(0, 0)] * len(batch) + [(0, height % 2), (0, width % 2), (0, 0)]
+        return max_pool(jnp.pad(x, edges, constant_values=-jnp.inf))
     return x.reshape(*batch, height // 2, 2, width // 2, 2, channels).max((-4, -2))
 
 

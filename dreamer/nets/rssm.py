@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from dreamer.config import RSSMConfig
+from dreamer.config.agent import RSSMConfig
 from dreamer.nets.layers import (
     MLP,
     Block,

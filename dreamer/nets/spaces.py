@@ -1,5 +1,6 @@
 """How observations and actions look to the networks, from their dm_env specs."""
 
+import re
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
@@ -14,13 +15,19 @@ from dreamer.errors import UserError
 
 Spec: TypeAlias = specs.Array
 Specs: TypeAlias = Mapping[str, Spec]
-Kind = Literal["image", "discrete", "continuous"]
+Kind = Literal["image", "mask", "discrete", "continuous"]
+Size = tuple[int, int]  # height, width
+
+MIN_SIDE, MAX_SIDE = 3, 16  # pixels of the smallest image inside the networks
 
 
 def kind(spec: Spec) -> Kind:
-    """image: uint8 of rank 3; discrete: other integers with bounds; continuous: floats."""
+    """image: of rank 3; mask: booleans; discrete: other integers with bounds; continuous:
+    floats."""
     if len(spec.shape) == 3:
         return "image"
+    if spec.dtype == np.bool_:
+        return "mask"
     return "discrete" if np.issubdtype(spec.dtype, np.integer) else "continuous"
 
 
@@ -36,7 +43,7 @@ def check_observations(observations: Specs) -> None:
     Raises:
       UserError: naming the key and its shape.
     """
-    if not observations:
+    if all(kind(spec) == "mask" for spec in observations.values()):
         raise UserError(
             "the environment has no observations; it needs at least one image or vector"
         )
@@ -47,11 +54,89 @@ def check_observations(observations: Specs) -> None:
                 f"observation {key!r} of shape {spec.shape} and dtype {spec.dtype} is not "
                 "supported; allowed are uint8 images of rank 3 and vectors of rank 0 to 2"
             )
-    sizes = {key: spec.shape[:2] for key, spec in observations.items() if kind(spec) == "image"}
-    if len(set(sizes.values())) > 1:
+
+
+def chosen(observations: Specs, pattern: str, option: str) -> dict[str, Spec]:
+    """The observations whose whole key matches a regular expression; masks are not asked.
+
+    Raises:
+      UserError: none does, or it is no regular expression.
+    """
+    keys = [key for key, spec in observations.items() if kind(spec) != "mask"]
+    try:
+        found = {key: observations[key] for key in keys if re.fullmatch(pattern, key)}
+    except re.error as error:
+        raise UserError(f"{option}={pattern}: no regular expression: {error}") from None
+    if not found:
+        raise UserError(f"{option}={pattern} matches no observation; there are {', '.join(keys)}")
+    return found
+
+
+def mask_key(action: str) -> str:
+    """The observation that says which classes of an action may be taken."""
+    return "action_mask" if action == "action" else f"action_mask_{action}"
+
+
+def masked(observations: Specs, actions: Specs) -> dict[str, Spec]:
+    """The specs of masks, by the action key that each is for.
+
+    Raises:
+      UserError: a mask of the wrong shape, or of no discrete action.
+    """
+    found = {}
+    for key, spec in actions.items():
+        mask = observations.get(mask_key(key))
+        if mask is None:
+            continue
+        shape = (*spec.shape, classes(spec)) if kind(spec) == "discrete" else None
+        if kind(mask) != "mask" or mask.shape != shape:
+            expected = f"booleans of shape {shape}" if shape else "none, it is continuous"
+            raise UserError(
+                f"observation {mask_key(key)!r} of shape {mask.shape} and dtype {mask.dtype} is "
+                f"the mask of action {key!r}, for which is expected: {expected}"
+            )
+        found[key] = mask
+    stray = {key for key, spec in observations.items() if kind(spec) == "mask"}
+    stray -= {mask_key(key) for key in found}
+    if stray:
         raise UserError(
-            f"images must share one height and width, got {sizes}; resize them in the environment"
+            f"observation {min(stray)!r} is a mask of no action; the actions are "
+            f"{', '.join(sorted(actions))}, whose masks are named "
+            f"{', '.join(mask_key(key) for key in sorted(actions))}"
         )
+    return found
+
+
+def by_size(observations: Specs) -> dict[Size, dict[str, Spec]]:
+    """The images, those of one height and width together."""
+    groups: dict[Size, dict[str, Spec]] = {}
+    for key, spec in observations.items():
+        if kind(spec) == "image":
+            groups.setdefault((spec.shape[0], spec.shape[1]), {})[key] = spec
+    return groups
+
+
+def stages(size: Size, mults: tuple[int, ...]) -> tuple[tuple[int, ...], list[Size]]:
+    """The stages of the networks for images of a size, each of which halves both sides, rounded up.
+
+    As many as there are `mults`; without the first ones while the smallest image would have a side
+    below 3 pixels, and with the first one repeated while it would have a side above 16.
+
+    Returns:
+      The channels' multiples of each stage, and the sizes before, between and after the stages.
+    """
+    used = list(mults)
+    while len(used) > 1 and min(halved(size, len(used))) < MIN_SIDE:
+        used.pop(0)
+    while max(halved(size, len(used))) > MAX_SIDE and min(halved(size, len(used) + 1)) >= MIN_SIDE:
+        used.insert(0, mults[0])
+    return tuple(used), [halved(size, count) for count in range(len(used) + 1)]
+
+
+def halved(size: Size, times: int) -> Size:
+    """Height and width after so many halvings, rounded up."""
+    height, width = (-(-side // 2**times) for side in size)
+    return height, width
 
 
 def flat(value: Array, spec: Spec, dtype: DTypeLike) -> Array:

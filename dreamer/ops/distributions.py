@@ -19,24 +19,41 @@ jax.core.pytype_aval_mappings = jax._src.core.pytype_aval_mappings
 import distrax  # noqa: E402
 
 Distribution: TypeAlias = distrax.Distribution
+INVALID = -1e9  # logit of a class that cannot be; exp of it is zero
 
 
-def one_hot(logits: Array, unimix: float) -> Distribution:
+def one_hot(logits: Array, unimix: float, valid: Array | None = None) -> Distribution:
     """Categorical over one-hot vectors, mixed with the uniform distribution.
 
-    p = (1 - unimix) softmax(logits) + unimix / K (Hafner et al. 2025, "unimix categoricals").
+    p = (1 - unimix) softmax(logits) + unimix / K (Hafner et al. 2025, "unimix categoricals"). With
+    a mask both are over the valid classes alone: the others have probability zero.
 
     Args:
       logits: [..., K].
       unimix: share of the uniform distribution.
+      valid: bool [..., K]; where none of the K is valid, all are.
 
     Returns:
       Distribution with event shape [K] and float32 parameters.
     """
     logits = logits.astype(jnp.float32)
+    if valid is not None:
+        return _masked(logits, unimix, valid | ~valid.any(-1, keepdims=True))
     if unimix:
         probs = (1 - unimix) * jax.nn.softmax(logits) + unimix / logits.shape[-1]
         return _Mixed(probs)
+    return distrax.OneHotCategorical(logits=logits, dtype=jnp.float32)
+
+
+def _masked(logits: Array, unimix: float, valid: Array) -> Distribution:
+    """By logits that are finite everywhere: those of invalid classes are so low that their
+    probability is zero, in value and gradient, and so is their share of the entropy."""
+    log_probs = jax.nn.log_softmax(jnp.where(valid, logits, INVALID))
+    if unimix:
+        uniform = valid / valid.sum(-1, keepdims=True)
+        mixed = (1 - unimix) * jnp.exp(log_probs) + unimix * uniform
+        log_probs = jnp.log(jnp.where(valid, mixed, 1.0))
+    logits = jnp.where(valid, log_probs, INVALID)
     return distrax.OneHotCategorical(logits=logits, dtype=jnp.float32)
 
 

@@ -163,7 +163,8 @@ class DeviceLoop:
         carry, action, latent = agents.act(
             self.agent, params, world.carry, seen.observation, first, key, greedy=False
         )
-        replay = device.add(world.memory.replay, transition(seen, action, latent, jnp.where))
+        row = transition(self.agent, seen, action, latent, jnp.where)
+        replay = device.add(world.memory.replay, row)
         memory = dataclasses.replace(world.memory, replay=replay)
         envs, time_step = self._env.step_all(world.envs, action)
         first = time_step.step_type == dm_env.StepType.FIRST

@@ -8,7 +8,7 @@ import dm_env
 import jax
 import numpy as np
 
-from dreamer.config import Env
+from dreamer.config.env import Env
 from dreamer.envs import registry
 from dreamer.envs.base import BatchedEnv
 from dreamer.run.policy import Policy

@@ -88,7 +88,7 @@ class HostLoop:
           Return and length of each episode that ended.
         """
         action, latent = self._actor(self.time_step, self.step)
-        self.store.add(transition(self.time_step, action, latent))
+        self.store.add(transition(self.agent, self.time_step, action, latent))
         self.step += self._config.env.num_envs
         if self.step >= self._config.first_update:
             before = self.updates

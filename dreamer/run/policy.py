@@ -36,6 +36,7 @@ class Policy:
         self._device = device
         self.carry: Carry
         self._agent = agent
+        self._seen = [key for key, _ in agent.model.encoder.observations]
         self._key: jax.Array
 
         def act(
@@ -78,16 +79,18 @@ class Policy:
         """
         needed = {name: params[name] for name in PARTS}
         first = time_step.step_type == dm_env.StepType.FIRST
+        seen = {key: time_step.observation[key] for key in self._seen}
         self.carry, action, latent = self._act(
-            needed, self.carry, time_step.observation, first, self._key, np.uint32(step)
+            needed, self.carry, seen, first, self._key, np.uint32(step)
         )
         return jax.device_get(action), dict(latent)
 
 
 def transition(
-    time_step: dm_env.TimeStep, action: Any, latent: Any, where: Callable = np.where
+    agent: Agent, time_step: dm_env.TimeStep, action: Any, latent: Any, where: Callable = np.where
 ) -> dict[str, Any]:
-    """One row of replay: what was seen, the action then taken (zero at LAST), the latent.
+    """One row of replay: what was seen of what the agent uses, the action then taken (zero at
+    LAST), the latent.
 
     `where` is that of numpy, or of jax.numpy in compiled code.
     """
@@ -97,7 +100,7 @@ def transition(
         return where(last.reshape(-1, *[1] * (a.ndim - 1)), 0, a).astype(a.dtype)
 
     return {
-        "observation": time_step.observation,
+        "observation": {key: time_step.observation[key] for key in agent.observations},
         "action": {key: unless_last(a) for key, a in action.items()},
         "reward": time_step.reward,
         "is_first": time_step.step_type == dm_env.StepType.FIRST,
@@ -117,7 +120,7 @@ def transition_spec(agent: Agent) -> dict[str, Any]:
     latent = jax.eval_shape(partial(agents.stored_latent, agent), carry.latent)
     flag = ((), np.dtype(bool))
     return {
-        "observation": shapes(dict(agent.model.encoder.observations)),
+        "observation": shapes(agent.observations),
         "action": shapes(agent.actions),
         "reward": ((), np.dtype(np.float32)),
         "is_first": flag,

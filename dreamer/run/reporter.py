@@ -38,7 +38,7 @@ class Reporter:
         self._video_policy = Policy(agent, 1, config.eval.greedy)
         self._open_loop = jax.jit(partial(open_loop, agent), static_argnums=2)
         self._images = [
-            name for name, spec in agent.model.encoder.observations if len(spec.shape) == 3
+            name for name, spec in agent.model.decoder.observations if len(spec.shape) == 3
         ]
 
     def _seed(self, step: int, purpose: int) -> int:

@@ -152,7 +152,7 @@ def test_acting_resets_where_an_episode_starts_and_is_greedy_when_asked():
     assert action["action"].dtype == jnp.int32
     assert len({int(step(fresh, [True, True], seed)[1]["action"][0]) for seed in range(30)}) > 1
     carry, action, _ = step(fresh, [True, True], 0, greedy=True)
-    policy = agent.behavior.act(params, carry.latent, None)["action"]
+    policy = agent.behavior.act(params, carry.latent, {}, None)["action"]
     np.testing.assert_array_equal(action["action"], policy.argmax(-1))
 
 

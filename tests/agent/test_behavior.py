@@ -38,8 +38,12 @@ def reached(actions, gradient, latent):
         rssm={"latent": latent},
         losses={"free_nats": 0.0},
     )
+    return reached_by(agent, tiny.batch(agent, B, T))
+
+
+def reached_by(agent, batch):
+    """For every loss of a batch the modules with a gradient that is not zero."""
     state = tiny.state(agent, learned=True)
-    batch = tiny.batch(agent, B, T)
     draws = agents.draw_noise(agent, jax.random.key(0), B, T, 0)
 
     def terms(params):
@@ -134,7 +138,7 @@ def test_analytic_gradient_equals_finite_differences():
 
     def policy_actions(actor):
         outputs = agent.behavior.actor.apply(actor, feat[:-1])
-        dist = agent.behavior.actor.policy(outputs)["action"]
+        dist = agent.behavior.actor.policy(outputs, {})["action"]
         return behaviors.distributions.draw(dist, policy_noise["action"])
 
     _, back = jax.vjp(policy_actions, params["actor"])

@@ -84,7 +84,7 @@ def trained(probe, actions, gradient="reinforce"):
         "predicted_reward": model.predict_reward(params, feat),
         "predicted_cont": model.predict_cont(params, feat),
         "value": agent.behavior.predict_value(params["critic"], feat),
-        "action": agent.behavior.act(params, latents, None)["action"],
+        "action": agent.behavior.act(params, latents, {}, None)["action"],
     }
 
 

@@ -5,7 +5,7 @@ import pytest
 from ale_py import ALEInterface, LoggerMode, roms
 from PIL import Image
 
-from dreamer.config import AtariEnv
+from dreamer.config.env import AtariEnv
 from dreamer.envs import atari, registry
 from dreamer.envs.base import LAST, MID, episode_seed
 from dreamer.envs.check import check

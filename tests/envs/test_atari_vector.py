@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ale_py import ALEInterface, LoggerMode, roms
 
-from dreamer.config import AtariEnv
+from dreamer.config.env import AtariEnv
 from dreamer.envs import registry
 from dreamer.envs.base import FIRST, LAST, MID, episode_seed, random_action
 from dreamer.envs.check import check

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from dreamer.config import GymnasiumEnv
+from dreamer.config.env import GymnasiumEnv
 from dreamer.envs import registry
 from dreamer.envs.base import FIRST, LAST, BatchedEnv, random_action
 from dreamer.envs.check import check

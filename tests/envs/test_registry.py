@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from dreamer.config import Env
+from dreamer.config.env import Env
 from dreamer.envs import registry
 from dreamer.errors import UserError
 from tests.envs import suites

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from dm_env import specs
 
-from dreamer.config import AgentConfig, EncoderConfig
+from dreamer.config.agent import AgentConfig, EncoderConfig
 from dreamer.errors import UserError
 from dreamer.nets import rssm, spaces
-from dreamer.nets.encoder import Encoder, smallest_image
+from dreamer.nets.encoder import Encoder
 from tests import tiny
 
 MIXED = {
@@ -67,30 +67,97 @@ def test_vectors_are_squashed_by_symlog_before_the_network():
     )
 
 
+MULTS = (2, 3, 4, 4)
+
+
 @pytest.mark.parametrize(
-    ("size", "expected"), [((64, 64), (4, 4)), ((96, 96), (6, 6)), ((48, 256), (3, 16))]
+    ("size", "mults", "smallest"),
+    [
+        ((64, 64), MULTS, (4, 4)),
+        ((96, 96), MULTS, (6, 6)),
+        ((48, 256), MULTS, (3, 16)),
+        ((32, 64), (3, 4, 4), (4, 8)),
+        ((7, 7), (4,), (4, 4)),
+        ((1, 2), (4,), (1, 1)),
+        ((84, 84), MULTS, (6, 6)),
+        ((210, 160), MULTS, (14, 10)),
+        ((512, 512), (2, 2, *MULTS[1:]), (16, 16)),
+        ((8, 300), (4,), (4, 150)),
+    ],
 )
-def test_image_sizes_of_the_published_rule(size, expected):
-    assert smallest_image(size, 4) == expected
+def test_stages_follow_the_size(size, mults, smallest):
+    used, sizes = spaces.stages(size, MULTS)
+    assert used == mults
+    assert sizes[0] == size
+    assert sizes[-1] == smallest
+    assert len(sizes) == len(used) + 1
 
 
-@pytest.mark.parametrize("size", [(32, 64), (64, 272), (65, 64), (84, 84)])
-def test_other_image_sizes_are_refused(size):
-    with pytest.raises(
-        UserError, match=f"{size[0]}x{size[1]}.*divisible by 16.*between 48 and 256"
-    ):
-        smallest_image(size, 4)
+@pytest.mark.parametrize("sizes", [[(7, 7)], [(21, 16)], [(16, 16), (9, 30)]])
+def test_images_of_any_size_come_back_in_their_size(sizes):
+    shapes = {f"image{i}": (*size, 1 + i) for i, size in enumerate(sizes)}
+    observations = {key: specs.BoundedArray(s, np.uint8, 0, 255) for key, s in shapes.items()}
+    observations["more"] = specs.BoundedArray((*sizes[0], 2), np.uint8, 0, 255)
+    agent = tiny.agent(observations, tiny.DISCRETE)
+    params = tiny.state(agent).params
+    images = {
+        key: jnp.full((2, 3, *spec.shape), 9, jnp.uint8) for key, spec in observations.items()
+    }
+    token = agent.model.encoder.apply(params["encoder"], images)
+    assert token.shape[:2] == (2, 3)
+    names = [name for name in params["encoder"]["params"] if name.endswith("conv0")]
+    assert len(names) == len(sizes)
+    latent = jax.tree.map(lambda x: x[:, None], agent.model.rssm.initial(2))
+    decoded = agent.model.decoder.apply(params["decoder"], latent)
+    assert {key: x.shape[2:] for key, x in decoded.items()} == {
+        key: spec.shape for key, spec in observations.items()
+    }
+
+
+def test_every_pixel_of_an_odd_image_counts():
+    agent = tiny.agent({"image": specs.BoundedArray((9, 7, 1), np.uint8, 0, 255)}, tiny.DISCRETE)
+    params = tiny.state(agent).params["encoder"]
+    blank = np.full((63, 9, 7, 1), 100, np.uint8)
+    dotted = blank.copy()
+    dotted.reshape(63, 63)[np.arange(63), np.arange(63)] = 255
+    tokens = [agent.model.encoder.apply(params, {"image": x}) for x in (blank, dotted)]
+    assert (np.abs(tokens[1] - tokens[0]).max(-1) > 1e-6).all()
 
 
 def test_unsupported_observations_are_named():
     with pytest.raises(UserError, match=r"'voxels' of shape \(2, 2, 2, 2\)"):
         spaces.check_observations({"voxels": specs.Array((2, 2, 2, 2), np.float32)})
-    with pytest.raises(UserError, match="share one height"):
-        spaces.check_observations(
-            {"a": specs.Array((48, 48, 3), np.uint8), "b": specs.Array((64, 64, 3), np.uint8)}
-        )
     with pytest.raises(UserError, match="no observations"):
         spaces.check_observations({})
+    with pytest.raises(UserError, match="no observations"):
+        spaces.check_observations({"action_mask": specs.BoundedArray((3,), bool, 0, 1)})
+
+
+TWO = {
+    "near": specs.Array((3,), np.float32),
+    "far": specs.Array((2,), np.float32),
+    "clock": specs.Array((), np.float32),
+}
+
+
+def test_keys_are_chosen_for_either_side():
+    agent = tiny.agent(
+        TWO, tiny.DISCRETE, encoder={"keys": "near|clock"}, decoder={"keys": "n.*|far"}
+    )
+    assert [key for key, _ in agent.model.encoder.observations] == ["near", "clock"]
+    assert [key for key, _ in agent.model.decoder.observations] == ["near", "far"]
+    assert list(agent.observations) == list(TWO)
+    alone = tiny.agent(TWO, tiny.DISCRETE, encoder={"keys": "near"}, decoder={"keys": "near"})
+    assert list(alone.observations) == ["near"]
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_keys_that_are_not_there_are_refused(side):
+    message = rf"agent.{side}.keys=nea matches no observation; there are near, far, clock"
+    with pytest.raises(UserError, match=message):
+        tiny.agent(TWO, tiny.DISCRETE, **{side: {"keys": "nea"}})
+    with pytest.raises(UserError, match=rf"agent.{side}.keys=\(: no regular expression"):
+        tiny.agent(TWO, tiny.DISCRETE, **{side: {"keys": "("}})
 
 
 def test_pack_and_unpack_are_inverse():
@@ -144,7 +211,7 @@ def test_heads_start_as_published():
     feat = jax.random.normal(jax.random.key(0), (5, tiny.feature_size(agent)))
     assert not np.any(agent.model.predict_reward(params, feat))
     assert not np.any(agent.behavior.predict_value(params["critic"], feat))
-    policy = agent.behavior.actor.policy(agent.behavior.actor.apply(params["actor"], feat))[
+    policy = agent.behavior.actor.policy(agent.behavior.actor.apply(params["actor"], feat), {})[
         "action"
     ]
     np.testing.assert_allclose(policy.distribution.stddev(), 0.8927, atol=0.01)

@@ -93,3 +93,48 @@ def test_parameters_are_float32_whatever_comes_in():
         dists.normal(jnp.zeros(3, jnp.bfloat16), jnp.ones(3, jnp.bfloat16)).mean().dtype
         == jnp.float32
     )
+
+
+VALID = jnp.array([[True, False, True], [False, False, True], [False, False, False]])
+
+
+@pytest.mark.parametrize("unimix", [0.0, 0.1])
+def test_invalid_classes_have_no_probability(unimix):
+    logits = jnp.array([[1.0, 9.0, 0.0]] * 3)
+    dist = dists.one_hot(logits, unimix, VALID)
+    odds = np.exp([1.0, 0.0]) / np.exp([1.0, 0.0]).sum()
+    first = (1 - unimix) * odds + unimix / 2
+    np.testing.assert_allclose(dist.probs[0], [first[0], 0, first[1]], rtol=1e-5)
+    np.testing.assert_array_equal(dist.probs[1], [0, 0, 1])
+    np.testing.assert_allclose(dist.entropy()[0], -(first * np.log(first)).sum(), rtol=1e-5)
+    np.testing.assert_allclose(dist.entropy()[1], 0, atol=1e-6)
+    np.testing.assert_allclose(
+        dist.log_prob(jnp.tile(jnp.eye(3)[:1], (3, 1)))[0], np.log(first[0]), rtol=1e-5
+    )
+    # Where nothing is valid, everything is.
+    free = dists.one_hot(logits[2], unimix)
+    np.testing.assert_allclose(dist.probs[2], free.probs, rtol=1e-5)
+
+
+def test_invalid_classes_are_never_drawn():
+    noise = jax.random.gumbel(jax.random.key(0), (5000, 3))
+    dist = dists.one_hot(jnp.array([[0.0, 50.0, 0.0]]), 0.01, VALID[:1])
+    samples = dists.draw(dist, noise)
+    assert samples[:, 1].max() == 0
+    assert samples[:, 0].mean() == pytest.approx(0.5, abs=0.05)
+    assert dists.draw(dist, None).argmax() != 1
+
+
+@pytest.mark.parametrize("unimix", [0.0, 0.01])
+@pytest.mark.parametrize("of", ["entropy", "log_prob", "draw"])
+def test_gradients_reach_the_valid_classes_alone(of, unimix):
+    def value(logits):
+        dist = dists.one_hot(logits, unimix, VALID[0])
+        if of == "draw":
+            return dists.draw(dist, jnp.zeros(3))[0]
+        return dist.entropy() if of == "entropy" else dist.log_prob(jnp.eye(3)[0])
+
+    gradient = jax.grad(value)(jnp.array([1.0, 40.0, -1.0]))
+    assert np.isfinite(gradient).all()
+    assert gradient[1] == 0
+    assert gradient[0] != 0

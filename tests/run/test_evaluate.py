@@ -6,7 +6,7 @@ import dm_env
 import numpy as np
 import pytest
 
-from dreamer.config import GymnasiumEnv
+from dreamer.config.env import GymnasiumEnv
 from dreamer.run.evaluate import Episodes, Evaluation, Recorder, evaluate
 from tests import probe_envs
 

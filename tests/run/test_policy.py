@@ -41,7 +41,9 @@ def test_transition_by_hand() -> None:
     step = time_step(tiny.VECTOR, [FIRST, MID, LAST, LAST], [1, 0, 0, 1])
     action = {"a": np.array([1, 2, 3, 4], np.int32), "b": np.full((4, 2), 0.5, np.float32)}
     latent = {"deter": np.ones((4, 2), np.float32)}
-    row = transition(step, action, latent)
+    agent = tiny.agent(tiny.VECTOR, tiny.DISCRETE)
+    step.observation["unused"] = np.zeros(4)
+    row = transition(agent, step, action, latent)
     assert row["is_first"].tolist() == [True, False, False, False]
     assert row["is_last"].tolist() == [False, False, True, True]
     # A life lost ends no episode, a time limit is no terminal state.
@@ -50,7 +52,8 @@ def test_transition_by_hand() -> None:
     assert row["action"]["a"].tolist() == [1, 2, 0, 0]
     assert row["action"]["b"].tolist() == [[0.5, 0.5], [0.5, 0.5], [0, 0], [0, 0]]
     assert [x.dtype for x in row["action"].values()] == [np.int32, np.float32]
-    assert row["observation"] is step.observation
+    assert row["observation"].keys() == {"observation"}
+    assert row["observation"]["observation"] is step.observation["observation"]
     assert row["latent"] is latent
     assert action["a"].tolist() == [1, 2, 3, 4]
 
@@ -70,7 +73,7 @@ def test_replay_takes_what_the_policy_gives(
     agent = tiny.agent(observations, actions, **changes)
     policy, params = acting(agent)
     step = time_step(observations, [FIRST, MID, LAST], [1, 1, 0])
-    row = transition(step, *policy(params, step, 0))
+    row = transition(agent, step, *policy(params, step, 0))
     spec = transition_spec(agent)
     given = {path: (x.shape[1:], x.dtype) for path, x in tree.flatten(row).items()}
     assert given == tree.flatten(spec)
@@ -139,6 +142,6 @@ def test_greedy_takes_the_mode_given_the_sampled_latent(
     sampling.reset(jax.random.key(0))
     (chosen, latent), (drawn, same) = (policy(params, step, 5) for policy in (greedy, sampling))
     np.testing.assert_array_equal(latent["stoch"], same["stoch"])
-    mode = agent.behavior.act(params, greedy.carry.latent, None)["action"]
+    mode = agent.behavior.act(params, greedy.carry.latent, {}, None)["action"]
     np.testing.assert_allclose(chosen["action"], mode, rtol=1e-5)
     assert np.abs(drawn["action"] - mode).min() > 1e-4

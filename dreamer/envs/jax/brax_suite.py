@@ -13,7 +13,7 @@ import numpy as np
 from dm_env import specs
 from jax import Array
 
-from dreamer.config import BraxEnv
+from dreamer.config.env import BraxEnv
 from dreamer.envs.base import Specs
 from dreamer.envs.jax import foreign
 from dreamer.envs.jax.batched import BatchedJax

@@ -13,7 +13,7 @@ from craftax.craftax_env import make_craftax_env_from_name
 from dm_env import specs
 from jax import Array
 
-from dreamer.config import CraftaxEnv
+from dreamer.config.env import CraftaxEnv
 from dreamer.envs.base import Specs
 from dreamer.envs.jax import foreign
 from dreamer.envs.jax.batched import BatchedJax

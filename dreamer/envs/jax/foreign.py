@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dreamer.config import EnvBase
+from dreamer.config.env import EnvBase
 from dreamer.errors import UserError, nearest
 
 NEVER = 2**30  # steps

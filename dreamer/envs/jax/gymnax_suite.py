@@ -14,7 +14,7 @@ from gymnax.environments import spaces
 from gymnax.registration import registered_envs
 from jax import Array
 
-from dreamer.config import GymnaxEnv
+from dreamer.config.env import GymnaxEnv
 from dreamer.envs.base import Specs
 from dreamer.envs.jax import foreign
 from dreamer.envs.jax.batched import BatchedJax

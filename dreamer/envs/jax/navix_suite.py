@@ -16,7 +16,7 @@ from navix import observations
 from navix.environments.environment import MAX_CATEGORICAL_VALUE, StepType, Timestep
 from navix.rendering.cache import RenderingCache
 
-from dreamer.config import NavixEnv
+from dreamer.config.env import NavixEnv
 from dreamer.envs.base import Specs
 from dreamer.envs.jax import foreign
 from dreamer.envs.jax.batched import BatchedJax

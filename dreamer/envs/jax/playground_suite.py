@@ -14,7 +14,7 @@ import numpy as np
 from dm_env import specs
 from jax import Array
 
-from dreamer.config import PlaygroundEnv
+from dreamer.config.env import PlaygroundEnv
 from dreamer.envs.base import Specs
 from dreamer.envs.jax import foreign
 from dreamer.envs.jax.batched import BatchedJax

@@ -11,7 +11,7 @@ from dm_env import specs
 from jax import Array
 from PIL import Image
 
-from dreamer.config import BraxEnv
+from dreamer.config.env import BraxEnv
 from dreamer.envs.check import check
 from dreamer.envs.jax import foreign
 from dreamer.envs.jax.batched import BatchedJax

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer.config import GymnaxEnv
+from dreamer.config.env import GymnaxEnv
 from dreamer.envs import registry
 from dreamer.envs.check import check
 from dreamer.envs.jax import foreign, gymnax_suite

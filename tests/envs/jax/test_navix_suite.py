@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer.config import NavixEnv
+from dreamer.config.env import NavixEnv
 from dreamer.envs import registry
 from dreamer.envs.check import check
 from dreamer.envs.jax import foreign

@@ -1,0 +1,81 @@
+"""The configuration schema: frozen, closed and validated.
+
+Every default is the published value unless said. Source: Hafner et al. 2025, "Mastering diverse
+control tasks through world models", and its reference code. Units: a step is one decision of the
+agent in one environment (action repeat not counted); an update is one gradient step.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dreamer.config.agent import AgentConfig
+from dreamer.config.env import Env, GymnasiumEnv
+from dreamer.config.run import CheckpointConfig, EvalConfig, LogConfig, ReplayConfig, RunConfig
+from dreamer.config.section import Count, Section
+
+
+class Config(Section):
+    """The whole configuration of a run."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of everything random")
+    platform: Literal["auto", "cpu", "gpu", "tpu"] = Field(
+        "auto", description="what to train on; auto is the best that is present"
+    )
+    devices: Annotated[int, Field(ge=0)] = Field(
+        0, description="local devices to train on; 0 is all"
+    )
+    xla_flags: str = Field(
+        "",
+        description="flags for jax's compiler, such as --xla_gpu_graph_min_graph_size=5; those of "
+        "the environment's XLA_FLAGS win",
+    )
+    size: str = Field("200m", description="name of the chosen size, for display")
+    env: Env = GymnasiumEnv()
+    agent: AgentConfig = AgentConfig()
+    replay: ReplayConfig = ReplayConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    run: RunConfig = RunConfig()
+
+    @property
+    def first_update(self) -> int:
+        """Environment step from which updates are owed: when the replay holds batch_size *
+        batch_length different sequences of batch_length + 1 steps."""
+        sequences = self.replay.batch_size * self.replay.batch_length
+        of_each = -(-sequences // self.env.num_envs)  # rounded up
+        return self.env.num_envs * (of_each + self.replay.batch_length)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.replay.capacity < self.first_update:
+            raise ValueError(
+                f"replay.capacity={self.replay.capacity} is too small: training starts when the "
+                "replay holds batch_size * batch_length = "
+                f"{self.replay.batch_size * self.replay.batch_length} sequences of batch_length + "
+                f"1 = {self.replay.batch_length + 1} steps, with env.num_envs={self.env.num_envs}; "
+                f"raise it to at least {self.first_update}"
+            )
+        if self.replay.folder and self.replay.where == "device":
+            raise ValueError(
+                f"replay.folder={self.replay.folder} is for a replay on the host, not for "
+                "replay.where=device; leave out one of them"
+            )
+        return self
+
+
+class EvalOptions(Section):
+    """What `python -m dreamer.eval` takes."""
+
+    run: str = Field(description="run folder")
+    episodes: Count = Field(10, description="whole episodes to play")
+    num_envs: Count = Field(4, description="environments stepped together")
+    greedy: bool = Field(False, description="mode of the policy instead of a sample")
+    checkpoint: Literal["newest", "best"] = Field("newest", description="best is by evaluation")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="of environments and policy")
+    video: bool = Field(False, description="write an mp4 of the first episode")
+    out: str = Field(
+        "", description="JSON file; empty is evaluation-STEP-seedSEED.json in the run folder"
+    )
+    platform: Literal["auto", "cpu", "gpu", "tpu"] = Field("auto", description="jax platform")

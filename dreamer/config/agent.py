@@ -1,0 +1,227 @@
+"""The agent: its networks, losses and optimiser.
+
+Every default is the published value unless said. Source: Hafner et al. 2025, "Mastering diverse
+control tasks through world models", and its reference code.
+An update is one gradient step.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dreamer.config.section import (
+    Count,
+    Decay,
+    Fraction,
+    Mults,
+    NonNegative,
+    Positive,
+    Rate,
+    Section,
+)
+
+
+class RSSMConfig(Section):
+    """Recurrent state-space model."""
+
+    latent: Literal["categorical", "gaussian"] = Field(
+        "categorical", description="distribution of the stochastic state"
+    )
+    deter: Count = Field(8192, description="size of the deterministic state; divisible by blocks")
+    hidden: Count = Field(1024, description="width of the layers inside the RSSM")
+    stoch: Count = Field(32, description="latent variables per step")
+    classes: Annotated[int, Field(ge=2, le=256)] = Field(
+        64, description="classes of a categorical latent"
+    )
+    blocks: Count = Field(8, description="blocks of the block-diagonal GRU")
+    dynamics_layers: Count = Field(1, description="block-diagonal layers before the GRU gates")
+    prior_layers: Count = Field(2, description="layers from deter to the prior")
+    posterior_layers: Count = Field(1, description="layers from deter and token to the posterior")
+    unimix: Fraction = Field(0.01, description="uniform probability mixed into categorical latents")
+    min_std: Positive = Field(0.1, description="smallest standard deviation of a gaussian latent")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.deter % self.blocks:
+            raise ValueError(f"deter={self.deter} must be divisible by blocks={self.blocks}")
+        return self
+
+
+class EncoderConfig(Section):
+    keys: str = Field(
+        ".*", description="regular expression of the observations that are seen, whole keys"
+    )
+    layers: Count = Field(3, description="layers for vector observations")
+    mults: Mults = Field(
+        (2, 3, 4, 4),
+        description="channels of each image stage, times agent.depth; fewer or more are used where "
+        "the smallest image would be under 3 or over 16 pixels",
+    )
+    kernel: Count = Field(5, description="side of the image kernels, pixels")
+
+
+class DecoderConfig(Section):
+    keys: str = Field(
+        ".*", description="regular expression of the observations that are predicted, whole keys"
+    )
+    layers: Count = Field(3, description="layers for vector observations")
+    mults: Mults = Field(
+        (2, 3, 4, 4),
+        description="channels of each image stage, times agent.depth; fewer or more are used where "
+        "the smallest image would be under 3 or over 16 pixels",
+    )
+    kernel: Count = Field(5, description="side of the image kernels, pixels")
+    blocks: Count = Field(
+        8, description="blocks of the projection from deter to the smallest image"
+    )
+
+
+class HeadConfig(Section):
+    """An MLP and its output."""
+
+    layers: Count = Field(1, description="hidden layers")
+
+
+class TwoHotHeadConfig(HeadConfig):
+    bins: Annotated[int, Field(ge=3)] = Field(
+        255, description="symexp-spaced bins of the two-hot distribution"
+    )
+
+
+class ActorConfig(HeadConfig):
+    layers: Count = Field(3, description="hidden layers")
+    gradient: Literal["auto", "analytic", "reinforce", "mixed"] = Field(
+        "auto", description="analytic goes through the model; auto chooses by the kind of action"
+    )
+    mix: Fraction = Field(0.1, description="share of reinforce in the mixed gradient")
+    entropy: NonNegative = Field(3e-4, description="scale of the entropy bonus")
+    unimix: Fraction = Field(
+        0.01, description="uniform probability mixed into discrete policies (paper; code: 0)"
+    )
+    min_std: Positive = Field(0.1, description="smallest standard deviation of a continuous policy")
+    max_std: Positive = Field(1.0, description="largest standard deviation of a continuous policy")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_std > self.max_std:
+            raise ValueError(f"min_std={self.min_std} must be at most max_std={self.max_std}")
+        return self
+
+
+class CriticConfig(TwoHotHeadConfig):
+    layers: Count = Field(3, description="hidden layers")
+    slow_rate: Rate = Field(
+        0.02, description="step of the slow critic toward the critic, every update"
+    )
+    slow_scale: NonNegative = Field(
+        1.0, description="regularisation of the critic toward the slow critic"
+    )
+
+
+class LossConfig(Section):
+    """Scales of the loss terms."""
+
+    reconstruction: NonNegative = Field(1.0, description="scale of every observation's loss")
+    reward: NonNegative = Field(1.0, description="scale of the reward loss")
+    cont: NonNegative = Field(1.0, description="scale of the continue loss")
+    mask: NonNegative = Field(1.0, description="scale of the loss of predicted action masks")
+    dynamics: NonNegative = Field(1.0, description="scale of the KL that moves the prior")
+    representation: NonNegative = Field(0.1, description="scale of the KL that moves the posterior")
+    actor: NonNegative = Field(1.0, description="scale of the actor loss")
+    critic: NonNegative = Field(1.0, description="scale of the critic loss on imagined states")
+    replay_critic: NonNegative = Field(0.3, description="scale of the critic loss on replay")
+    free_nats: NonNegative = Field(
+        1.0, description="nats of KL per step below which there is no gradient"
+    )
+
+
+class ReturnConfig(Section):
+    """Lambda returns and their normaliser."""
+
+    horizon: Annotated[float, Field(ge=1)] = Field(
+        333.0, description="steps; the discount is 1 - 1/horizon"
+    )
+    lam: Fraction = Field(
+        0.95, description="lambda of the returns: 0 is one step, 1 is Monte Carlo"
+    )
+    imagination: Count = Field(15, description="imagined steps H")
+    rate: Rate = Field(0.01, description="step of the running percentiles, every update")
+    low: Annotated[float, Field(ge=0, le=100)] = Field(5.0, description="lower percentile")
+    high: Annotated[float, Field(ge=0, le=100)] = Field(95.0, description="upper percentile")
+    floor: Positive = Field(1.0, description="smallest scale that returns are divided by")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low={self.low} must be below high={self.high}")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AGC, then RMS scaling, then momentum (LaProp)."""
+
+    learning_rate: Positive = Field(4e-5, description="for every parameter")
+    warmup: Annotated[int, Field(ge=0)] = Field(
+        1000, description="updates of linear warm-up from 0"
+    )
+    anneal: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="update at which the rate, falling linearly, reaches its last tenth; 0: never",
+    )
+    agc: Positive = Field(
+        0.3, description="largest gradient norm of a tensor as a share of its weight norm"
+    )
+    beta1: Decay = Field(0.9, description="decay of the momentum")
+    beta2: Decay = Field(0.999, description="decay of the mean square")
+    eps: Positive = Field(1e-20, description="added to the root mean square")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.anneal and self.anneal <= self.warmup:
+            raise ValueError(f"anneal={self.anneal} must be 0 or more than warmup={self.warmup}")
+        return self
+
+
+class AgentConfig(Section):
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="activations; auto is bfloat16 on accelerators, float32 on CPU (faster there)",
+    )
+    backward: Literal["auto", "scan", "batched"] = Field(
+        "auto",
+        description="gradient of the posterior's loop: jax's own, or with large products outside "
+        "the loop for all that can be there; auto is scan on CPU, batched elsewhere",
+    )
+    units: Count = Field(1024, description="width of every MLP")
+    depth: Count = Field(64, description="base channels of the image networks")
+    rssm: RSSMConfig = RSSMConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    reward: TwoHotHeadConfig = TwoHotHeadConfig()
+    mask: HeadConfig = HeadConfig()
+    cont: HeadConfig = HeadConfig()
+    actor: ActorConfig = ActorConfig()
+    critic: CriticConfig = CriticConfig()
+    losses: LossConfig = LossConfig()
+    returns: ReturnConfig = ReturnConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        channels = self.depth * self.decoder.mults[-1]
+        if channels % self.decoder.blocks:
+            raise ValueError(
+                f"depth * decoder.mults[-1] = {channels} must be divisible by "
+                f"decoder.blocks={self.decoder.blocks}"
+            )
+        if len(self.encoder.mults) != len(self.decoder.mults):
+            raise ValueError(
+                f"encoder.mults={self.encoder.mults} and decoder.mults={self.decoder.mults} must "
+                "have equally many stages"
+            )
+        if self.rssm.deter % self.decoder.blocks:
+            raise ValueError(
+                f"rssm.deter={self.rssm.deter} must be divisible by "
+                f"decoder.blocks={self.decoder.blocks}"
+            )
+        return self

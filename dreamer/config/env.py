@@ -1,0 +1,124 @@
+"""The environments: one section for every suite.
+
+A step is one decision of the agent in one environment; action repeat is not counted.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dreamer.config.section import Count, Fraction, Section
+
+
+class EnvBase(Section):
+    """What every suite has."""
+
+    task: str = Field(description="name of the task within the suite")
+    num_envs: Count = Field(1, description="environments stepped together for training")
+    workers: Literal["auto", "serial", "process"] = Field(
+        "auto",
+        description="where they run: this process, one process each, or whichever is faster",
+    )
+    repeat: Count = Field(1, description="raw environment steps per agent step, rewards summed")
+    time_limit: Annotated[int, Field(ge=0)] = Field(
+        0, description="agent steps until truncation; 0 keeps the environment's own limit"
+    )
+    image_size: tuple[Count, Count] = Field(
+        (64, 64), description="height and width of images, pixels"
+    )
+
+
+class GymnasiumEnv(EnvBase):
+    """Any registered id of an installed gymnasium package."""
+
+    suite: Literal["gymnasium"] = "gymnasium"
+    task: str = Field("CartPole-v1", description="gymnasium id")
+    pixels: bool = Field(
+        False, description="learn from the rendered frame instead of the observation"
+    )
+
+
+class AtariEnv(EnvBase):
+    """The Arcade Learning Environment as published (Machado et al. 2018; Hafner et al. 2025)."""
+
+    suite: Literal["atari"] = "atari"
+    task: str = Field("pong", description="game in snake case")
+    repeat: Count = Field(4, description="raw frames per agent step, rewards summed")
+    image_size: tuple[Count, Count] = Field(
+        (96, 96), description="height and width of images, pixels"
+    )
+    time_limit: Annotated[int, Field(ge=0)] = Field(
+        27_000, description="agent steps until truncation; as published, 108,000 raw frames"
+    )
+    sticky: Fraction = Field(
+        0.25, description="probability that the emulator repeats the last action"
+    )
+    gray: bool = Field(True, description="one luminance channel instead of RGB")
+    actions: Literal["all", "needed"] = Field(
+        "all", description="the 18 legal actions or the game's minimal set"
+    )
+    noops: Annotated[int, Field(ge=0)] = Field(
+        30, description="most random no-op frames after a reset"
+    )
+    lives: Literal["unused", "discount", "reset"] = Field(
+        "unused",
+        description="what losing a life does: nothing, terminal flag, or end of the episode",
+    )
+    pooling: Annotated[int, Field(ge=1)] = Field(
+        2, description="last raw frames of a step max-pooled into the image"
+    )
+    clip_reward: bool = Field(False, description="sign of the reward instead of the reward")
+    backend: Literal["emulator", "vector"] = Field(
+        "emulator",
+        description="each game frame by frame as published, or ale_py's own AtariVectorEnv, whose "
+        "images differ a little",
+    )
+
+
+class GymnaxEnv(EnvBase):
+    """Tasks of gymnax, written in JAX."""
+
+    suite: Literal["gymnax"] = "gymnax"
+    task: str = Field("CartPole-v1", description="gymnax id")
+
+
+class CraftaxEnv(EnvBase):
+    """Craftax and Craftax-Classic, written in JAX."""
+
+    suite: Literal["craftax"] = "craftax"
+    task: str = Field("Craftax-Classic-Symbolic-v1", description="Craftax id")
+
+
+class NavixEnv(EnvBase):
+    """The grid worlds of NAVIX, written in JAX."""
+
+    suite: Literal["navix"] = "navix"
+    task: str = Field("Navix-DoorKey-5x5-v0", description="NAVIX id")
+    view: Literal["symbolic", "symbolic_first_person", "rgb", "rgb_first_person"] = Field(
+        "symbolic_first_person",
+        description="what is seen: the cells as classes or an image, of the whole grid or before "
+        "the player",
+    )
+
+
+class BraxEnv(EnvBase):
+    """The robots of Brax, written in JAX."""
+
+    suite: Literal["brax"] = "brax"
+    task: str = Field("ant", description="name of the robot")
+    physics: Literal["generalized", "positional", "spring", "mjx"] = Field(
+        "generalized", description="how bodies move: exactly, or faster by springs or positions"
+    )
+
+
+class PlaygroundEnv(EnvBase):
+    """MuJoCo Playground, written in JAX."""
+
+    suite: Literal["playground"] = "playground"
+    task: str = Field("WalkerWalk", description="name of the environment")
+
+
+Env = Annotated[
+    GymnasiumEnv | AtariEnv | GymnaxEnv | CraftaxEnv | NavixEnv | BraxEnv | PlaygroundEnv,
+    Field(discriminator="suite"),
+]

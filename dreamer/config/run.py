@@ -1,0 +1,99 @@
+"""Replay and the run: what is remembered, for how long it trains, what is watched and kept."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dreamer.config.section import Count, NonNegative, Positive, Section
+
+
+class ReplayConfig(Section):
+    capacity: Count = Field(
+        5_000_000, description="steps over all environments; the oldest are dropped"
+    )
+    batch_size: Count = Field(16, description="sequences per update over all devices")
+    batch_length: Annotated[int, Field(ge=2)] = Field(
+        64, description="steps trained per sequence, the context step not counted"
+    )
+    online: bool = Field(
+        True, description="train on every new sequence once before uniform sampling"
+    )
+    train_ratio: Positive = Field(32.0, description="replayed steps per environment step")
+    where: Literal["auto", "device", "host"] = Field(
+        "auto",
+        description="whose memory holds it; auto is the device if it has memory of its own and "
+        "the capacity fits",
+    )
+    folder: str = Field(
+        "", description="for a replay on the host in files of this folder; empty is in memory"
+    )
+    prefetch: Literal["auto", "thread", "none"] = Field(
+        "auto",
+        description="take batches from a replay on the host one call ahead in a thread; auto does "
+        "for accelerators",
+    )
+
+
+class EvalConfig(Section):
+    every: Annotated[int, Field(ge=0)] = Field(
+        0, description="environment steps between evaluations; 0 is never"
+    )
+    episodes: Count = Field(10, description="episodes of one evaluation")
+    num_envs: Count = Field(
+        4, description="environments stepped together; at most episodes of them are used"
+    )
+    greedy: bool = Field(
+        False, description="mode of the policy instead of a sample (the reference samples)"
+    )
+
+
+class CheckpointConfig(Section):
+    dir: str = Field("", description="folder; empty is `checkpoints` inside the run folder")
+    every_seconds: NonNegative = Field(
+        900.0, description="seconds between saves; 0 saves at every step of the loop"
+    )
+    every_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="environment steps between saves; 0 is by time only"
+    )
+    keep: Count = Field(1, description="newest checkpoints kept beside the best by evaluation")
+
+
+class LogConfig(Section):
+    every_seconds: NonNegative = Field(10.0, description="seconds between lines of metrics")
+    video_every: Annotated[int, Field(ge=0)] = Field(
+        0, description="environment steps between videos; 0 is never"
+    )
+    tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")
+    progress: Literal["auto", "bar", "plain", "none"] = Field(
+        "auto", description="what is shown while training; auto is a bar in a terminal"
+    )
+
+
+class RunConfig(Section):
+    dir: str = Field(
+        "", description="run folder; empty is named after what was chosen; the same folder resumes"
+    )
+    steps: Count = Field(
+        1_000_000, description="environment steps in all, rounded up to whole turns of the loop"
+    )
+    updates_per_call: Count = Field(1, description="gradient updates compiled into one call")
+    loop: Literal["auto", "host", "device"] = Field(
+        "auto",
+        description="where environments step; auto is device for suites in JAX",
+    )
+    policy_device: Literal["train", "cpu"] = Field(
+        "train", description="where the host loop computes actions: the first that trains, or CPU"
+    )
+    policy_lag: Annotated[int, Field(ge=0, le=100)] = Field(
+        0,
+        description="turns with updates whose weights the host loop's actions do not wait for, "
+        "with policy_device=cpu",
+    )
+    seeds: Count = Field(
+        1,
+        description="runs of the device loop, of seed, seed + 1, ..., that are computed together; "
+        "each has its own folder, run.dir with -seedN after it",
+    )
+    accept_changes: bool = Field(
+        False, description="resume although the configuration differs from the saved one"
+    )

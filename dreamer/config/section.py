@@ -1,0 +1,33 @@
+"""What every part of the configuration is, and the types of its numbers."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Mults = Annotated[tuple[Count, ...], Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and a key that is not declared is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_boolean_numbers(cls, data: Any) -> Any:
+        """Python counts True as 1; as a word it is refused where a number belongs."""
+        fields = cls.model_fields if isinstance(data, dict) else {}
+        numbers = {name for name, field in fields.items() if field.annotation not in (bool, str)}
+        return {n: _as_words(v) if n in numbers else v for n, v in data.items()} if fields else data
+
+
+def _as_words(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_as_words(part) for part in value]
+    return str(value).lower() if isinstance(value, bool) else value
