@@ -107,9 +107,9 @@ BAD = {
     "platform": (["platform=tpu"], "platform=tpu was asked for but jax finds no such device here"),
     "small": (["replay.capacity=9"], "raise it to at least 24"),
     "memory": (["replay.capacity=1e12"], "the largest capacity that fits is replay.capacity="),
-    "image": (
-        [task("Picture"), "env.image_size=[15,16]"],
-        "images of 15x16 cannot be encoded in 2 stages",
+    "keys": (
+        ["agent.encoder.keys=picture"],
+        "agent.encoder.keys=picture matches no observation; there are observation",
     ),
     "pixels": (
         [task("Walk"), "env.pixels=true"],
