@@ -22,6 +22,7 @@ from dreamer.explain import expected, first_line, joined, unknown_key, validate
 Schema = TypeVar("Schema", bound=BaseModel)
 
 GROUPS = ("env", "size", "agent", "experiment")
+ALIASES = {"env.id": "env.task"}  # another name of a key
 
 # Keys, or whole sections, that a resumed run may change, because none of them touches what the
 # agent learns from: how long, where and on what it runs; what is measured, saved and displayed.
@@ -56,6 +57,11 @@ def compose(argv: list[str]) -> Config:
     """
     given = _split(argv, GROUPS)
     tree, choices = _compose_groups({group: given.pop(group) for group in GROUPS if group in given})
+    if given.keys() >= {"env.task", "env.entry_point"}:
+        raise UserError(
+            f"env.task={given['env.task']} and env.entry_point={given['env.entry_point']} both say "
+            "what the environment is; keep one of them"
+        )
     _assign(tree, given, Config, tree.env.suite)
     values = _resolve(tree)
     values["run"]["dir"] = values["run"]["dir"] or _run_folder(values, choices)
@@ -148,6 +154,7 @@ def _split(argv: list[str], groups: tuple[str, ...] = ()) -> dict[str, str]:
                 else "KEY=VALUE, for example seed=1"
             )
             raise UserError(f"{argument!r} is not an option; options are written {form}")
+        key = ALIASES.get(key, key)
         if key in given:
             raise UserError(
                 f"{key} is given twice: {key}={given[key]} and {argument}; keep one of them"
@@ -182,7 +189,8 @@ def _run_folder(values: dict[str, Any], choices: dict[str, str | None]) -> str:
     """A name made of what the run is, so that the same command finds it again."""
     agent = [] if choices["agent"] == "default" else [choices["agent"]]
     first = choices["experiment"] or choices["env"]
-    parts = [first, values["env"]["task"], choices["size"], *agent]
+    task = values["env"].get("entry_point") or values["env"]["task"]
+    parts = [first, task, choices["size"], *agent]
     name = "runs/" + "-".join(str(part).replace("/", "-") for part in parts)
     return name if values["run"]["seeds"] > 1 else f"{name}-seed{values['seed']}"
 

@@ -9,6 +9,10 @@ class UserError(Exception):
     """A mistake in what the user asked for: what was wrong, where, what is allowed, what to do."""
 
 
+class EnvironmentFault(UserError):
+    """An environment failed, or gave what its spaces do not allow: which, what, and where."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Returns '; did you mean X?' for the closest of `choices`, or '' when none is close."""
     by_lower = {choice.lower(): choice for choice in choices}

@@ -64,9 +64,11 @@ def _explain(problem: Any, schema: type[BaseModel], tree: Any) -> str:
     suites = keys.suites(schema)
     suite = next((part for part in problem["loc"] if part in suites), next(iter(suites), ""))
     names = [part for part in problem["loc"] if isinstance(part, str) and part not in suites]
+    known = keys.leaves(schema, suite)
+    while names[:-1] and ".".join(names[:-1]) in known:  # inside of a value
+        names.pop()
     path = ".".join(names)
     value = _lookup(tree, names)
-    known = keys.leaves(schema, suite)
     if problem["type"].startswith("union_tag"):
         tag = value.get("suite", "") if isinstance(value, dict) else value
         close = nearest(str(tag), suites)

@@ -1,13 +1,21 @@
 """The keys of the configuration as the schema declares them, and what each of them takes."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
-NAMES = {int: "integer", float: "number", bool: "true or false", str: "text"}
+NAMES = {
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    str: "text",
+    NoneType: "null",
+    dict: "mapping such as {size: 5, walls: true}",
+}
 
 
 def suites(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
@@ -66,6 +74,8 @@ def allowed(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
         return allowed(arguments[0], (*inner, *metadata))
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
+    if origin in (Union, UnionType):
+        return " or ".join(map(allowed, arguments))
     if origin is tuple:
         count = "" if arguments[-1] is Ellipsis else f" of {len(arguments)}"
         return f"list{count}, each {allowed(arguments[0])}"
@@ -75,7 +85,7 @@ def allowed(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
         for m in metadata
         if hasattr(m, name)
     ]
-    return " ".join([NAMES[annotation], ", ".join(limits)]).strip()
+    return " ".join([NAMES[origin or annotation], ", ".join(limits)]).strip()
 
 
 def choices(annotation: Any) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import types
 import typing
 from functools import partial
 from pathlib import Path
@@ -156,6 +157,13 @@ READ = {
     "agent.optimizer.learning_rate=1": 1.0,
     "agent.encoder.mults=[1,2,3,4]": (1, 2, 3, 4),
     "env.image_size=[96, 128]": (96, 128),
+    "env.image_size=null": None,
+    "env.kwargs={size: 5, walls: true, names: [a, b]}": {
+        "size": 5,
+        "walls": True,
+        "names": ["a", "b"],
+    },
+    "env.entry_point=my_module:make": "my_module:make",
     "env.pixels=True": True,
     "env.pixels=False": False,
     "env.pixels='False'": False,
@@ -177,6 +185,23 @@ def test_a_value_is_read_as_its_type(argument: str) -> None:
         config = getattr(config, name)
     assert config == READ[argument]
     assert type(config) is type(READ[argument])
+
+
+def test_the_id_of_an_environment_has_two_names() -> None:
+    config = compose(["env=gymnasium", "env.id=my_package:MyEnv-v0"])
+    assert config == compose(["env.task=my_package:MyEnv-v0"])
+    assert config.env.name == "my_package:MyEnv-v0"
+    assert config.run.dir == "runs/gymnasium-my_package:MyEnv-v0-nano-seed0"
+
+
+def test_an_entry_point_names_the_environment_and_the_run() -> None:
+    config = compose(["env.entry_point=my.module:make", "env.kwargs={size: 5}"])
+    assert config.env.name == "my.module:make"
+    assert config.run.dir == "runs/gymnasium-my.module:make-nano-seed0"
+    assert from_yaml(to_yaml(config)) == config
+    assert hash(config) != hash(compose(["env.entry_point=my.module:make", "env.kwargs={size: 6}"]))
+    other = compose(["env.entry_point=my.module:make", "env.kwargs={size: 6}"])
+    assert differences(config, other) == ["env.kwargs.size: 5 -> 6"]
 
 
 # ------------------------------------------------------------------------ what is refused
@@ -222,8 +247,13 @@ REFUSED = {
     "agent.encoder.mults=[2,0]": ["agent.encoder.mults=[2,0]", "list, each integer >= 1"],
     "agent.encoder.mults=[2,true]": ["agent.encoder.mults=[2,true]", "list, each integer >= 1"],
     "agent.encoder.mults=[]": ["agent.encoder.mults=[]", "list"],
-    "env.image_size=[64]": ["env.image_size=[64]", "list of 2, each integer >= 1"],
+    "env.image_size=[64]": ["env.image_size=[64]", "list of 2, each integer >= 1 or null"],
     "env.image_size=64,64": ["env.image_size=64,64", "a list is written [1,2]"],
+    "env.kwargs=3": ["env.kwargs=3", "expected mapping such as {size: 5, walls: true}"],
+    "env.kwargs={1:2}": ["env.kwargs={1:2}", "expected mapping such as {size: 5, walls: true}"],
+    "env.kwargs.size=3": ["env.kwargs.size=3", "no such key"],
+    "env.id=A-v0 env.task=B-v0": ["env.task is given twice", "env.task=B-v0"],
+    "env.task=A-v0 env.entry_point=m:f": ["env.task=A-v0 and env.entry_point=m:f", "keep one"],
     "env.pixels=maybe": ["env.pixels=maybe", "true or false"],
     "env.task=null": ["env.task=null", "text"],
     "run.steps=1e400": ["run.steps=inf", "integer >= 1"],
@@ -302,6 +332,8 @@ def test_every_default_has_its_declared_type(suite: str) -> None:
         default = field.get_default()
         if kind is typing.Literal:
             assert default in typing.get_args(field.annotation), path
+        elif kind is types.UnionType:
+            assert type(default) in typing.get_args(field.annotation), path
         else:
             assert type(default) is kind, path
     defaults = Config(env=keys.suites(Config)[suite]())

@@ -266,7 +266,7 @@ def env(config: Config, budget: Budget) -> Iterator[Result]:
         actions = random_action(batched.action_spec(), config.env.num_envs, rng)
         timing = measure(lambda: batched.step(actions).reward, budget)
         count = config.env.num_envs
-        yield Result("environment", "", config.env.task, timing, per_call=count, unit="steps")
+        yield Result("environment", "", config.env.name, timing, per_call=count, unit="steps")
     finally:
         batched.close()
 
@@ -299,7 +299,7 @@ def loop(config: Config, budget: Budget) -> Iterator[Result]:
 
             timing = measure(call, budget)
             count = (loop.step - start) / calls
-            yield Result("loop", config.size, config.env.task, timing, per_call=count, unit="steps")
+            yield Result("loop", config.size, config.env.name, timing, per_call=count, unit="steps")
 
 
 def _turns_per_update(config: Config) -> float:

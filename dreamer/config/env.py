@@ -3,7 +3,7 @@
 A step is one decision of the agent in one environment; action repeat is not counted.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -27,15 +27,44 @@ class EnvBase(Section):
         (64, 64), description="height and width of images, pixels"
     )
 
+    @property
+    def name(self) -> str:
+        """What the environment is called."""
+        return self.task
+
 
 class GymnasiumEnv(EnvBase):
-    """Any registered id of an installed gymnasium package."""
+    """Any registered id of an installed gymnasium package, or whatever a function makes."""
 
     suite: Literal["gymnasium"] = "gymnasium"
-    task: str = Field("CartPole-v1", description="gymnasium id")
+    task: str = Field(
+        "CartPole-v1",
+        description="gymnasium id; package:id imports the package first; env.id is another name",
+    )
+    entry_point: str = Field(
+        "",
+        description="package.module:function that makes a gymnasium or dm_env environment, "
+        "instead of an id",
+    )
+    kwargs: dict[str, Any] = Field(
+        {}, description="arguments of the id or function, written {size: 5, walls: true}"
+    )
+    image_size: tuple[Count, Count] | None = Field(  # type: ignore[assignment]
+        None,
+        description="height and width that images are resized to, pixels; null keeps their own, "
+        "and renders 64x64",
+    )
     pixels: bool = Field(
         False, description="learn from the rendered frame instead of the observation"
     )
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @property
+    def name(self) -> str:
+        """What the environment is called."""
+        return self.entry_point or self.task
 
 
 class AtariEnv(EnvBase):

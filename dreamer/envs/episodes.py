@@ -1,4 +1,5 @@
-"""The outermost wrapper of one environment: seeds every episode and can repeat one exactly."""
+"""The outermost wrapper of one environment: seeds every episode, can repeat one exactly, and says
+in one line what went wrong."""
 
 import copy
 import hashlib
@@ -9,20 +10,28 @@ import gymnasium
 import numpy as np
 
 from dreamer.envs.base import episode_seed
+from dreamer.envs.faults import checker, story, wrong_reward
+from dreamer.errors import EnvironmentFault
 
 
 class Episodes(gymnasium.Wrapper):
     """Counts and seeds the episodes of environment `index`, keeps the actions of the current one.
 
-    `reset(options={"restore": states})` restores `states[index]`, a result of `episode_state`, and
-    reports success as info["restored"]. `info` of the inner environment is dropped, apart from
-    `is_terminal`, which overrides whether a state counts as terminal.
+    `reset(options={"restore": states})` restores `states[index]`, a result of `episode_state`, or
+    else starts the episode after it, and reports which as info["restored"]. `info` of the inner
+    environment is dropped, apart from `is_terminal`, which overrides whether a state counts as
+    terminal.
+
+    Raises:
+      EnvironmentFault: from then on, an exception of the environment, or an observation or reward
+        that its spaces do not allow.
     """
 
     def __init__(self, env: gymnasium.Env, seed: int, index: int) -> None:
         super().__init__(env)
         self._seed = seed
         self._index = index
+        self._wrong = checker(env.observation_space)
         self._episode = -1
         self._actions: list[Any] = []
         self._ended = False
@@ -34,6 +43,8 @@ class Episodes(gymnasium.Wrapper):
         """Starts the next episode, seeded by its number (`seed` is not used), or restores one."""
         if options and "restore" in options:
             restored = self._restore(options["restore"][self._index])
+            if not restored:
+                self._begin(self._episode + 1)
             return self._observation, {"restored": restored}
         self._begin(self._episode + 1)
         return self._observation, {}
@@ -44,10 +55,15 @@ class Episodes(gymnasium.Wrapper):
             self._begin(self._episode + 1)
             return self._observation, 0.0, False, False, {}
         self._actions.append(copy.deepcopy(action))
-        self._observation, reward, terminated, truncated, info = self.env.step(action)
-        self._ended = bool(terminated or truncated)
-        kept = {"is_terminal": bool(info["is_terminal"])} if "is_terminal" in info else {}
-        return self._observation, float(reward), bool(terminated), bool(truncated), kept
+        try:
+            seen, reward, terminated, truncated, info = self.env.step(action)
+            reward, terminated, truncated = float(reward), bool(terminated), bool(truncated)
+            kept = {"is_terminal": bool(info["is_terminal"])} if "is_terminal" in info else {}
+        except (Exception, SystemExit) as error:
+            raise self._fault(error, "step") from error
+        self._accept(seen, self._wrong(seen) or wrong_reward(reward))
+        self._ended = terminated or truncated
+        return self._observation, reward, terminated, truncated, kept
 
     def episode_state(self) -> dict[str, Any]:
         """Returns the episode's number, actions and a digest of the observation, in JSON types."""
@@ -64,16 +80,33 @@ class Episodes(gymnasium.Wrapper):
         self._actions = []
         self._ended = False
         self.action_space.seed(seed)  # some environments draw from it
-        self._observation, _ = self.env.reset(seed=seed)
+        try:
+            seen, _ = self.env.reset(seed=seed)
+        except (Exception, SystemExit) as error:
+            raise self._fault(error, "reset") from error
+        self._accept(seen, self._wrong(seen))
+
+    def _fault(self, error: BaseException, method: str) -> EnvironmentFault:
+        told = isinstance(error, EnvironmentFault)
+        what = str(error) if told else f"failed in its {method} with {story(error)}"
+        return EnvironmentFault(f"environment {self._index} {what}")
+
+    def _accept(self, observation: Any, wrong: str) -> None:
+        if wrong:
+            raise EnvironmentFault(f"environment {self._index} {wrong}")
+        self._observation = observation
 
     def _restore(self, state: Mapping[str, Any]) -> bool:
         """Repeats the saved episode; returns whether it led to the saved observation."""
-        self._begin(state["episode"])
-        actions = state["actions"]
-        for action in self.action_space.from_jsonable(actions) if actions else []:
-            if self._ended:
-                return False
-            self.step(action)
+        try:
+            self._begin(state["episode"])
+            actions = state["actions"]
+            for action in self.action_space.from_jsonable(actions) if actions else []:
+                if self._ended:
+                    return False
+                self.step(action)
+        except EnvironmentFault:  # it was changed since; a new episode shows whether it works
+            return False
         return self._ended == state["ended"] and digest_of(self._observation) == state["digest"]
 
 

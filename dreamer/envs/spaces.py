@@ -5,8 +5,9 @@ Legend: N environments.
 Kinds: uint8 boxes (H, W, C), or (H, W) with values up to 255, are images; other boxes are float32
 vectors, unless they hold at most 256 whole numbers; Discrete, MultiDiscrete and MultiBinary are
 int32 classes that count from 0 (the start of a space is removed). Entries with unequal numbers of
-classes become a key each: `key_0`, `key_1`, ... Nested Dict and Tuple spaces are flattened, keys
-joined by '_'. Arrays without elements are left out.
+classes become a key each: `key_0`, `key_1`, ... Classes in arrays of rank 3 and more become rows.
+Nested Dict and Tuple spaces are flattened, keys joined by '_'. Arrays without elements are left
+out. Masks are booleans.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,13 @@ from dreamer.errors import UserError
 
 MAX_CLASSES = 256  # whole numbers with more values than this are read as a vector
 MAX_ONE_HOT = 2**16  # classes are one-hot vectors to the networks
+MAX_RANK = 2  # of classes that are observed
+MAX_STEPS = 2**53  # whole numbers that a float64 tells apart
 SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary and Dict or Tuple of these"
+
+
+class Mask(spaces.MultiBinary):
+    """Which classes of an action are valid: 1 or 0 for each, see `masks`."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def observation_codec(space: gymnasium.Space, key: str = "") -> Codec:
     parts = children(space)
     if parts is None:
         return _observation_leaf(space, key or ("image" if image_shape(space) else "observation"))
-    codecs = [(name, observation_codec(part, _join(key, name))) for name, part in parts]
+    codecs = [(name, observation_codec(part, join(key, name))) for name, part in parts]
 
     def encode(batch: Any) -> dict[str, np.ndarray]:
         encoded: dict[str, np.ndarray] = {}
@@ -91,6 +98,9 @@ def observation_codec(space: gymnasium.Space, key: str = "") -> Codec:
 def _observation_leaf(space: gymnasium.Space, key: str) -> Codec:
     if 0 in (space.shape or ()):
         return Codec({}, lambda batch: {})
+    if isinstance(space, Mask):
+        mask = specs.BoundedArray(space.shape, bool, False, True, key)
+        return Codec({key: mask}, lambda batch: {key: np.array(batch, bool)})
     if space.dtype == np.uint8 and channels_first(space.shape or ()):
         raise UserError(
             f"observation '{key}' of shape {space.shape} and type uint8 is an image with its "
@@ -102,20 +112,24 @@ def _observation_leaf(space: gymnasium.Space, key: str) -> Codec:
         return Codec(
             {key: spec}, lambda batch: {key: np.array(batch, np.uint8).reshape(-1, *image)}
         )
-    whole = _classes(space)
+    whole = classes(space)
     if whole is not None:
         start, count = whole
-        leaves = _class_specs(key, count, max_rank=len(count.shape))
+        if count.ndim > MAX_RANK:
+            count, start = count.reshape(len(count), -1), start.reshape(len(start), -1)
+        leaves = class_specs(key, count, max_rank=MAX_RANK)
 
         def encode(batch: Any) -> dict[str, np.ndarray]:
-            return _split(leaves, (np.asarray(batch).astype(np.int64) - start).astype(np.int32))
+            numbers = np.asarray(batch).astype(np.int64).reshape(-1, *start.shape)
+            return _split(leaves, (numbers - start).astype(np.int32))
 
         return Codec(leaves, encode)
     if isinstance(space, spaces.Box) and len(space.shape) <= 2:
         leaf = specs.Array(space.shape, np.float32, key)
         return Codec({key: leaf}, lambda batch: {key: np.array(batch, np.float32)})
-    advice = "; images are uint8 (height, width, channels)" if isinstance(space, spaces.Box) else ""
-    raise UserError(_unsupported("observation", key, space) + advice)
+    is_box = isinstance(space, spaces.Box)
+    advice = "; images are uint8 (height, width, channels), vectors have rank 0 to 2"
+    raise UserError(_unsupported("observation", key, space) + (advice if is_box else ""))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -134,7 +148,7 @@ def action_codec(space: gymnasium.Space, key: str = "") -> Codec:
     parts = children(space)
     if parts is None:
         return _action_leaf(space, key or "action")
-    codecs = [(name, action_codec(part, _join(key, name))) for name, part in parts]
+    codecs = [(name, action_codec(part, join(key, name))) for name, part in parts]
 
     def decode(action: Any) -> Any:
         native = {name: codec.convert(action) for name, codec in codecs}
@@ -144,14 +158,16 @@ def action_codec(space: gymnasium.Space, key: str = "") -> Codec:
 
 
 def _action_leaf(space: gymnasium.Space, key: str) -> Codec:
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+    dtype, shape = space.dtype, space.shape or ()
+    if 0 in shape:
+        return Codec({}, lambda action: np.zeros((len(next(iter(action.values()))), *shape), dtype))
+    whole = classes(space)
+    if whole is None and isinstance(space, spaces.Box):
         return _continuous(space, key)
-    whole = _classes(space)
     if whole is None:
         raise UserError(_unsupported("action", key, space))
     start, count = whole
-    leaves = _class_specs(key, count, max_rank=1)
-    dtype, shape = space.dtype, space.shape or ()
+    leaves = class_specs(key, count, max_rank=1)
 
     def decode(action: Any) -> np.ndarray:
         columns = [np.asarray(action[name]) for name in leaves]
@@ -162,17 +178,21 @@ def _action_leaf(space: gymnasium.Space, key: str) -> Codec:
 
 
 def _continuous(space: spaces.Box, key: str) -> Codec:
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise UserError(
-            f"action '{key}' of shape {space.shape} has an infinite bound, continuous actions need "
-            "finite ones; register the environment in a wrapper that bounds it and use that id"
-        )
+    """Of floats, or of more whole numbers than are told apart as classes, which are rounded to."""
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    whole = not np.issubdtype(space.dtype, np.floating)
+    if not np.isfinite(high - low).all() or (whole and (high - low >= MAX_STEPS).any()):
+        raise UserError(
+            f"action '{key}' of shape {space.shape} and type {space.dtype} has an infinite bound, "
+            "continuous actions need finite ones; bound it in a wrapper, which env.entry_point or "
+            "an id registered for it can make"
+        )
     leaf = specs.BoundedArray((low.size,), np.float32, -1.0, 1.0, key)
 
     def decode(action: Any) -> np.ndarray:
         unit = (np.asarray(action[key], np.float64).reshape(-1, *space.shape) + 1.0) / 2.0
         scaled = low + unit * (high - low)
+        scaled = np.rint(scaled) if whole else scaled
         return np.clip(scaled, low, high).astype(space.dtype)  # the same as clipping to [-1, 1]
 
     return Codec({key: leaf}, decode)
@@ -182,7 +202,7 @@ def _continuous(space: spaces.Box, key: str) -> Codec:
 # shared
 
 
-def _classes(space: gymnasium.Space) -> tuple[np.ndarray, np.ndarray] | None:
+def classes(space: gymnasium.Space) -> tuple[np.ndarray, np.ndarray] | None:
     """Returns (first value, number of values) per entry; None when the space holds no classes."""
     if isinstance(space, spaces.Discrete):
         return np.asarray(space.start, np.int64), np.asarray(space.n, np.int64)
@@ -197,7 +217,7 @@ def _classes(space: gymnasium.Space) -> tuple[np.ndarray, np.ndarray] | None:
     return None
 
 
-def _class_specs(key: str, count: np.ndarray, max_rank: int) -> Specs:
+def class_specs(key: str, count: np.ndarray, max_rank: int) -> Specs:
     """Returns one spec if the entries have equally many classes and rank allows, else one each."""
     if (count > MAX_ONE_HOT).any():
         raise UserError(
@@ -216,7 +236,7 @@ def _class_specs(key: str, count: np.ndarray, max_rank: int) -> Specs:
 
 
 def _split(leaves: Specs, batch: np.ndarray) -> dict[str, np.ndarray]:
-    """Distributes int32 [N, ...] over the keys of `_class_specs`."""
+    """Distributes int32 [N, ...] over the keys of `class_specs`."""
     if len(leaves) == 1:
         name, leaf = next(iter(leaves.items()))
         return {name: batch.reshape(-1, *leaf.shape)}
@@ -224,7 +244,7 @@ def _split(leaves: Specs, batch: np.ndarray) -> dict[str, np.ndarray]:
     return {name: columns[:, i].copy() for i, name in enumerate(leaves)}
 
 
-def _join(key: str, name: Any) -> str:
+def join(key: str, name: Any) -> str:
     name = str(name).replace("/", "_")
     return f"{key}_{name}" if key else name
 
@@ -245,5 +265,6 @@ def _merge(parts: list[Specs], what: str) -> Specs:
 def _unsupported(what: str, key: str, space: gymnasium.Space) -> str:
     return (
         f"{what} '{key}' is a {type(space).__name__} of shape {space.shape} and type "
-        f"{space.dtype}, which is not supported; supported are {SUPPORTED}"
+        f"{space.dtype}, which is not supported; supported are {SUPPORTED}; turn it into one of "
+        "them in a wrapper"
     )

@@ -11,23 +11,25 @@ import signal
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing import resource_tracker
 from typing import Any, Literal, cast
 
 import dm_env
 import gymnasium
 import numpy as np
+from gymnasium import logger
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
-from dreamer.envs.base import FIRST, LAST, MID, Actions, Specs
+from dreamer.envs.base import FIRST, LAST, MID, Actions, Specs, episode_seed
 from dreamer.envs.episodes import Episodes
+from dreamer.envs.faults import story
 from dreamer.envs.spaces import action_codec, observation_codec
-from dreamer.errors import UserError
+from dreamer.errors import EnvironmentFault, UserError
 
 Workers = Literal["auto", "serial", "process"]
-Maker = Callable[[], gymnasium.Env]
+Maker = Callable[..., gymnasium.Env]
 # What a terminal, a scheduler or a service manager sends to all processes of a program alike.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
@@ -44,18 +46,26 @@ class VectorEnv:
         else serial. Images are drawn or emulated, which costs more than the way to a process and
         back; on two cores, processes only take turns (measured: no faster).
       render: Whether `render` returns frames.
+      seeded: Whether `maker` takes a `seed`, another for every environment.
 
     Raises:
-      UserError: A space is not supported; later, a reward or observation is not finite, or the
-        process of an environment has died.
+      UserError: A space is not supported.
+      EnvironmentFault: Later, an environment failed, gave what its spaces do not allow, or its
+        process has died. `get_state` then gives a state from which all start new episodes.
     """
 
     def __init__(
-        self, maker: Maker, num_envs: int, seed: int, workers: Workers, render: bool
+        self,
+        maker: Maker,
+        num_envs: int,
+        seed: int,
+        workers: Workers,
+        render: bool,
+        seeded: bool = False,
     ) -> None:
         self.num_envs = num_envs
         # One in this process first, so that a mistake is refused before any process starts.
-        probe = maker()
+        probe = maker(seed=episode_seed(seed, 0, 0)) if seeded else maker()
         try:
             self._observation = observation_codec(probe.observation_space)
             self._action = action_codec(probe.action_space)
@@ -70,12 +80,14 @@ class VectorEnv:
         worth_it = slow and num_envs > 1 and _cores() > 2
         processes = workers == "process" or (workers == "auto" and worth_it)
         makers: list[Maker] = [
-            functools.partial(_make, maker, seed, i, os.getpid()) for i in range(num_envs)
+            functools.partial(_make, maker, seed, i, os.getpid(), seeded) for i in range(num_envs)
         ]
         self._vector = _start_processes(makers) if processes else _serial(makers)
         # At the latest at exit, where multiprocessing would wait for the workers.
         self._close = weakref.finalize(self, _close, self._vector)
         self._last: dm_env.TimeStep | None = None
+        self._episode = np.full(num_envs, -1)
+        self._failed = False
 
     def observation_spec(self) -> Specs:
         return dict(self._observation.specs)
@@ -85,7 +97,8 @@ class VectorEnv:
 
     def reset(self) -> dm_env.TimeStep:
         observation, _ = self._ask("reset")
-        return self._keep(self._first(observation))
+        self._failed = False
+        return self._keep(self._first(observation), np.ones(self.num_envs, bool))
 
     def step(self, action: Actions) -> dm_env.TimeStep:
         assert self._last is not None, "call reset first"
@@ -102,14 +115,17 @@ class VectorEnv:
                 reward.astype(np.float32),
                 1.0 - terminal.astype(np.float32),
                 self._observation.convert(observation),
-            )
+            ),
+            first,
         )
 
     def render(self) -> np.ndarray | None:
-        return np.stack(cast(Any, self._vector.render())) if self._renders else None
+        return np.stack(cast(Any, self._ask("render"))) if self._renders else None
 
     def get_state(self) -> dict[str, Any]:
         assert self._last is not None, "call reset first"
+        if self._failed:
+            return unrestorable(self._episode)
         return {
             "episodes": list(self._ask("call", "episode_state")),
             "step_type": self._last.step_type.tolist(),
@@ -124,8 +140,7 @@ class VectorEnv:
             )
         observation, info = self._ask("reset", options={"restore": state["episodes"]})
         restored = info["restored"].astype(bool)
-        if not restored.all():
-            observation, _ = self._ask("reset", options={"reset_mask": ~restored})
+        self._episode = np.array([one["episode"] for one in state["episodes"]])
         fresh = self._first(observation)
         time_step = dm_env.TimeStep(
             np.where(restored, state["step_type"], fresh.step_type).astype(np.int32),
@@ -133,7 +148,7 @@ class VectorEnv:
             np.where(restored, state["discount"], fresh.discount).astype(np.float32),
             fresh.observation,
         )
-        return restored, self._keep(time_step)
+        return restored, self._keep(time_step, ~restored)
 
     def close(self) -> None:
         self._close()
@@ -142,15 +157,25 @@ class VectorEnv:
         """Calls a method of the vector environment."""
         try:
             return getattr(self._vector, method)(*args, **options)
-        except (EOFError, ConnectionError):
-            for i, process in enumerate(getattr(self._vector, "processes", ())):
-                process.join(1)  # its end of the pipe closes a moment before it is dead
-                if not process.is_alive():
-                    raise UserError(
-                        f"the process of environment {i} died with exit code {process.exitcode} "
-                        "(-9 is also how a machine out of memory ends it); the same command resumes"
-                    ) from None
-            raise
+        except Exception as error:
+            self._failed = True
+            if isinstance(error, EnvironmentFault):
+                raise
+            dead = self._dead() if isinstance(error, EOFError | ConnectionError) else ""
+            raise EnvironmentFault(
+                dead or f"the environments failed with {story(error)}"
+            ) from error
+
+    def _dead(self) -> str:
+        """Which process is, and of what."""
+        for i, process in enumerate(getattr(self._vector, "processes", ())):
+            process.join(1)  # its end of the pipe closes a moment before it is dead
+            if not process.is_alive():
+                return (
+                    f"the process of environment {i} died with exit code {process.exitcode} "
+                    "(-9 is also how a machine out of memory ends it)"
+                )
+        return ""
 
     def _first(self, observation: Any) -> dm_env.TimeStep:
         shape = (self.num_envs,)
@@ -161,21 +186,35 @@ class VectorEnv:
             self._observation.convert(observation),
         )
 
-    def _keep(self, time_step: dm_env.TimeStep) -> dm_env.TimeStep:
-        _check_finite(time_step)
+    def _keep(self, time_step: dm_env.TimeStep, begun: np.ndarray) -> dm_env.TimeStep:
+        """Remembers a time step, and where it begins an episode."""
+        self._episode = self._episode + begun
         self._last = time_step
         return time_step
 
 
-def _check_finite(time_step: dm_env.TimeStep) -> None:
-    """A NaN would spread from replay into every weight: refuses it where it comes from."""
-    for name, value in [("reward", time_step.reward), *time_step.observation.items()]:
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            env = int(np.argwhere(~np.isfinite(value))[0][0])
-            raise UserError(
-                f"environment {env} gave NaN or infinity as {name}, which nothing can be "
-                "learned from; mend the environment, or wrap it to clip what it gives"
-            )
+def unrestorable(episode: np.ndarray) -> dict[str, Any]:
+    """A state, of environments in these episodes, from which `set_state` starts the next ones."""
+    return {
+        "episodes": [
+            {"episode": number, "actions": [], "ended": False, "digest": ""}
+            for number in episode.tolist()
+        ],
+        "step_type": np.full(len(episode), FIRST).tolist(),
+        "reward": np.zeros(len(episode)).tolist(),
+        "discount": np.ones(len(episode)).tolist(),
+    }
+
+
+class _Processes(AsyncVectorEnv):
+    """Says nothing by itself of an error, which is raised."""
+
+    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
+        level, logger.min_level = logger.min_level, logger.ERROR + 1
+        try:
+            super()._raise_if_errors(successes)
+        finally:
+            logger.min_level = level
 
 
 # Observations are copied once, when they are converted; gymnasium need not copy them too.
@@ -183,7 +222,7 @@ def _serial(makers: list[Maker]) -> SyncVectorEnv:
     return SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
 
 
-def _start_processes(makers: list[Maker]) -> AsyncVectorEnv:
+def _start_processes(makers: list[Maker]) -> _Processes:
     """Starts one process per environment, from a server that never saw the main program.
 
     Forking a process that runs jax's threads can deadlock, so processes come from a fork server
@@ -195,7 +234,7 @@ def _start_processes(makers: list[Maker]) -> AsyncVectorEnv:
     if context == "forkserver":
         multiprocessing.get_context(context).set_forkserver_preload([__name__])
     with _hidden_main(), _blocked_signals():
-        return AsyncVectorEnv(
+        return _Processes(
             makers, copy=False, context=context, autoreset_mode=AutoresetMode.NEXT_STEP
         )
 
@@ -257,7 +296,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _make(maker: Maker, seed: int, index: int, parent: int) -> gymnasium.Env:
+def _make(maker: Maker, seed: int, index: int, parent: int, seeded: bool) -> gymnasium.Env:
     if os.getpid() != parent:
         _ignore_signals()
-    return Episodes(maker(), seed, index)
+    env = maker(seed=episode_seed(seed, index, 0)) if seeded else maker()
+    return Episodes(env, seed, index)

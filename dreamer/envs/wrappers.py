@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamer.envs.images import resize
-from dreamer.envs.spaces import children, image_shape
+from dreamer.envs.spaces import Mask, children, image_shape
 from dreamer.errors import UserError
 
 Size = tuple[int, int]  # height, width
@@ -46,7 +46,7 @@ class ResizeImages(gymnasium.ObservationWrapper):
 
 
 class Pixels(gymnasium.ObservationWrapper):
-    """Replaces the observation by the rendered frame, resized to `size`.
+    """Replaces the observation, but for masks, by the rendered frame, resized to `size`.
 
     Raises:
       UserError: The environment does not render itself.
@@ -54,7 +54,10 @@ class Pixels(gymnasium.ObservationWrapper):
 
     def __init__(self, env: gymnasium.Env, size: Size) -> None:
         super().__init__(env)
-        self.observation_space = _image_space(size, 3)
+        parts = children(env.observation_space) or []
+        self._masks = {key: part for key, part in parts if isinstance(part, Mask)}
+        image = _image_space(size, 3)
+        self.observation_space = spaces.Dict({"image": image, **self._masks})
         self._size = size
         env.reset(
             seed=0
@@ -65,11 +68,12 @@ class Pixels(gymnasium.ObservationWrapper):
         ):
             raise UserError(
                 "env.pixels=true needs an environment that renders rgb_array frames, which this "
-                "one does not; use env.pixels=false or another env.task"
+                "one does not; use env.pixels=false or another environment"
             )
 
-    def observation(self, observation: Any) -> np.ndarray:
-        return resize(cast(np.ndarray, self.env.render()), self._size)
+    def observation(self, observation: Any) -> dict[str, np.ndarray]:
+        image = resize(cast(np.ndarray, self.env.render()), self._size)
+        return {"image": image, **{key: observation[key] for key in self._masks}}
 
 
 def _image_space(size: Size, channels: int) -> spaces.Box:

@@ -32,7 +32,7 @@ def plan(
     frames = f" ({run.steps * config.env.repeat:,} frames)" if config.env.repeat > 1 else ""
     where = f"{len(devices)} {devices[0].device_kind} device{'s' if len(devices) > 1 else ''}"
     rows = {
-        "task": f"{config.env.suite} {config.env.task}, {config.env.num_envs} environments",
+        "task": f"{config.env.suite} {config.env.name}, {config.env.num_envs} environments",
         "agent": f"{config.size}, {weights:,} parameters, on {where}",
         "steps": f"{run.steps:,} environment steps{frames}",
         "replayed": f"{replay.train_ratio:g} steps per environment step",

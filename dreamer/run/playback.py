@@ -55,7 +55,7 @@ def play(options: EvalOptions) -> dict[str, Any]:
         assert result.frames is not None, "refused at the start"
         with summary.explaining_refusal(video):
             write_mp4(video, result.frames, FPS)
-    print(summary.render(numbers, f"{config.env.task}, step {step:,}"))
+    print(summary.render(numbers, f"{config.env.name}, step {step:,}"))
     print(f"written to {out}" + (f", the first episode to {video}" if options.video else ""))
     return numbers
 
@@ -81,7 +81,7 @@ def agent_for(config: Config, video: bool = False) -> Agent:
     env = registry.make(config.env, 1, config.seed, render=video)
     try:
         if video and frame(env, env.reset()) is None:
-            raise UserError(f"{config.env.task} has no images and cannot render; use video=false")
+            raise UserError(f"{config.env.name} has no images and cannot render; use video=false")
         return agents.make_agent(config.agent, env.observation_spec(), env.action_spec())
     finally:
         env.close()

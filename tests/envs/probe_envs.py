@@ -8,6 +8,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from dreamer.envs.base import episode_seed
+
 
 class Probe(gymnasium.Env):
     """Observes samples of its space, ends at the step told, keeps the action that it received."""
@@ -104,6 +106,48 @@ class Drawn(gymnasium.Env):
         return frame
 
 
+class Hinting(gymnasium.Env):
+    """Observes the smallest of `space`, and always the same mask, inside of it or as info."""
+
+    metadata = {"render_modes": ["rgb_array"]}
+    render_mode = "rgb_array"
+
+    def __init__(
+        self, action: Any, mask: Any, inside: bool, space: Any = None, told: bool = True
+    ) -> None:
+        space = spaces.Box(0, 1, (2,)) if space is None else space
+        anything = spaces.Box(0, 1, ())
+        inner = spaces.Dict({"observation": space, "action_mask": anything})
+        self.observation_space = inner if inside else space
+        self.action_space = action
+        self.mask, self._inside, self.told, self.over = mask, inside, told, False
+        self._least = _least(space)
+
+    def _see(self) -> Any:
+        if self._inside:
+            return {"observation": self._least, "action_mask": self.mask}, {}
+        return self._least, {"action_mask": self.mask} if self.told else {}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self._see()
+
+    def step(self, action: Any) -> Any:
+        seen, info = self._see()
+        return seen, 0.0, self.over, False, info
+
+    def render(self) -> Any:
+        return np.zeros((8, 8, 3), np.uint8)
+
+
+def _least(space: Any) -> Any:
+    """The smallest element of a space, or nearly so."""
+    if isinstance(space, spaces.Dict):
+        return {key: _least(part) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(map(_least, space.spaces))
+    return np.zeros(space.shape, space.dtype)
+
+
 class Modules(Counter):
     """Observes whether modules of the main program are loaded, and its process id."""
 
@@ -113,13 +157,26 @@ class Modules(Counter):
         return np.array(["jax" in sys.modules, "only_main" in sys.modules, os.getpid()], float), {}
 
 
-class Crash(Counter):
-    """Fails at its second step."""
+class Faulty(Counter):
+    """Environment 1 of seed 0 goes wrong at the second step of its first episode."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self._how = how
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self._broken = seed == episode_seed(0, 1, 0)
+        return super().reset(seed=seed)
 
     def step(self, action: Any) -> Any:
-        if self._state[0] == 1:
+        observation, *others = super().step(action)
+        if not (self._broken and self._state[0] == 2):
+            return observation, *others
+        if self._how == "raise":
             raise RuntimeError("simulator broke")
-        return super().step(action)
+        if self._how == "exit":
+            sys.exit(3)
+        return observation[:2], *others
 
 
 class Hanging(Counter):
@@ -149,3 +206,11 @@ class Missing(Counter):
 
     def __init__(self) -> None:
         raise gymnasium.error.DependencyNotInstalled("Foo is missing, pip install foo")
+
+
+class Bad(Counter):
+    """Cannot be made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.speed = 1 / len(())

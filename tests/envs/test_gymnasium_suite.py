@@ -1,6 +1,7 @@
 import re
 import sys
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -139,3 +140,25 @@ def test_missing_extra_names_the_command(
     expected = f'{problem}; pip install "gymnasium[{extra}]"'
     with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
         registry.make(GymnasiumEnv(task=task), 1, 0)
+
+
+def test_images_keep_their_size_unless_one_is_asked_for():
+    for size, expected in ((None, (210, 160, 3)), ((32, 40), (32, 40, 3))):
+        env = registry.make(GymnasiumEnv(task="ale_py:ALE/Pong-v5", image_size=size), 1, 0)
+        assert env.observation_spec()["image"].shape == expected
+        assert env.reset().observation["image"].shape == (1, *expected)
+
+
+def test_masks_of_a_real_task_are_observed():
+    env = registry.make(
+        GymnasiumEnv(task=next(id for id in gymnasium.registry if "Taxi" in id)), 2, 0
+    )
+    mask = env.reset().observation["action_mask"]
+    assert (mask.shape, mask.dtype) == ((2, 6), np.bool_)
+    assert not mask.all()
+    check(env, 20)
+
+
+def test_a_constructor_that_fails_names_its_line():
+    with pytest.raises(UserError, match=r"env.task=dreamer/Bad-v0: cannot be made: ZeroDiv.*line"):
+        registry.make(GymnasiumEnv(task="dreamer/Bad-v0"), 1, 0)

@@ -5,7 +5,7 @@ from dm_env import specs
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
-from dreamer.envs.spaces import action_codec, observation_codec
+from dreamer.envs.spaces import Mask, action_codec, observation_codec
 from dreamer.errors import UserError
 
 F32, I32, U8 = np.float32, np.int32, np.uint8
@@ -31,6 +31,9 @@ OBSERVATIONS = [
         {"observation_0": ((), I32, 4), "observation_1": ((), I32, 2)},
     ),
     (spaces.MultiBinary(3), {"observation": ((3,), I32, 2)}),
+    (spaces.MultiBinary((2, 3, 4)), {"observation": ((2, 12), I32, 2)}),
+    (spaces.Box(0, 1, (3, 3, 2, 2), np.bool_), {"observation": ((3, 12), I32, 2)}),
+    (Mask((3, 2)), {"observation": ((3, 2), np.bool_, 2)}),
     (
         spaces.Dict(
             {
@@ -64,9 +67,15 @@ ACTIONS = [
     (spaces.MultiBinary(3), {"action": ((3,), I32, 2)}),
     (spaces.Box(-2, 5, (3,)), {"action": ((3,), F32, None)}),
     (spaces.Box(-2, 5, (2, 2), np.float64), {"action": ((4,), F32, None)}),
+    (spaces.Box(-1000, 7, (2, 1, 2), np.int16), {"action": ((4,), F32, None)}),
+    (spaces.Box(0, 1, (2,), np.bool_), {"action": ((2,), I32, 2)}),
     (
         spaces.Dict({"move": spaces.Box(0, 1, (1,)), "in": spaces.Tuple([spaces.Discrete(3)])}),
         {"move": ((1,), F32, None), "in_0": ((), I32, 3)},
+    ),
+    (
+        spaces.Tuple([spaces.Box(0, 1, (0,)), spaces.Discrete(2)]),
+        {"1": ((), I32, 2)},
     ),
 ]
 
@@ -166,6 +175,13 @@ def extreme(space: gymnasium.Space, high: bool) -> object:
     return space.high if high else space.low
 
 
+def test_whole_numbers_without_classes_are_rounded():
+    native = action_codec(spaces.Box(0, 1000, (1,), np.int64)).convert(
+        {"action": np.array([[-0.9991], [0.0004], [1.0]], F32)}
+    )
+    np.testing.assert_array_equal(native, [[0], [500], [1000]])
+
+
 def test_continuous_actions_are_clipped_then_scaled():
     codec = action_codec(spaces.Box(np.array([-2, 0], F32), np.array([2, 10], F32)))
     native = codec.convert({"action": np.array([[0, -0.5], [0.5, 7], [-9, -1]], F32)})
@@ -185,7 +201,15 @@ def test_continuous_actions_are_clipped_then_scaled():
             ["'observation'", "1,099,511,627,776"],
         ),
         (action_codec, spaces.Dict({"a": spaces.Text(5)}), ["action", "'a'", "Text"]),
-        (action_codec, spaces.Box(-np.inf, 1, (3,)), ["'action'", "(3,)", "infinite", "register"]),
+        (action_codec, spaces.Box(-np.inf, 1, (3,)), ["'action'", "(3,)", "infinite", "wrapper"]),
+        (action_codec, spaces.Box(-(2**63), 2**63 - 1, (1,), np.int64), ["infinite", "wrapper"]),
+        (observation_codec, spaces.Sequence(spaces.Discrete(2)), ["Sequence", "in a wrapper"]),
+        (
+            observation_codec,
+            spaces.Graph(spaces.Discrete(2), None),
+            ["Graph", "in a wrapper"],
+        ),
+        (action_codec, spaces.Sequence(spaces.Discrete(2)), ["Sequence", "in a wrapper"]),
         (
             observation_codec,
             spaces.Dict({"a_b": spaces.Discrete(2), "a": spaces.Dict({"b": spaces.Discrete(2)})}),

@@ -18,7 +18,7 @@ from dreamer.envs import vector
 from dreamer.envs.base import FIRST, LAST, MID, episode_seed, random_action
 from dreamer.envs.check import check
 from dreamer.envs.vector import VectorEnv
-from dreamer.errors import UserError
+from dreamer.errors import EnvironmentFault, UserError
 from tests.envs import probe_envs
 
 Make = Callable[..., VectorEnv]
@@ -226,7 +226,7 @@ def test_render(make: Make, workers: str):
 @pytest.mark.parametrize(
     ("images", "num_envs", "cores", "expected"),
     [
-        (True, 2, 3, "AsyncVectorEnv"),
+        (True, 2, 3, "_Processes"),
         (True, 2, 2, "SyncVectorEnv"),
         (True, 1, 3, "SyncVectorEnv"),
         (False, 2, 3, "SyncVectorEnv"),
@@ -270,8 +270,17 @@ def test_a_dead_worker_is_named(make: Make, ask: str):
     env = make(counter(), workers="process")
     env.reset()
     env._vector.processes[1].kill()
-    with pytest.raises(UserError, match="process of environment 1 died with exit code -9"):
+    with pytest.raises(EnvironmentFault, match="process of environment 1 died with exit code -9"):
         getattr(env, ask)(*([act(0, 0)] if ask == "step" else []))
+    starts_anew(make(counter()), env.get_state())
+
+
+def starts_anew(other: VectorEnv, state: dict) -> None:
+    """From a state after a fault, all environments begin the episodes after those it was in."""
+    restored, step = other.set_state(json.loads(json.dumps(state)))
+    assert restored.tolist() == [False, False]
+    assert step.step_type.tolist() == [FIRST, FIRST]
+    assert step.observation["observation"][:, 2].tolist() == [drawn(0, 0, 1), drawn(0, 1, 1)]
 
 
 def test_signals_to_the_group_spare_workers_that_are_starting(make: Make):
@@ -299,7 +308,7 @@ def test_nan_is_refused_where_it_comes_from(make: Make, workers: str, what: str)
     env = make(functools.partial(probe_envs.Undefined, what), workers=workers)
     env.reset()
     assert env.step(act(0, 0)).reward.tolist() == [-2, -2]
-    with pytest.raises(UserError, match=f"environment 0 gave NaN or infinity as {what}, which"):
+    with pytest.raises(EnvironmentFault, match=f"environment . gave NaN or infinity as {what}, wh"):
         env.step(act(0, 0))
 
 
@@ -319,14 +328,57 @@ def test_close_after_a_worker_was_killed(make: Make):
     assert not any(process.is_alive() for process in env._vector.processes)
 
 
-def test_errors_in_a_worker_reach_the_caller(make: Make):
-    env = make(probe_envs.Crash, workers="process")
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            "raise",
+            "^environment 1 failed in its step with RuntimeError: simulator broke "
+            rf"\({probe_envs.__file__}, line \d+, in step\)$",
+        ),
+        ("exit", "^environment 1 failed in its step with SystemExit: 3 "),
+        (
+            "shape",
+            r"^environment 1 gave observation of shape \(2,\) and type float64, expected shape "
+            r"\(3,\) and type float64$",
+        ),
+    ],
+)
+def test_a_fault_is_told_in_one_line_and_ends_all_episodes(
+    make: Make, workers: str, how: str, message: str
+):
+    """Environment 0 was stepped before the other failed, whose episode it does not tell."""
+    env = make(functools.partial(probe_envs.Faulty, how), workers=workers)
     env.reset()
     env.step(act(0, 0))
-    with pytest.warns(UserWarning, match="ERROR"), pytest.raises(RuntimeError, match="broke"):
+    with pytest.raises(EnvironmentFault, match=message):
         env.step(act(0, 0))
+    starts_anew(make(counter()), env.get_state())
     env.close()
-    assert not any(process.is_alive() for process in env._vector.processes)
+    assert not any(process.is_alive() for process in getattr(env._vector, "processes", ()))
+
+
+def test_an_episode_that_can_no_longer_be_repeated_is_given_up(make: Make):
+    """The environment was changed since, and breaks now where it did not."""
+    env = make(counter())
+    env.reset()
+    for _ in range(3):
+        env.step(act(0, 0))
+    restored, step = make(functools.partial(probe_envs.Faulty, "raise")).set_state(env.get_state())
+    assert restored.tolist() == [True, False]
+    assert step.step_type.tolist() == [MID, FIRST]
+    assert step.observation["observation"][1, 2] == drawn(0, 1, 1)
+
+
+def test_makers_that_take_a_seed_get_one_each(make: Make):
+    def maker(seed: int) -> probe_envs.Counter:
+        given.append(seed)
+        return probe_envs.Counter()
+
+    given: list[int] = []
+    VectorEnv(maker, 2, 5, "serial", False, seeded=True).close()
+    assert given == [episode_seed(5, 0, 0), episode_seed(5, 0, 0), episode_seed(5, 1, 0)]
 
 
 MAIN = """

@@ -50,9 +50,11 @@ def test_pixels_are_the_rendered_frame():
     env = Pixels(probe_envs.Drawn(render_mode="rgb_array"), (8, 16))
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
-    assert observation.shape == (8, 16, 3)
-    assert (observation[:, :6] == 255).all()
-    assert (observation[:, 10:] == 0).all()
+    image = observation.pop("image")
+    assert image.shape == (8, 16, 3)
+    assert (image[:, :6] == 255).all()
+    assert (image[:, 10:] == 0).all()
+    assert not observation
 
 
 @pytest.mark.parametrize("env", [probe_envs.Drawn(), probe_envs.Counter()])
