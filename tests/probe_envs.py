@@ -52,6 +52,18 @@ class Broken(Walk):
         return np.full_like(place, np.nan), *others
 
 
+class Fragile(Walk):
+    """The walk, which breaks once after so many steps of all its environments."""
+
+    steps_left = -1  # never
+
+    def step(self, action: Any) -> Any:
+        Fragile.steps_left -= 1
+        if Fragile.steps_left == 0:
+            raise RuntimeError("out of\norder")
+        return super().step(action)
+
+
 class Steered(Walk):
     """The walk with a continuous action."""
 
@@ -114,7 +126,7 @@ class Uneven(gymnasium.Env):
         return np.zeros(3, np.float32), 1.0, self._left == 0, False, {}
 
 
-for made in (Walk, Unseeded, Broken, Steered, Picture, Drawn, Uneven):
+for made in (Walk, Unseeded, Broken, Fragile, Steered, Picture, Drawn, Uneven):
     gymnasium.register(f"probe/{made.__name__}-v0", entry_point=made)
 
 

@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from dreamer import compose, train
-from dreamer.errors import exit_on_user_error
+from dreamer.errors import EnvironmentFault, exit_on_user_error
 from dreamer.run.loop import Trainer
-from tests import tiny_run
+from tests import probe_envs, tiny_run
 from tests.probe_envs import task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -251,3 +252,79 @@ def test_what_an_environment_breaks_ends_the_run_in_one_line(
     assert run(tmp_path / "run", task("Broken")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "environment 0 gave NaN or infinity as observation" in line
+
+
+FRAGILE = (task("Fragile"), "log.progress=plain")
+
+
+@pytest.mark.parametrize(
+    "changes", [(), pytest.param(("replay.where=device",), marks=pytest.mark.slow)]
+)
+def test_what_was_learned_before_an_environment_broke_is_saved(
+    changes: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second of two environments breaks in a step that the first has done already. Everything
+    is as a run without a fault has it, but for the episodes, which are given up."""
+    folder, options = tmp_path / "run", (*FRAGILE, *changes)
+    probe_envs.Fragile.steps_left = 61
+    assert run(folder, *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "error: environment 1 failed in its step with RuntimeError: out of order "
+        f"({probe_envs.__file__}, line "
+    )
+    (saved,) = (int(path.name) for path in (folder / "checkpoints").iterdir())
+    assert f"all that was learned until step {saved} is saved in {folder}, and the same" in line
+    with (
+        Trainer(tiny_run.config(folder, *options)) as resumed,
+        Trainer(tiny_run.config(tmp_path / "other", *options)) as whole,
+    ):
+        whole.begin()
+        while whole.step < saved:
+            whole.loop.turn()
+        ours, theirs = resumed.loop, whole.loop
+        assert ours.updates == theirs.updates > 4
+        tiny_run.assert_same(jax.device_get(ours.params), jax.device_get(theirs.params))
+        tiny_run.assert_same(ours.get_arrays()[0], theirs.get_arrays()[0])
+        assert ours.ratio.get_state() == theirs.ratio.get_state()
+        assert (ours.time_step.step_type == 0).all()
+        assert ours.episodes.lengths.tolist() == [0, 0]
+        resumed.run()
+    out = capsys.readouterr().out
+    assert f"resumed {folder} at step {saved}; 2 environments could not be restored" in out
+    assert "done: step 100" in out
+
+
+def test_environments_of_an_evaluation_may_break_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of training are then restored exactly, and the evaluation is made up for."""
+    options = (*FRAGILE, "eval.every=40", "run.steps=40", "eval.episodes=2", "eval.num_envs=2")
+    evaluate = Trainer._evaluate
+
+    def breaking(trainer: Trainer) -> None:
+        probe_envs.Fragile.steps_left = 3
+        evaluate(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_evaluate", breaking)
+        assert run(tmp_path, *options) == 2
+    assert "until step 40 is saved in" in capsys.readouterr().err
+    assert not [line for line in tiny_run.lines(tmp_path) if "eval/mean" in line]
+    assert run(tmp_path, *options) == 0
+    out = capsys.readouterr().out
+    assert f"resumed {tmp_path} at step 40" in out
+    assert "could not be restored" not in out
+    assert [line["step"] for line in tiny_run.lines(tmp_path) if "eval/mean" in line] == [40]
+
+
+def test_a_dead_worker_ends_the_run_as_well(tmp_path: Path) -> None:
+    options = (task("Walk"), "env.workers=process")
+    with Trainer(tiny_run.config(tmp_path, *options)) as trainer:
+        trainer.begin()
+        trainer.after(trainer.loop.turn())
+        trainer.loop.env._vector.processes[0].kill()
+        with pytest.raises(EnvironmentFault, match="environment 0 died .* until step 4 is saved"):
+            trainer.run()
+    with Trainer(tiny_run.config(tmp_path, *options)) as trainer:
+        assert trainer.step == 4

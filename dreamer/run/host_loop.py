@@ -86,6 +86,10 @@ class HostLoop:
 
         Returns:
           Return and length of each episode that ended.
+
+        Raises:
+          EnvironmentFault: an environment failed. What came before its step stands and can be
+            saved; the environments then start new episodes.
         """
         action, latent = self._actor(self.time_step, self.step)
         self.store.add(transition(self.agent, self.time_step, action, latent))

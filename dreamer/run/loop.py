@@ -8,6 +8,7 @@ import jax
 from dreamer import compose, parallel
 from dreamer.config import Config
 from dreamer.envs import registry
+from dreamer.errors import EnvironmentFault
 from dreamer.run import checkpoint, folder, paths
 from dreamer.run.checkpoint import Checkpointer
 from dreamer.run.clocks import EverySeconds, EverySteps
@@ -111,11 +112,22 @@ class Trainer:
         return self.loop.step
 
     def run(self) -> None:
-        """Trains until `run.steps` or until a signal asks to stop, then saves."""
-        if self.begin():
-            while self.unfinished:
-                self.after(self.loop.turn())
-            self.finish()
+        """Trains until `run.steps` or until a signal asks to stop, then saves.
+
+        Raises:
+          EnvironmentFault: the environments failed; all that was learned before is saved.
+        """
+        try:
+            if self.begin():
+                while self.unfinished:
+                    self.after(self.loop.turn())
+                self.finish()
+        except EnvironmentFault as fault:
+            self._close_books()
+            raise EnvironmentFault(
+                f"{fault}; all that was learned until step {self.step:,} is saved in {self.path}, "
+                "and the same command resumes, with new episodes"
+            ) from fault
 
     @property
     def unfinished(self) -> bool:
@@ -142,9 +154,7 @@ class Trainer:
         """What comes after the last turn."""
         if self.step >= self.config.run.steps and self._evaluation_is_due():
             self._evaluate()
-        self._save()
-        self.checkpoints.wait()
-        self._log(wait=True)
+        self._close_books()
         done = self.step >= self.config.run.steps and not self._evaluation_is_due()
         state = "done" if done else "stopped, the same command resumes"
         last = f"{state}: step {self.step:,}, {self.loop.updates:,} updates, in {self.path}"
@@ -218,6 +228,12 @@ class Trainer:
             self._save(score=self.best)
 
     # ------------------------------------------------------------------------------- checkpoints
+
+    def _close_books(self) -> None:
+        """Saves and logs all that there is."""
+        self._save()
+        self.checkpoints.wait()
+        self._log(wait=True)
 
     def _save(self, score: float | None = None) -> None:
         """Saves everything that influences the rest of the run."""
