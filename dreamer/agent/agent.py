@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax import Array
@@ -16,6 +17,7 @@ from dreamer.agent import world_model as models
 from dreamer.agent.behavior import Behavior
 from dreamer.agent.world_model import Metrics, Params, WorldModel, means
 from dreamer.config.agent import AgentConfig, OptimizerConfig
+from dreamer.errors import UserError
 from dreamer.nets import rssm, spaces
 from dreamer.nets.decoder import Decoder
 from dreamer.nets.encoder import Encoder
@@ -68,11 +70,16 @@ def make_agent(config: AgentConfig, observations: spaces.Specs, actions: spaces.
       observations, actions: dm_env specs by key.
 
     Raises:
-      UserError: for observations that cannot be modelled.
+      UserError: for observations that cannot be modelled, or a frozen network that is not there.
     """
     spaces.check_observations(observations)
     dtype = compute_dtype(config.compute_dtype)
     masks = spaces.masked(observations, actions)
+    if "mask" in config.frozen and not masks:
+        raise UserError(
+            "agent.frozen names mask, a network of environments that mask actions, which this one "
+            "does not; leave it out"
+        )
     names = {spaces.mask_key(key): mask for key, mask in masks.items()}
     seen = spaces.chosen(observations, config.encoder.keys, "agent.encoder.keys") | names
     predicted = spaces.chosen(observations, config.decoder.keys, "agent.decoder.keys")
@@ -116,7 +123,7 @@ def state_of(agent: Agent, params: Params) -> State:
     packing = Packing.of(params)
     return State(
         params=params,
-        slow_critic=params["critic"],
+        slow_critic=jax.tree.map(jnp.copy, params["critic"]),  # both are given away at an update
         optimizer=make_optimizer(agent.config.optimizer, packing).init(packing.pack(params)),
         percentiles=normalize.init(),
         updates=jnp.zeros((), jnp.int32),
@@ -382,6 +389,12 @@ def update(
     """`train_step` with its noise given."""
 
     def objective(params: Params) -> tuple[Array, tuple]:
+        # For speed: gradients that `descend` would leave unused.
+        fixed = set(agent.config.frozen)
+        params = {
+            name: jax.lax.stop_gradient(part) if name in fixed else part
+            for name, part in params.items()
+        }
         return loss(agent, params, state.slow_critic, state.percentiles, batch, draws, axis_name)
 
     # Tensors of one shape are cut out of the one array, and cast, in one kernel.
@@ -393,6 +406,13 @@ def update(
     state, norms = descend(agent, state, weights, gradients, axis_name)
     state = replace(state, percentiles=percentiles)
     return state, stored_latent(agent, latents), metrics | norms
+
+
+def trained_rows(agent: Agent, packing: Packing) -> np.ndarray:
+    """Which rows of packed parameters belong to networks that are not frozen: bool [R, 1]."""
+    tensors = packing.treedef.unflatten(range(len(packing.shapes)))
+    frozen = jax.tree.leaves({name: tensors[name] for name in agent.config.frozen})
+    return packing.rows_of(~np.isin(np.arange(len(packing.shapes)), frozen))
 
 
 def packed(tree: Params) -> Array:
@@ -421,6 +441,8 @@ def descend(
         gradient = jax.lax.pmean(gradient, axis_name)
     optimizer = make_optimizer(agent.config.optimizer, packing)
     updates, moments = optimizer.update(gradient, state.optimizer, weights)
+    if agent.config.frozen:  # minus zero is what changes no bit when it is added
+        updates = jnp.where(trained_rows(agent, packing), updates, -0.0)
     weights += updates
     params = packing.unpack(weights)
     slow_critic = optax.incremental_update(

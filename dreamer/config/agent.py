@@ -20,6 +20,8 @@ from dreamer.config.section import (
     Section,
 )
 
+Module = Literal["encoder", "rssm", "decoder", "reward", "cont", "mask", "actor", "critic"]
+
 
 class RSSMConfig(Section):
     """Recurrent state-space model."""
@@ -194,6 +196,7 @@ class AgentConfig(Section):
     )
     units: Count = Field(1024, description="width of every MLP")
     depth: Count = Field(64, description="base channels of the image networks")
+    frozen: tuple[Module, ...] = Field((), description="networks that stay as they start")
     rssm: RSSMConfig = RSSMConfig()
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()

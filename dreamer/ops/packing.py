@@ -62,6 +62,10 @@ class Packing:
         found = squares.at[first + index].get(mode="clip")
         return jnp.sqrt(jnp.where(index < rows, found, 0).sum(-1))
 
+    def rows_of(self, tensors: np.ndarray) -> np.ndarray:
+        """A constant per tensor as a constant per row: [P] to [R, 1]."""
+        return np.repeat(tensors, self._rows)[:, None]
+
     def spread(self, values: Array) -> Array:
         """A value per tensor to a value per row: [P] to [R, 1]."""
         ends = np.cumsum(self._rows)

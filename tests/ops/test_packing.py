@@ -48,5 +48,10 @@ def test_a_value_per_tensor_reaches_all_its_rows(packing: Packing) -> None:
     assert spread[:, 0].tolist() == [1.0, 2.0, 2.0, 3.0, 4.0]
 
 
+def test_a_constant_per_tensor_reaches_all_its_rows(packing: Packing) -> None:
+    rows = packing.rows_of(np.array([True, False, True, False]))
+    assert rows.tolist() == [[True], [False], [False], [True], [False]]
+
+
 def test_the_layout_follows_from_shapes_alone(packing: Packing) -> None:
     assert Packing.of(packing.unpack(jnp.zeros((5, WIDTH)))) == packing
