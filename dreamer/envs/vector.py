@@ -95,6 +95,11 @@ class VectorEnv:
     def action_spec(self) -> Specs:
         return dict(self._action.specs)
 
+    @property
+    def native_actions(self) -> gymnasium.Space:
+        """The action space of one environment, in its own units."""
+        return self._vector.single_action_space
+
     def reset(self) -> dm_env.TimeStep:
         observation, _ = self._ask("reset")
         self._failed = False

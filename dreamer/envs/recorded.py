@@ -1,0 +1,231 @@
+"""Recorded episodes: rows of replay without latents, and the folders they are saved in.
+
+An episode is a flat dict of arrays by name, whose leading axis are its T + 1 rows:
+- `observation.KEY` and `action.KEY` as in the specs of the environment; row t holds what was seen
+  at t and the action then taken, which is zero in the last row;
+- `reward` float32, received on arriving at t, so 0 in the first row;
+- `is_first`, `is_last`, `is_terminal` bool; an episode that was cut off has no last row, one that
+  ended by a time limit has a last row that is not terminal.
+
+A folder holds one `.npz` file of these arrays per episode, and `env.yaml`, the section `env` of the
+configuration they were made with, which only those need who ask for it.
+"""
+
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from dm_env import specs
+from gymnasium import spaces
+
+from dreamer.envs.base import BatchedEnv, Specs
+from dreamer.errors import UserError
+
+Episode = dict[str, np.ndarray]
+
+ENV = "env.yaml"
+FLAGS = ("is_first", "is_last", "is_terminal")
+_ADVICE = "choose the environment that was recorded, or other episodes"
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """What the episodes are wanted for."""
+
+    task: str
+    observations: Specs  # those that are used
+    actions: Specs
+    native: gymnasium.Space  # of actions, in the environment's own units
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Episodes that can be read one after the other, as often as needed."""
+
+    name: str
+    lengths: list[int]  # rows of each
+    read: Callable[[], Iterator[Episode]]  # raises UserError for values that cannot be
+
+    @property
+    def rows(self) -> int:
+        return sum(self.lengths)
+
+
+def spaces_of(
+    env: BatchedEnv, task: str, observations: Mapping[str, specs.Array] | None = None
+) -> Spaces:
+    """The spaces of an environment, of its observations only those given."""
+    actions = env.action_spec()
+    native = getattr(env, "native_actions", None) or space_of(actions)
+    return Spaces(task, dict(observations or env.observation_spec()), actions, native)
+
+
+def space_of(leaves: Specs) -> gymnasium.Space:
+    """A gymnasium space with these specs: of one leaf named as such, else a Dict."""
+    parts = {key: _space(leaf) for key, leaf in leaves.items()}
+    (key, leaf), *others = parts.items()
+    image = leaf.dtype == np.uint8
+    alone = not others and key in ("action", "image" if image else "observation")
+    return leaf if alone else spaces.Dict(parts)
+
+
+def _space(leaf: specs.Array) -> gymnasium.Space:
+    if isinstance(leaf, specs.DiscreteArray):
+        return spaces.Discrete(leaf.num_values)
+    if not isinstance(leaf, specs.BoundedArray):
+        return spaces.Box(-np.inf, np.inf, leaf.shape, np.float32)
+    low, high = (np.broadcast_to(x, leaf.shape) for x in (leaf.minimum, leaf.maximum))
+    if leaf.dtype == np.bool_:
+        return spaces.MultiBinary(leaf.shape)
+    if leaf.dtype == np.int32:
+        return spaces.MultiDiscrete(high.astype(np.int64) + 1)
+    return spaces.Box(low.astype(leaf.dtype), high.astype(leaf.dtype), dtype=leaf.dtype.type)
+
+
+# ---------------------------------------------------------------------------------------- comparing
+
+
+def expected(wanted: Spaces) -> dict[str, specs.Array]:
+    """The spec of every array of an episode, by name and without the axis of rows."""
+    leaves = {f"observation.{key}": leaf for key, leaf in wanted.observations.items()}
+    leaves |= {f"action.{key}": leaf for key, leaf in wanted.actions.items()}
+    leaves["reward"] = specs.Array((), np.float32)
+    return leaves | {flag: specs.Array((), np.bool_) for flag in FLAGS}
+
+
+def compare(name: str, found: Mapping[str, specs.Array], wanted: Spaces) -> None:
+    """Refuses episodes of another environment; observations that nobody uses do not count.
+
+    Args:
+      name: where the episodes are from.
+      found: specs of their observations and actions, by name.
+      wanted: what they are compared with.
+
+    Raises:
+      UserError: the first difference.
+    """
+    leaves = expected(wanted)
+    unused = [key for key in found if key.startswith("action.") and key not in leaves]
+    for key in [*leaves, *unused]:
+        if key in ("reward", *FLAGS):
+            continue
+        there = describe(found[key]) if key in found else "missing"
+        here = describe(leaves[key]) if key in leaves else "missing"
+        if there != here:
+            raise UserError(
+                f"{name} does not fit env.task={wanted.task}: {key} is {there} there and {here} "
+                f"in the environment; {_ADVICE}"
+            )
+
+
+def describe(leaf: specs.Array) -> str:
+    """Type, shape and classes of a spec, in words."""
+    text = f"{leaf.dtype} {list(leaf.shape)}"
+    if np.issubdtype(leaf.dtype, np.signedinteger) and isinstance(leaf, specs.BoundedArray):
+        return f"{text} of {int(np.max(leaf.maximum)) + 1} classes"
+    return text
+
+
+def checked(name: str, episode: Mapping[str, Any], wanted: Spaces) -> Episode:
+    """The arrays of an episode that are used.
+
+    Args:
+      name: what the episode is called in messages.
+      episode: its arrays by name.
+      wanted: what they have to fit.
+
+    Raises:
+      UserError: an array is missing, of another shape or type, or holds values that cannot be.
+    """
+    leaves, found = expected(wanted), {}
+    for key, leaf in leaves.items():
+        if key not in episode:
+            raise UserError(f"{name} has no array {key}; it needs {', '.join(leaves)}")
+        found[key] = value = np.asarray(episode[key])
+        if not value.ndim or value.shape[1:] != leaf.shape or value.dtype != leaf.dtype:
+            raise UserError(
+                f"{name} does not fit env.task={wanted.task}: a row of {key} is {value.dtype} "
+                f"{list(value.shape[1:])} there and {describe(leaf)} in the environment; {_ADVICE}"
+            )
+        _check_values(name, key, value, leaf)
+    lengths = {key: len(value) for key, value in found.items()}
+    if len(set(lengths.values())) > 1 or not lengths["reward"]:
+        raise UserError(
+            f"{name}: the arrays of an episode have equally many rows, at least one, not "
+            + ", ".join(f"{key} {length}" for key, length in lengths.items())
+        )
+    # What comes before in replay is another episode, also where the beginning of this one is lost.
+    found["is_first"] = np.concatenate([[True], found["is_first"][1:]])
+    return found
+
+
+def _check_values(name: str, key: str, value: np.ndarray, leaf: specs.Array) -> None:
+    if value.dtype == np.float32 and not np.isfinite(value).all():
+        raise UserError(f"{name}: {key} is not finite in row {_row(~np.isfinite(value))}")
+    if isinstance(leaf, specs.BoundedArray) and leaf.dtype != np.uint8:
+        outside = (value < leaf.minimum) | (value > leaf.maximum)
+        if outside.any():
+            raise UserError(
+                f"{name}: {key} in row {_row(outside)} is not between {np.min(leaf.minimum)} and "
+                f"{np.max(leaf.maximum)}"
+            )
+
+
+def _row(wrong: np.ndarray) -> int:
+    return int(np.argwhere(wrong)[0, 0])
+
+
+# ------------------------------------------------------------------------------------------ folders
+
+
+def save(folder: Path, number: int, episode: Episode) -> Path:
+    """Writes one episode whole or not at all.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    path = folder / f"{number:06}.npz"
+    temporary = folder / f".{path.name}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            np.savez_compressed(file, **episode)  # type: ignore[arg-type]
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def open_folder(folder: Path, wanted: Spaces) -> Recording:
+    """The episodes saved in a folder, in the order of their names.
+
+    Raises:
+      UserError: there are none, or one cannot be read.
+    """
+    files = sorted(folder.glob("*.npz"))
+    if not files:
+        raise UserError(
+            f"{folder} holds no saved episodes (*.npz); save some with python -m dreamer.data "
+            "collect, or name a Minari dataset as minari:DATASET_ID"
+        )
+    lengths = [len(_arrays(file, ("reward",))["reward"]) for file in files]
+
+    def read() -> Iterator[Episode]:
+        for file in files:
+            yield checked(str(file), _arrays(file, expected(wanted)), wanted)
+
+    return Recording(str(folder), lengths, read)
+
+
+def _arrays(file: Path, names: Iterable[str]) -> Episode:
+    """Those of these arrays that a file has; `reward` is in every saved episode."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            if "reward" not in arrays or not arrays["reward"].ndim:
+                raise ValueError("it has no array reward with an axis of rows")
+            return {name: arrays[name] for name in names if name in arrays}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} cannot be read as a saved episode: {error}") from None
