@@ -64,6 +64,33 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _begins(self) -> Self:
+        run = self.run
+        if run.init_modules and not run.init_from:
+            raise ValueError(
+                f"run.init_modules=[{','.join(run.init_modules)}] come from another run; name it "
+                "with run.init_from=PATH"
+            )
+        if run.offline and not self.replay.load:
+            raise ValueError(
+                "run.offline=true learns from recorded episodes alone; name them with "
+                "replay.load=minari:DATASET_ID or replay.load=FOLDER"
+            )
+        acting = {
+            "run.loop=device": run.loop == "device",
+            f"run.seeds={run.seeds}": run.seeds > 1,
+            f"run.policy_device={run.policy_device}": run.policy_device != "train",
+            f"run.policy_lag={run.policy_lag}": run.policy_lag,
+        }
+        for option, given in acting.items():
+            if run.offline and given:
+                raise ValueError(
+                    f"{option} is for runs that act, which run.offline=true does not; leave out "
+                    "one of them"
+                )
+        return self
+
 
 class EvalOptions(Section):
     """What `python -m dreamer.eval` takes."""

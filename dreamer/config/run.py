@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from dreamer.config.agent import Module
 from dreamer.config.section import Count, NonNegative, Positive, Section
 
 
@@ -19,6 +20,11 @@ class ReplayConfig(Section):
         True, description="train on every new sequence once before uniform sampling"
     )
     train_ratio: Positive = Field(32.0, description="replayed steps per environment step")
+    load: str = Field(
+        "",
+        description="recorded episodes that a new run finds in its replay: minari:DATASET_ID, a "
+        "folder of saved ones, or a run folder for those in its replay",
+    )
     where: Literal["auto", "device", "host"] = Field(
         "auto",
         description="whose memory holds it; auto is the device if it has memory of its own and "
@@ -75,6 +81,19 @@ class RunConfig(Section):
     )
     steps: Count = Field(
         1_000_000, description="environment steps in all, rounded up to whole turns of the loop"
+    )
+    offline: bool = Field(
+        False,
+        description="learn from replay.load alone; a step is an update then, here and in all that "
+        "counts steps",
+    )
+    init_from: str = Field(
+        "",
+        description="weights that a new run starts with: the folder of a run, whose newest "
+        "checkpoint is meant, or of one checkpoint",
+    )
+    init_modules: tuple[Module, ...] = Field(
+        (), description="networks that come from run.init_from; none named is all"
     )
     updates_per_call: Count = Field(1, description="gradient updates compiled into one call")
     loop: Literal["auto", "host", "device"] = Field(

@@ -26,6 +26,7 @@ from dreamer.envs.jax import batched
 from dreamer.envs.jax.episodes import EnvState
 from dreamer.errors import UserError
 from dreamer.replay import device
+from dreamer.run.beginning import NOTHING, Beginning
 from dreamer.run.device_memory import DeviceMemory, Memory, merge_shares, split_shares
 from dreamer.run.learner import purpose_key
 from dreamer.run.metrics import LateMetrics
@@ -91,7 +92,8 @@ class DeviceLoop:
         self._state: State = parallel.replicate(init(purpose_key(config.seed, "init")), devices)
         self._world: World
         self._group: Group | None = None  # which holds both instead
-        self.step = 0  # environment steps in replay so far
+        self.step = 0  # environment steps so far, all of them put into replay
+        self.loaded = 0  # steps that were in replay before
         self.updates = 0  # gradient updates dispatched so far
         self._episodes: Any = None  # of the call before
         self._program = cache(partial(program, self.compute, devices))
@@ -116,6 +118,11 @@ class DeviceLoop:
         self._group = group
         del self._state, self._world
         return given
+
+    @property
+    def _first_update(self) -> int:
+        """Environment step from which updates are owed."""
+        return self._config.first_update - self.loaded
 
     # --------------------------------------------------------------- compiled, on one device each
 
@@ -182,13 +189,18 @@ class DeviceLoop:
 
     # --------------------------------------------------------------------------------- on the host
 
-    def start(self) -> None:
+    def start(self, beginning: Beginning = NOTHING) -> None:
         """Starts the first episodes."""
+        self.loaded = beginning.steps(self._config.env.num_envs)
+        if beginning.params is not None:
+            state = agents.state_of(self.agent, beginning.params)
+            self._state = parallel.replicate(state, self.devices)
         keys = batched.env_keys(self._config.seed, self._config.env.num_envs)
         envs, time_step = jax.device_get(jax.jit(jax.vmap(self._env.reset))(keys))
         zeros = np.zeros(len(keys), np.float32), np.zeros(len(keys), np.int32)
         carry = jax.device_get(agents.initial_carry(self.agent, len(keys)))
-        self._place(envs, time_step, carry, self._memory.start(), *zeros)
+        memory = self._memory.start(beginning.recording)
+        self._place(envs, time_step, carry, memory, *zeros)
 
     def turn(self) -> list[tuple[float, int]]:
         """Dispatches one call; gives return and length of the episodes that the one before ended.
@@ -204,9 +216,9 @@ class DeviceLoop:
     def next_call(self) -> Call:
         """What comes next."""
         config = self._config
-        if self.step >= config.first_update:
+        if self.step >= self._first_update:
             return Call(self._cycles * self._turns, self._cycles * self._updates)
-        left = min(config.first_update, config.run.steps) - self.step
+        left = min(self._first_update, config.run.steps) - self.step
         return Call(-(-left // config.env.num_envs), 0)  # rounded up
 
     def advance(self, call: Call, metrics: Array, episodes: Any) -> list[tuple[float, int]]:
@@ -230,16 +242,17 @@ class DeviceLoop:
     def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:
         """Replayed sequences of the first device, which change nothing; None while there are
         none."""
-        if self.step < self._config.first_update:
+        if self.step < self._first_update:
             return None
         return self._memory.sequences(self._part("memory"), count, seed)
 
     def get_counters(self) -> dict[str, Any]:
         """As those of `HostLoop`."""
         world = self._fetch("envs", "time_step", "score", "length")
-        counted = self.step if self.step >= self._config.first_update else -1
+        counted = self.step if self.step >= self._first_update else -1
         return {
             "step": self.step,
+            "loaded": self.loaded,
             "learner": {"updates": self.updates, "owed": 0},
             "ratio": {"step": counted, "remainder": 0, "denominator": 1},
             "env": batched.dump(world["envs"], world["time_step"]),
@@ -260,6 +273,7 @@ class DeviceLoop:
         """Restores what either loop saved; says what could not be restored exactly."""
         num_envs = self._config.env.num_envs
         self.step, self.updates = counters["step"], counters["learner"]["updates"]
+        self.loaded = counters.get("loaded", 0)
         self._state = parallel.replicate(state, self.devices)
         memory, lost = self._memory.set_state(arrays)
         if counters["ratio"]["remainder"] or counters["learner"]["owed"]:

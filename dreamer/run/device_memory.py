@@ -17,8 +17,10 @@ from dreamer import parallel
 from dreamer.agent import agent as agents
 from dreamer.agent.agent import Agent, State
 from dreamer.config import Config
+from dreamer.envs.recorded import Recording
 from dreamer.errors import UserError
 from dreamer.replay import device, host, memory, tree
+from dreamer.replay.filling import fill
 from dreamer.run.learner import purpose_key
 from dreamer.run.metrics import LateMetrics
 from dreamer.run.policy import transition_spec
@@ -107,8 +109,10 @@ class DeviceMemory:
         number = np.random.SeedSequence(seed).generate_state(1)[0]
         return jax.device_get(self._look(share, number, count))
 
-    def start(self) -> Memory:
-        """An empty one, leaves [X, ...], made where it stays."""
+    def start(self, recording: Recording | None = None) -> Memory:
+        """One of recorded episodes or, made where it stays, an empty one; leaves [X, ...]."""
+        if recording:
+            return self._place(fill(self._empty(), recording.read(), recording.rows), None)
         settings, count = self._settings, len(self.devices)
 
         def init(_: Array) -> device.Replay:

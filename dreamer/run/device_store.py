@@ -12,6 +12,7 @@ from dreamer.agent import agent as agents
 from dreamer.agent.agent import Agent, State
 from dreamer.config import Config
 from dreamer.replay import device
+from dreamer.run.beginning import Beginning
 from dreamer.run.device_memory import DeviceMemory, Memory
 from dreamer.run.learner import purpose_key
 from dreamer.run.metrics import LateMetrics
@@ -41,6 +42,7 @@ class DeviceStore:
         self._memory: Memory
         self._steps = 0  # added by each environment
         self._owed, self._per_call = 0, config.run.updates_per_call
+        self._num_envs = config.env.num_envs
         self._length = config.replay.batch_length + 1
         compiled = partial(parallel.compile_shares, devices=devices)
         self._add = compiled(self._put, in_axes=(0, None), out_axes=0, donate=0)
@@ -75,9 +77,13 @@ class DeviceStore:
 
     # --------------------------------------------------------------------------------- on the host
 
-    def start(self) -> None:
-        """Makes the empty replay."""
-        self._memory = self._plan.start()
+    def start(self, beginning: Beginning) -> None:
+        """Makes the replay, and takes what the run begins with."""
+        self._memory = self._plan.start(beginning.recording)
+        self._steps = beginning.steps(self._num_envs) // self._num_envs
+        if beginning.params is not None:
+            state = agents.state_of(self._plan.agent, beginning.params)
+            self.state = parallel.replicate(state, self._devices)
 
     def add(self, transition: dict[str, Any]) -> None:
         """Remembers one step of every environment."""

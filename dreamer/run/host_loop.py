@@ -19,6 +19,7 @@ from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.errors import UserError
 from dreamer.run import device_memory
+from dreamer.run.beginning import NOTHING, Beginning
 from dreamer.run.clocks import Ratio
 from dreamer.run.device_store import DeviceStore
 from dreamer.run.evaluate import Episodes
@@ -51,7 +52,8 @@ class HostLoop:
         per_update = config.replay.batch_size * config.replay.batch_length
         self.ratio = Ratio(config.replay.train_ratio / per_update)
         self.episodes = Episodes.start(config.env.num_envs)
-        self.step = 0  # environment steps in replay so far
+        self.step = 0  # environment steps so far, all of them put into replay
+        self.loaded = 0  # steps that were in replay before
         self.time_step: dm_env.TimeStep
 
     @property
@@ -74,9 +76,10 @@ class HostLoop:
         """What learning changes, for a checkpoint and as the pattern to restore one."""
         return self.store.state
 
-    def start(self) -> None:
+    def start(self, beginning: Beginning = NOTHING) -> None:
         """Starts the first episodes."""
-        self.store.start()
+        self.store.start(beginning)
+        self.loaded = beginning.steps(self._config.env.num_envs)
         self._actor.learned(self.params)
         self.time_step = self.env.reset()
         self.episodes.add(self.time_step)
@@ -94,7 +97,7 @@ class HostLoop:
         action, latent = self._actor(self.time_step, self.step)
         self.store.add(transition(self.agent, self.time_step, action, latent))
         self.step += self._config.env.num_envs
-        if self.step >= self._config.first_update:
+        if self.loaded + self.step >= self._config.first_update:
             before = self.updates
             self.store.train(self.ratio.updates(self.step))
             if self.updates > before:
@@ -118,6 +121,7 @@ class HostLoop:
         """What is needed to go on exactly beside `state` and `get_arrays()`, made of JSON types."""
         return {
             "step": self.step,
+            "loaded": self.loaded,
             "learner": self.store.get_counters(),
             "ratio": self.ratio.get_state(),
             "env": self.env.get_state(),
@@ -132,7 +136,7 @@ class HostLoop:
 
     def set_state(self, state: State, arrays: dict[str, Any], counters: dict[str, Any]) -> str:
         """Restores all three, and says what could not be restored exactly."""
-        self.step = counters["step"]
+        self.step, self.loaded = counters["step"], counters.get("loaded", 0)
         lost = self.store.set_state(state, arrays, counters["learner"])
         self._actor.set_state(arrays, self.params)
         self.ratio.set_state(counters["ratio"])

@@ -5,10 +5,13 @@ from typing import Any
 
 import jax
 
+from dreamer.agent import agent as agents
 from dreamer.agent.agent import Agent, State
 from dreamer.config import Config
 from dreamer.replay import host, memory
+from dreamer.replay.filling import fill
 from dreamer.run import paths
+from dreamer.run.beginning import Beginning
 from dreamer.run.learner import Learner
 from dreamer.run.policy import transition_spec
 
@@ -27,6 +30,7 @@ class HostStore:
 
     def __init__(self, config: Config, agent: Agent, devices: list[jax.Device]) -> None:
         settings = config.replay
+        self._agent = agent
         self.where = f"files of {settings.folder}" if settings.folder else "host memory"
         folder = paths.expand(settings.folder, "replay.folder") if settings.folder else None
         self.replay = _init(config, agent, folder)
@@ -52,8 +56,13 @@ class HostStore:
         """What learning changes."""
         return self.learner.state
 
-    def start(self) -> None:
-        """Nothing: the replay is there and empty."""
+    def start(self, beginning: Beginning) -> None:
+        """Takes what the run begins with."""
+        if beginning.recording:
+            fill(self.replay, beginning.recording.read(), beginning.recording.rows)
+        if beginning.params is not None:
+            state = agents.state_of(self._agent, beginning.params)
+            self.learner.set_state(state, {}, self.learner.get_counters())
 
     def add(self, transition: dict[str, Any]) -> None:
         """Remembers one step of every environment."""

@@ -9,12 +9,13 @@ from dreamer import compose, parallel
 from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.errors import EnvironmentFault
-from dreamer.run import checkpoint, folder, paths
+from dreamer.run import beginning, checkpoint, folder, paths
 from dreamer.run.checkpoint import Checkpointer
 from dreamer.run.clocks import EverySeconds, EverySteps
 from dreamer.run.device_loop import DeviceLoop
 from dreamer.run.host_loop import HostLoop
 from dreamer.run.logger import Logger
+from dreamer.run.offline_loop import OfflineLoop
 from dreamer.run.plan import plan
 from dreamer.run.policy import transition_spec
 from dreamer.run.progress import Progress
@@ -24,8 +25,13 @@ from dreamer.run.signals import StopRequest
 SHOWN = ("loss/total", "loss/reward", "kl", "return", "value")  # metrics in the progress display
 
 
-def make_loop(config: Config, devices: list[jax.Device]) -> HostLoop | DeviceLoop:
-    """The loop that `run.loop` chooses."""
+Loop = HostLoop | DeviceLoop | OfflineLoop
+
+
+def make_loop(config: Config, devices: list[jax.Device]) -> Loop:
+    """The loop that `run.loop` and `run.offline` choose."""
+    if config.run.offline:
+        return OfflineLoop(config, devices)
     choice = config.run.loop
     if choice == "auto":
         choice = "device" if registry.is_jax(config.env) else "host"
@@ -63,6 +69,11 @@ class Trainer:
         with ExitStack() as stack:
             self.loop = make_loop(config, self.devices)
             stack.callback(self.loop.close)
+            self.begun = ""  # with what, in words
+            if not paths.holds_checkpoints(paths.checkpoint_folder(config)):
+                first = beginning.choose(config, self.loop.agent, self.loop.params)
+                self.loop.start(first)  # now, while nothing is written yet
+                self.begun = str(first)
             self.best: float | None = None  # mean return of the best evaluation
             self.evaluated = 0  # step of the last evaluation
             self._open(stack)
@@ -96,7 +107,7 @@ class Trainer:
         if not self.leader:
             weights = sum(x.size for x in jax.tree.leaves(self.loop.params))
             spec = transition_spec(self.loop.agent)
-            self.say(plan(config, weights, spec, self.devices, self.loop.stored))
+            self.say(plan(config, weights, spec, self.devices, self.loop.stored, self.loop.loaded))
         if resumed:
             self.say(resumed)
 
@@ -108,7 +119,7 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Environment steps so far."""
+        """Environment steps so far, or updates of an offline run."""
         return self.loop.step
 
     def run(self) -> None:
@@ -255,13 +266,13 @@ class Trainer:
             self.checkpoints.wait()
 
     def _start_or_resume(self, fresh: bool) -> str:
-        """Starts the first episodes, or goes back to the newest checkpoint; what to say of it."""
+        """Goes back to the newest checkpoint if there is one; what to say of the start."""
         if self.checkpoints.latest_step() is None:
-            self.loop.start()
-            return "" if fresh else f"{self.path} had saved nothing yet and starts anew"
+            return self.begun if fresh else f"{self.path} had saved nothing yet and starts anew"
         state, arrays, counters = self.checkpoints.restore(None, self.loop.state)
         assert arrays is not None, "every save has a replay"
         paths.refuse_checkpoint_of(counters["run"], self.config)
+        paths.refuse_other_kind(counters.get("offline", False), self.config)
         self.best, self.evaluated = counters["best"], counters["evaluated"]
         note = self.loop.set_state(state, arrays, counters)
         return f"resumed {self.path} at step {self.step:,}" + (note and f"; {note}")

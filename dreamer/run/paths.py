@@ -58,7 +58,7 @@ def refuse_strange_checkpoints(config: Config, fresh: bool) -> None:
       UserError: a fresh run finds checkpoints there, or one that has logged already finds none.
     """
     directory, path = checkpoint_folder(config), run_folder(config)
-    found = any(entry.name.isdigit() for entry in directory.glob("*"))
+    found = holds_checkpoints(directory)
     if fresh and found:
         raise UserError(
             f"checkpoint.dir={directory} holds the checkpoints of another run, and {path} is new; "
@@ -70,6 +70,31 @@ def refuse_strange_checkpoints(config: Config, fresh: bool) -> None:
         raise UserError(
             f"checkpoint.dir={directory} holds no checkpoint of the run in {path}, which would "
             "start over; put the folder back, or start a new run with another run.dir"
+        )
+
+
+def holds_checkpoints(directory: Path) -> bool:
+    """Whether a run saved something in this folder."""
+    return any(entry.name.isdigit() for entry in directory.glob("*"))
+
+
+def refuse_other_kind(offline: bool, config: Config) -> None:
+    """Keeps an offline run from going on as one that acts, and the other way round: what they count
+    and save is not the same.
+
+    Args:
+      offline: whether the checkpoint is of an offline run.
+      config: of the run that resumes.
+
+    Raises:
+      UserError: they differ.
+    """
+    if offline != config.run.offline:
+        kind = "offline" if offline else "acting"
+        raise UserError(
+            f"{run_folder(config)} holds the checkpoint of an {kind} run, which cannot go on with "
+            f"run.offline={str(config.run.offline).lower()}; start another run.dir with its "
+            f"weights by run.init_from={run_folder(config)}"
         )
 
 

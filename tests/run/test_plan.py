@@ -17,8 +17,9 @@ SPEC = {
 }
 
 
-def rows(*options: str, devices: int = 1) -> dict[str, str]:
-    text = plan(compose.compose(list(options)), 1_234_567, SPEC, [DEVICE] * devices)
+def rows(*options: str, devices: int = 1, loaded: int = 0) -> dict[str, str]:
+    config = compose.compose(list(options))
+    text = plan(config, 1_234_567, SPEC, [DEVICE] * devices, loaded=loaded)
     return dict(line.split(None, 1) for line in text.splitlines())
 
 
@@ -45,6 +46,20 @@ def test_frames_are_counted_after_action_repeat() -> None:
     assert (
         rows("env.repeat=4", "run.steps=1000")["steps"] == "1,000 environment steps (4,000 frames)"
     )
+
+
+def test_recorded_steps() -> None:
+    """With 16 x 64 updates, and 1,088 steps to begin with."""
+    sizes = ("replay.batch_size=16", "replay.batch_length=64", "run.steps=2048")
+    found = rows(*sizes, loaded=1000)
+    assert " from 88 on" in found["updates"]
+    assert found["replay"].endswith("steps, of which 1,000 are recorded ones")
+    found = rows(*sizes, "run.offline=true", "replay.load=x", loaded=1024)
+    assert found["updates"] == "2,048, each of 16 x 64 = 1,024 replayed steps"
+    assert found["replayed"] == "2,048.0 times each recorded step"
+    assert found["task"] == "gymnasium CartPole-v1, offline"
+    assert "steps" not in found
+    assert " from 0 on" in rows(*sizes, loaded=5000)["updates"]
 
 
 @pytest.mark.parametrize(("devices", "text"), [(1, "1 Abacus device"), (4, "4 Abacus devices")])

@@ -1,0 +1,71 @@
+"""What a new run begins with: recorded episodes in its replay, weights of another run."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dreamer.agent.agent import Agent
+from dreamer.config import Config
+from dreamer.envs.recorded import Recording
+from dreamer.errors import UserError
+from dreamer.run import recordings, weights
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Nothing, unless given."""
+
+    recording: Recording | None = None
+    params: Any = None  # of every network, numpy or jax arrays
+
+    def steps(self, num_envs: int) -> int:
+        """Steps that come into the replay, as many for every environment."""
+        return self.recording.rows // num_envs * num_envs if self.recording else 0
+
+    def __str__(self) -> str:
+        parts = []
+        if self.recording:
+            count = len(self.recording.lengths)
+            parts.append(
+                f"{count:,} episodes, {self.recording.rows:,} steps, of {self.recording.name}"
+            )
+        return "; ".join(parts)
+
+
+NOTHING = Beginning()
+
+
+def choose(config: Config, agent: Agent, params: Any) -> Beginning:
+    """What `replay.load` and `run.init_from` ask for.
+
+    Args:
+      config: the whole configuration.
+      agent: networks.
+      params: fresh parameters, which those of no other run replace.
+
+    Raises:
+      UserError: it is not there, or does not fit.
+    """
+    recording = None
+    if config.replay.load:
+        spaces = recordings.spaces_of(config.env, config.seed, agent.observations)
+        recording = recordings.open_recording(config.replay.load, "replay.load", spaces)
+        _check_length(config, recording)
+    if config.run.init_from:
+        params = weights.load(config.run.init_from, config.run.init_modules, params)
+    return Beginning(recording, params if config.run.init_from else None)
+
+
+def _check_length(config: Config, recording: Recording) -> None:
+    rings, rows = config.env.num_envs, recording.rows
+    if rows // rings > config.replay.capacity // rings:
+        raise UserError(
+            f"replay.load={config.replay.load} has {rows} steps, more than replay.capacity="
+            f"{config.replay.capacity}; raise it to at least {rows // rings * rings}"
+        )
+    window = config.replay.batch_length + 1
+    if config.run.offline and rows // rings < window:
+        raise UserError(
+            f"replay.load={config.replay.load} has {rows} steps, which for env.num_envs={rings} "
+            f"rings of replay hold no sequence of replay.batch_length + 1 = {window}; record more, "
+            "or lower one of both"
+        )

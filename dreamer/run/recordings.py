@@ -1,0 +1,114 @@
+"""Where recorded episodes come from: a Minari dataset, a folder of saved ones, a run's replay."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import yaml
+
+from dreamer import compose
+from dreamer.config import Config
+from dreamer.config.env import Env
+from dreamer.envs import minari_data, recorded, registry
+from dreamer.envs.recorded import ENV, Episode, Recording, Spaces
+from dreamer.errors import UserError
+from dreamer.explain import validate
+from dreamer.replay import tree
+from dreamer.run import folder, paths, weights
+
+MINARI = "minari:"
+
+
+def open_recording(source: str, key: str, spaces: Spaces) -> Recording:
+    """The episodes of `minari:DATASET_ID`, of a folder of them, or of the replay of a run.
+
+    Args:
+      source: as the user named it.
+      key: with which option, for messages.
+      spaces: those that the episodes are wanted for.
+
+    Raises:
+      UserError: they are not there, or those of another environment.
+    """
+    if source.startswith(MINARI):
+        return minari_data.open_dataset(source.removeprefix(MINARI), spaces)
+    path = paths.expand(source, key)
+    if folder.saved_config(path) is not None:
+        return _of_replay(source, key, spaces)
+    return recorded.open_folder(path, spaces)
+
+
+def spaces_of(env_config: Env, seed: int = 0, observations: Any = None) -> Spaces:
+    """The spaces of an environment, which is made for a moment; of observations those given."""
+    env = registry.make(env_config, 1, seed)
+    try:
+        return recorded.spaces_of(env, env_config.task, observations)
+    finally:
+        env.close()
+
+
+def env_of(source: str, key: str) -> Env:
+    """The environment whose episodes a folder holds.
+
+    Raises:
+      UserError: the folder does not say.
+    """
+    path = paths.expand(source, key)
+    saved = folder.saved_config(path)
+    if saved is not None:
+        return compose.from_yaml(saved).env
+    try:
+        text = (path / ENV).read_text(encoding="utf-8")
+        return validate(Config, {"env": yaml.safe_load(text)}).env
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        raise UserError(
+            f"{key}={source} has no {ENV} that names its environment; say which it is, as in "
+            "env.task=CartPole-v1"
+        ) from None
+
+
+def _of_replay(source: str, key: str, spaces: Spaces) -> Recording:
+    """The episodes, or parts of them, that the newest checkpoint of a run has in its replay."""
+    path = weights.find(source, key) / "replay"
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            arguments = ocp.args.PyTreeRestore(**_without_latents(reader.metadata(path)))
+            saved = reader.restore(path, args=arguments)["replay"]
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{key}={source}: {path} cannot be read: {reason}") from error
+    counters = {name: int(value[0]) for name, value in saved["counters"].items()}
+    rings = {tree.name(path): ring for path, ring in tree.flatten(saved["rings"]).items()}
+    steps = np.arange(counters["oldest"], counters["steps"])
+    parts = [
+        (env, rows)
+        for env, firsts in enumerate(rings["is_first"])
+        for rows in _episodes(firsts, steps % len(firsts))
+    ]
+
+    def read() -> Iterator[Episode]:
+        for number, (env, rows) in enumerate(parts):
+            episode = {name: ring[env, rows] for name, ring in rings.items()}
+            yield recorded.checked(f"{source}, episode {number}", episode, spaces)
+
+    return Recording(f"the replay of {source}", [len(rows) for _, rows in parts], read)
+
+
+def _episodes(firsts: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+    """Cuts consecutive rows of a ring where episodes start."""
+    starts = np.flatnonzero(firsts[rows])
+    return [part for part in np.split(rows, starts) if len(part)]
+
+
+def _without_latents(metadata: Any) -> dict[str, Any]:
+    """How orbax is told to leave out the larger part of what is saved with a replay."""
+    if metadata.item_metadata is None:
+        raise ValueError("it is not there, or incomplete")
+    saved = metadata.item_metadata.tree["replay"]
+    rings = {name: part for name, part in saved["rings"].items() if name != "latent"}
+    wanted = {"replay": {"rings": rings, "counters": saved["counters"]}}
+    target = jax.tree.map(lambda x: np.zeros(0, x.dtype), wanted)
+    kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
+    return {"item": target, "restore_args": kinds, "partial_restore": True}
