@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "run/": ("agent", "envs", "replay", "parallel", *COMMAND_LINE),
     "bench/": ("run", "agent", "nets", "envs", "replay", "parallel", "start", *COMMAND_LINE),
     "train.py": ("run", "start", *COMMAND_LINE),
+    "data.py": ("run", "start", *COMMAND_LINE),
     "eval.py": ("run", "start", *COMMAND_LINE),
     "__init__.py": ("run", "agent", "envs", "start", *COMMAND_LINE),
 }

@@ -1,0 +1,137 @@
+"""`python -m dreamer.data`: episodes that are played, converted and described."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dreamer.config.env import GymnasiumEnv
+from dreamer.data import main
+from dreamer.envs import recorded, registry
+from dreamer.errors import UserError
+from dreamer.run import collect, recordings
+from tests import probe_envs, tiny_run
+
+WALK = probe_envs.task("Walk")
+
+
+def episodes_of(folder: Path) -> list[recorded.Episode]:
+    spaces = recordings.spaces_of(recordings.env_of(str(folder), "source"))
+    return list(recordings.open_recording(str(folder), "source", spaces).read())
+
+
+def test_rows_are_aligned(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The walk's first number is its reward, and changes by the action less one."""
+    folder = tmp_path / "new" / "walk"
+    assert main(["collect", f"out={folder}", WALK, "episodes=5", "num_envs=2"]) == 0
+    out = capsys.readouterr().out
+    assert "episodes  5 of " in out
+    assert f"saved in {folder}; train on them with replay.load={folder}" in out
+    found = episodes_of(folder)
+    assert len(found) == 5
+    assert len({len(episode["reward"]) for episode in found}) > 1
+    assert {bool(episode["is_terminal"][-1]) for episode in found} == {False, True}
+    actions = np.concatenate([episode["action.action"][:-1] for episode in found])
+    assert set(actions.tolist()) == {0, 1, 2}
+    for episode in found:
+        place, action = episode["observation.observation"][:, 0], episode["action.action"]
+        np.testing.assert_allclose(np.diff(place), action[:-1] - 1, atol=1e-5)
+        np.testing.assert_array_equal(episode["reward"], np.concatenate([[0], place[1:]]))
+        assert action[-1] == 0
+        steps = len(place) - 1
+        assert episode["is_first"].tolist() == [True] + [False] * steps
+        assert episode["is_last"].tolist() == [False] * steps + [True]
+        assert not episode["is_terminal"][:-1].any()
+
+
+def test_every_environment_plays_its_share() -> None:
+    """Episodes of environment i have 2 + 7 i steps."""
+    env = registry.make(GymnasiumEnv(task="tests.probe_envs:probe/Uneven-v0"), 3, probe_envs.SEED)
+    player = collect.Chance(3, env.action_spec(), 0)
+    found = list(collect.play(player, None, env, 4, 0))
+    env.close()
+    assert sorted(len(episode["reward"]) - 1 for episode in found) == [2, 2, 9, 16]
+
+
+def test_the_agent_of_a_run_plays(tmp_path: Path, tmp_path_factory: Any) -> None:
+    run, _ = tiny_run.finished(tmp_path_factory)
+    for name in ("one", "two"):
+        main(["collect", f"out={tmp_path / name}", f"run={run}", "episodes=2", "num_envs=2"])
+    ours, again = episodes_of(tmp_path / "one"), episodes_of(tmp_path / "two")
+    assert len(ours) == 2
+    tiny_run.assert_same(ours, again)
+
+
+def test_a_dataset_is_made_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    folder = tmp_path / "steered"
+    main(["collect", f"out={folder}", probe_envs.task("Steered"), "episodes=3"])
+    main(["to_minari", f"source={folder}", "dataset=steered-v0"])
+    assert "train on them with replay.load=minari:steered-v0" in capsys.readouterr().out
+    env = recordings.env_of(str(folder), "source")
+    found = recordings.open_recording("minari:steered-v0", "source", recordings.spaces_of(env))
+    for ours, theirs in zip(found.read(), episodes_of(folder), strict=True):
+        for name, value in theirs.items():
+            np.testing.assert_allclose(ours[name], value, atol=1e-6)
+    main(["info", "source=minari:steered-v0"])
+    told = capsys.readouterr().out
+    assert "action.action: float32 [2]" in told
+    with pytest.raises(UserError, match="source=minari:steered-v0 is a Minari dataset already"):
+        main(["to_minari", "source=minari:steered-v0", "dataset=x-v0"])
+
+
+def test_what_they_hold_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    main(["collect", f"out={tmp_path / 'walk'}", WALK, "episodes=2"])
+    capsys.readouterr()
+    assert main(["info", f"source={tmp_path / 'walk'}"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    found = episodes_of(tmp_path / "walk")
+    returns = [episode["reward"].sum() for episode in found]
+    assert f"   source  {tmp_path / 'walk'}, tests.probe_envs:probe/Walk-v0" in told
+    assert f"    steps  {sum(len(episode['reward']) - 1 for episode in found)}" in told
+    assert f"  returns  {min(returns):.6g} to {max(returns):.6g}" in "\n".join(told)
+    assert told[-2:] == [
+        "           observation.observation: float32 [3]",
+        "           action.action: int32 [] of 3 classes",
+    ]
+
+
+def test_a_replay_is_told_of_as_well(tmp_path_factory: Any, capsys: pytest.CaptureFixture) -> None:
+    run, _ = tiny_run.finished(tmp_path_factory)
+    main(["info", f"source={run}"])
+    assert f"the replay of {run}, tests.probe_envs:probe/Drawn-v0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["colect"],
+            "colect is no verb; there are collect, to_minari, info; did you mean collect?",
+        ),
+        (["collect", "out=x"], "name one of both"),
+        (["collect", "out=x", "run=y", WALK], "name one of both"),
+        (["collect", "out=tests", WALK], "out=tests is there already; name a new folder"),
+        (["collect", "out=/proc/x", WALK], "cannot write /proc/x"),
+        (["collect", WALK], "out"),
+        (["collect", "out=x", "run=tests"], "tests is not the folder of a run"),
+        (["info", "source=tests", WALK], "tests holds no saved episodes"),
+        (["info", "source=tests"], "tests has no env.yaml"),
+        (["info", "source=tests", "env.tusk=x"], "env.tusk=x: no such key"),
+    ],
+)
+def test_mistakes(argv: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        main(argv)
+
+
+def test_help(capsys: pytest.CaptureFixture) -> None:
+    for argv in ([], ["--help"], ["collect", "help"]):
+        assert main(argv) == 0
+        text = capsys.readouterr().out
+        assert "to_minari: Saves recorded episodes as a Minari dataset" in text
+        assert max(map(len, text.splitlines())) <= 100
