@@ -1,0 +1,63 @@
+"""The page on environments of one's own says what is so: its code and its commands, as they are."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dreamer.config.env import GymnasiumEnv
+from dreamer.envs import registry
+from dreamer.errors import EnvironmentFault
+from tests import tiny_run
+
+PAGE = (Path(__file__).parent.parent / "docs" / "your_environment.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a reader has saved the example."""
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "garden.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_environment_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Played by its masks, for two episodes of the days that are configured."""
+    monkeypatch.syspath_prepend(folder)
+    env = registry.make(GymnasiumEnv(entry_point="garden:Garden", kwargs={"days": 3}), 2, 0)
+    assert sorted(env.observation_spec()) == ["action_mask_bed", "beds", "locked", "weather"]
+    steps = [env.reset()]
+    for _ in range(7):
+        beds = steps[-1].observation["action_mask_bed"].argmax(-1).astype(np.int32)
+        steps.append(env.step({"bed": beds, "litres": np.zeros((2, 1), np.float32)}))
+    assert [int(step.step_type[0]) for step in steps] == [0, 1, 1, 2, 0, 1, 1, 2]
+    assert steps[3].discount.tolist() == [0, 0]
+    assert all((step.reward >= 0).all() and (step.reward <= 1).all() for step in steps)
+    against = {"bed": env.reset().observation["locked"], "litres": np.zeros((2, 1), np.float32)}
+    with pytest.raises(EnvironmentFault, match=r"AssertionError: the mask did not .*garden.py, l"):
+        env.step(against)
+    monkeypatch.delitem(sys.modules, "garden")
+
+
+@pytest.mark.slow
+def test_the_commands_run(folder: Path) -> None:
+    """With tiny networks and few steps."""
+    train, evaluate = map(shlex.split, re.findall(r"^python -m .*$", PAGE, re.MULTILINE))
+    sizes = [option for option in tiny_run.OPTIONS if not option.startswith("env.")]
+    few = ("run.steps=40", "agent.optimizer.anneal=9", f"run.dir={dict_of(train)['run.dir']}")
+    for words, more in ((train, [*sizes, *few]), (evaluate, [])):
+        options = [f"{key}={value}" for key, value in (dict_of(words) | dict_of(more)).items()]
+        command = [sys.executable, *words[1:3], *options]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+        assert (done.returncode, done.stderr) == (0, ""), done
+    assert "garden:Garden, step 40" in done.stdout
+
+
+def dict_of(words: list[str]) -> dict[str, str]:
+    """The options among words, by their keys."""
+    return dict(word.split("=", 1) for word in words if "=" in word)
