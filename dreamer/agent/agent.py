@@ -196,15 +196,36 @@ def act(
     Returns:
       The carry, actions for the environment [N, *shape] by key, and the latent as replay stores it.
     """
-    model, behavior = agent.model, agent.behavior
-    num_envs = is_first.shape[0]
+    noise = acting_noise(agent, key, is_first.shape[0], greedy)
+    return act_with(agent, params, carry, observation, is_first, *noise)
+
+
+def acting_noise(
+    agent: Agent, key: Array, num_envs: int, greedy: bool
+) -> tuple[Array, models.Noise]:
+    """The noise of one step of the policy: of latents [N, S, K] and of actions by key, or None."""
     latent_key, action_key = jax.random.split(key)
+    latent = agent.model.rssm.noise(latent_key, (num_envs,))
+    return latent, None if greedy else agent.behavior.actor.noise(action_key, (num_envs,))
+
+
+def act_with(
+    agent: Agent,
+    params: Params,
+    carry: Carry,
+    observation: Mapping[str, Array],
+    is_first: Array,
+    latent_noise: Array,
+    action_noise: models.Noise,
+) -> tuple[Carry, dict[str, Array], Latent]:
+    """`act` with its noise given."""
+    model, behavior = agent.model, agent.behavior
     token = model.encoder.apply(params["encoder"], observation)
-    noise = model.rssm.noise(latent_key, (num_envs,))
     inputs = models.parts(model, params["rssm"], token, carry.action, is_first)
-    latent = models.observe_step(model, params["rssm"], carry.latent, *inputs, is_first, noise)
+    latent = models.observe_step(
+        model, params["rssm"], carry.latent, *inputs, is_first, latent_noise
+    )
     masks = {key: observation[spaces.mask_key(key)] for key, _ in model.mask.masks}
-    action_noise = None if greedy else behavior.actor.noise(action_key, (num_envs,))
     action = behavior.act(params, latent, masks, action_noise)
     carry = Carry(latent, behaviors.concat_actions(behavior, action))
     return carry, environment_action(agent, action), stored_latent(agent, latent)

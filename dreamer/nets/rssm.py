@@ -75,7 +75,7 @@ class RSSM(nn.Module):
 
     def _embed_action(self, action: Array) -> Array:
         """[..., A] to [..., H]; entries beyond [-1, 1] are scaled down."""
-        return self.embed_action(action / jax.lax.stop_gradient(jnp.maximum(1, jnp.abs(action))))
+        return self.embed_action(action / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(action))))
 
     def token_part(self, token: Array) -> Array:
         """What `posterior` needs of a token, before any state is known: [..., E] to [..., H]."""

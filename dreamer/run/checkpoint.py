@@ -209,6 +209,58 @@ class Checkpointer:
             ) from error
 
 
+def read_meta(path: Path) -> dict[str, Any]:
+    """The meta of one checkpoint, given its own folder, wherever it was copied to.
+
+    Raises:
+        UserError: the folder is not a checkpoint.
+    """
+    return _document(path)["meta"]
+
+
+def read_params(path: Path, abstract_params: Any) -> Any:
+    """The parameters alone of one checkpoint, on the first device; the rest is not read.
+
+    Args:
+        path: the checkpoint's own folder, wherever it was copied to.
+        abstract_params: pytree like them.
+
+    Raises:
+        UserError: the folder is not a checkpoint, of other parameters, or cannot be read.
+    """
+    saved = _document(path)["structure"]
+    saved = {key: form for key, form in saved.items() if key.startswith(".params[")}
+    wanted = {f".params{key}": form for key, form in _structure(abstract_params).items()}
+    _check_structure(saved, wanted, path)
+    target = {"params": jax.tree.map(_target, abstract_params)}
+    how = ocp.checkpoint_utils.construct_restore_args(target)
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        return handler.restore(
+            path.absolute() / "state",
+            args=ocp.args.PyTreeRestore(target, restore_args=how, partial_restore=True),
+        )["params"]
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"cannot read the checkpoint {path}; copy it anew, or use another: {reason}"
+        ) from error
+    finally:
+        handler.close()
+
+
+def _document(path: Path) -> dict[str, Any]:
+    file = path / "meta" / "metadata"
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        return {"structure": dict(document["structure"]), "meta": dict(document["meta"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{path} is not a checkpoint of a dreamer run: {file} is not there or not of its form; "
+            "name a run folder, or a numbered folder of its checkpoints"
+        ) from None
+
+
 def _metrics(score: float | None) -> dict[str, float] | None:
     return {"score": float(score)} if score is not None and math.isfinite(score) else None
 

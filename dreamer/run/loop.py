@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from dreamer import compose, parallel
+from dreamer.agent import interface
 from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.errors import EnvironmentFault
@@ -254,6 +255,7 @@ class Trainer:
             "run": str(self.path.absolute()),
             "best": self.best,
             "evaluated": self.evaluated,
+            "spaces": interface.dump(self.loop.agent),
         }
         counters = own | self.loop.get_counters()
         step = self.step

@@ -1,20 +1,17 @@
 """Plays episodes with the agent of a run folder, and writes down how they went."""
 
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from dreamer import compose, parallel
-from dreamer.agent import agent as agents
-from dreamer.agent.agent import Agent
-from dreamer.config import Config, EvalOptions
+from dreamer import parallel
+from dreamer.agent import interface
+from dreamer.config import EvalOptions
 from dreamer.envs import registry
 from dreamer.errors import UserError
-from dreamer.run import folder, paths, summary
-from dreamer.run.checkpoint import Checkpointer
+from dreamer.run import loading, paths, summary
 from dreamer.run.evaluate import evaluate, frame
+from dreamer.run.loading import Saved
 from dreamer.run.policy import Policy
 from dreamer.run.reporter import FPS
 from dreamer.run.video import write_mp4
@@ -29,23 +26,21 @@ def play(options: EvalOptions) -> dict[str, Any]:
       UserError: no run, no checkpoint, or a folder that cannot be written.
     """
     parallel.local_devices(options.platform, 1, 1)  # refuses a platform that is not there
-    folder_of_run = paths.expand(options.run, "run")
-    config = saved_config(folder_of_run)
-    config = config.model_copy(update={"run": config.run.model_copy(update={"dir": options.run})})
-    agent = agent_for(config, options.video)
-    params, step = load_params(config, agent, options.checkpoint)
+    saved = loading.load(options.run, options.checkpoint)
+    env, step = saved.config.env, saved.step
+    _check(saved, options.video)
     mode = "-greedy" if options.greedy else ""
     name = f"evaluation-{step}-seed{options.seed}{mode}.json"
-    out = paths.expand(options.out, "out") if options.out else folder_of_run / name
+    out = paths.expand(options.out, "out") if options.out else saved.folder / name
     video = out.with_suffix(".mp4")
     if out == video:
         raise UserError(f"out={options.out} is the name of a video; name the JSON file beside it")
     for path in (out, video) if options.video else (out,):
         summary.check(path)
-    policy = Policy(agent, min(options.num_envs, options.episodes), options.greedy)
+    policy = Policy(saved.agent, min(options.num_envs, options.episodes), options.greedy)
     # Mixed, so that no seed repeats the episodes of a training run.
     seed = int(np.random.SeedSequence((options.seed, EVALUATION)).generate_state(1)[0])
-    result = evaluate(policy, params, config.env, options.episodes, seed, record=options.video)
+    result = evaluate(policy, saved.params, env, options.episodes, seed, record=options.video)
     assert result is not None, "nothing interrupts it"
     numbers = summary.summarize(result.returns, result.lengths)
     settings = {key: getattr(options, key) for key in ("seed", "greedy", "checkpoint")}
@@ -55,54 +50,22 @@ def play(options: EvalOptions) -> dict[str, Any]:
         assert result.frames is not None, "refused at the start"
         with summary.explaining_refusal(video):
             write_mp4(video, result.frames, FPS)
-    print(summary.render(numbers, f"{config.env.name}, step {step:,}"))
+    print(summary.render(numbers, f"{env.name}, step {step:,}"))
     print(f"written to {out}" + (f", the first episode to {video}" if options.video else ""))
     return numbers
 
 
-def saved_config(path: Path) -> Config:
-    """The configuration that a run folder was made with.
+def _check(saved: Saved, video: bool) -> None:
+    """Makes an environment for a moment, to see whether it is one for the agent.
 
     Raises:
-      UserError: if the folder is not one of a run.
+      UserError: its spaces are others, or a video is wanted and nothing can be seen of it.
     """
-    saved = folder.saved_config(path)
-    if saved is None:
-        raise UserError(f"{path} is not the folder of a run: it has no config.yaml of one")
-    return compose.from_yaml(saved)
-
-
-def agent_for(config: Config, video: bool = False) -> Agent:
-    """The networks of a configuration; an environment is made for a moment to know its spaces.
-
-    Raises:
-      UserError: a video is wanted of an environment that nothing can be seen of.
-    """
-    env = registry.make(config.env, 1, config.seed, render=video)
+    env = registry.make(saved.config.env, 1, saved.config.seed, render=video)
     try:
+        interface.check(saved.agent, env.observation_spec(), env.action_spec())
         if video and frame(env, env.reset()) is None:
-            raise UserError(f"{config.env.name} has no images and cannot render; use video=false")
-        return agents.make_agent(config.agent, env.observation_spec(), env.action_spec())
+            name = saved.config.env.name
+            raise UserError(f"{name} has no images and cannot render; use video=false")
     finally:
         env.close()
-
-
-def load_params(config: Config, agent: Agent, which: str) -> tuple[Any, int]:
-    """Parameters and environment steps of the newest or best checkpoint, on the first device.
-
-    Raises:
-      UserError: if there is none.
-    """
-    checkpoints = Checkpointer(paths.checkpoint_folder(config), read_only=True)
-    try:
-        step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
-        if step is None:
-            raise UserError(
-                f"no {which} checkpoint in {checkpoints.directory}; train first, with eval.every "
-                "set if the best is wanted"
-            )
-        state = jax.eval_shape(lambda: agents.init(agent, jax.random.key(0)))
-        restored, _ = checkpoints.restore_state(step, state)
-    finally:
-        checkpoints.close()
-    return parallel.unreplicate(restored.params), step
