@@ -1,0 +1,37 @@
+"""DreamerV3 in JAX.
+
+`load` gives a trained agent, `make_env` environments for it, `train` trains one; examples are in
+docs/library.md. What is not used is not imported, so that `import dreamer` is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dreamer.api.agent import TrainedAgent, load
+    from dreamer.api.environment import make_env
+    from dreamer.api.training import train
+    from dreamer.errors import UserError
+    from dreamer.run.callbacks import Callback
+
+__all__ = ["Callback", "TrainedAgent", "UserError", "load", "make_env", "train"]
+
+_HOMES = {
+    "Callback": "dreamer.run.callbacks",
+    "TrainedAgent": "dreamer.api.agent",
+    "UserError": "dreamer.errors",
+    "load": "dreamer.api.agent",
+    "make_env": "dreamer.api.environment",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "train":  # the command `python -m dreamer.train`, which can also be called
+        return importlib.import_module("dreamer.train")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dreamer' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

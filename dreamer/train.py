@@ -1,6 +1,12 @@
-"""`python -m dreamer.train [GROUP=CHOICE ...] [KEY=VALUE ...]`: trains; again, it resumes."""
+"""`python -m dreamer.train [GROUP=CHOICE ...] [KEY=VALUE ...]`: trains; again, it resumes.
+
+In a program, `dreamer.train(...)`: command and function share their name, so the module itself can
+be called, see `dreamer.api.training.train`.
+"""
 
 import sys
+from types import ModuleType
+from typing import Any
 
 from dreamer.errors import exit_on_user_error
 from dreamer.run.signals import StopRequest
@@ -26,5 +32,14 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+class _Callable(ModuleType):
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        from dreamer.api.training import train
+
+        return train(*args, **options)
+
+
 if __name__ == "__main__":
     sys.exit(exit_on_user_error(main))
+else:
+    sys.modules[__name__].__class__ = _Callable

@@ -30,10 +30,13 @@ MAY_IMPORT = {
     "replay/": SCHEMA,
     "run/": ("agent", "envs", "replay", "parallel", *COMMAND_LINE),
     "bench/": ("run", "agent", "nets", "envs", "replay", "parallel", "start", *COMMAND_LINE),
-    "train.py": ("run", "start", *COMMAND_LINE),
+    "api/": ("run", "agent", "envs", "parallel", "start", *COMMAND_LINE),
+    "exporting/": ("api", "run", "agent", "envs", *COMMAND_LINE),
+    "export.py": ("exporting", "api", "run", "start", *COMMAND_LINE),
+    "train.py": ("api", "run", "start", *COMMAND_LINE),
     "data.py": ("run", "start", *COMMAND_LINE),
     "eval.py": ("run", "start", *COMMAND_LINE),
-    "__init__.py": ("run", "agent", "envs", "start", *COMMAND_LINE),
+    "__init__.py": ("api", "run", "agent", "envs", "start", *COMMAND_LINE),
 }
 
 WITHOUT_JAX = (

@@ -106,3 +106,24 @@ class EvalOptions(Section):
         "", description="JSON file; empty is evaluation-STEP-seedSEED.json in the run folder"
     )
     platform: Literal["auto", "cpu", "gpu", "tpu"] = Field("auto", description="jax platform")
+
+
+class ExportOptions(Section):
+    """What `python -m dreamer.export` takes."""
+
+    run: str = Field(description="run folder, or a checkpoint with config.yaml beside it")
+    out: str = Field("", description="folder to make; empty is policy-STEP in the run folder")
+    checkpoint: Literal["newest", "best"] = Field("newest", description="best is by evaluation")
+    format: Literal["stablehlo", "onnx"] = Field(
+        "stablehlo", description="for jax, or for onnxruntime"
+    )
+    greedy: bool = Field(True, description="mode of the policy instead of a sample")
+    num_envs: Annotated[int, Field(ge=0)] = Field(
+        0, description="environments acted in together; 0 is any number, with onnx 1"
+    )
+    platforms: str = Field(
+        "cpu,cuda", description="what StableHLO may run on: some of cpu, cuda, rocm, tpu"
+    )
+    steps: Count = Field(250, description="of each environment that are recorded and compared")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="of the environments")
+    platform: Literal["auto", "cpu", "gpu", "tpu"] = Field("auto", description="jax platform")

@@ -11,6 +11,7 @@ from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.errors import EnvironmentFault
 from dreamer.run import beginning, checkpoint, folder, paths
+from dreamer.run.callbacks import Callbacks
 from dreamer.run.checkpoint import Checkpointer
 from dreamer.run.clocks import EverySeconds, EverySteps
 from dreamer.run.device_loop import DeviceLoop
@@ -46,6 +47,7 @@ class Trainer:
       config: the whole configuration.
       stop: asked at every step whether to save and return.
       leader: the run whose display tells of this one too.
+      callbacks: told how it goes.
 
     Raises:
       UserError: what the user can mend, before anything is written.
@@ -56,10 +58,13 @@ class Trainer:
         config: Config,
         stop: StopRequest | None = None,
         leader: "Trainer | None" = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         self.config = config
         self.leader = leader
         self.stop = stop or StopRequest()
+        self._callbacks = callbacks or Callbacks()
+        self.metrics: dict[str, float] = {}  # those last written
         self.path = paths.run_folder(config)
         folder.check(self.path)
         paths.refuse_changes(config, self.path)
@@ -123,6 +128,15 @@ class Trainer:
         """Environment steps so far, or updates of an offline run."""
         return self.loop.step
 
+    @property
+    def updates(self) -> int:
+        """Gradient updates so far."""
+        return self.loop.updates
+
+    def request_stop(self) -> None:
+        """Makes training save and return after this turn, as a signal does."""
+        self.stop.requested = True
+
     def run(self) -> None:
         """Trains until `run.steps` or until a signal asks to stop, then saves.
 
@@ -153,6 +167,8 @@ class Trainer:
             self.say(f"{self.path} is complete; raise run.steps to train on")
             return False
         self._set_clocks()
+        self._updates = self.updates  # that callbacks were told of
+        self._callbacks.watch(self)
         if self._eval_clock(self.step) and self.step < total:  # interrupted by the stop before
             self._evaluate()
         return True
@@ -160,6 +176,10 @@ class Trainer:
     def after(self, episodes: list[tuple[float, int]]) -> None:
         """What comes after a turn in which these episodes ended."""
         self._tell(episodes)
+        self._callbacks("on_step", self)
+        if self.updates > self._updates:
+            self._updates = self.updates
+            self._callbacks("on_update", self)
         self._now_and_then()
 
     def finish(self) -> None:
@@ -210,12 +230,15 @@ class Trainer:
         for score, length in episodes:
             self.progress.episode(score, length)
             self.logger.write(self.step, {"episode/return": score, "episode/length": length})
+        for score, length in episodes:
+            self._callbacks("on_episode", self, score, length)
 
     def _log(self, wait: bool = False) -> None:
         metrics = self.loop.read_metrics(wait)
         if metrics:
             shown = {key: metrics[key] for key in SHOWN}
             metrics["updates"] = self.loop.updates
+            self.metrics = metrics
             self.logger.write(self.step, metrics)
             self.progress.update(self.step, self.loop.updates, shown)
 
@@ -243,9 +266,13 @@ class Trainer:
 
     def _close_books(self) -> None:
         """Saves and logs all that there is."""
+        self.save()
+        self._log(wait=True)
+
+    def save(self) -> None:
+        """Saves, and returns when it is written."""
         self._save()
         self.checkpoints.wait()
-        self._log(wait=True)
 
     def _save(self, score: float | None = None) -> None:
         """Saves everything that influences the rest of the run."""
@@ -264,8 +291,11 @@ class Trainer:
             return
         arrays, copied = self.loop.get_arrays()
         self.checkpoints.save(step, self.loop.state, arrays, counters, score)
-        if not copied:
+        told = self._callbacks.want("on_checkpoint")
+        if not copied or told:
             self.checkpoints.wait()
+        if told:
+            self._callbacks("on_checkpoint", self, self.checkpoints.directory / str(step))
 
     def _start_or_resume(self, fresh: bool) -> str:
         """Goes back to the newest checkpoint if there is one; what to say of the start."""

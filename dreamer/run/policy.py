@@ -23,6 +23,7 @@ class Policy:
       num_envs: N.
       greedy: mode of the policy instead of a sample.
       device: that of the parameters; None is the first.
+      act: of `compile_act`, to share it between policies.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Policy:
         num_envs: int,
         greedy: bool = False,
         device: jax.Device | None = None,
+        act: Callable | None = None,
     ) -> None:
         self.num_envs = num_envs
         self._device = device
@@ -39,13 +41,7 @@ class Policy:
         self._seen = [key for key, _ in agent.model.encoder.observations]
         self._key: jax.Array
 
-        def act(
-            params: Any, carry: Carry, observation: Any, first: Any, key: Any, step: Any
-        ) -> Any:
-            key = jax.random.fold_in(key, step)
-            return agents.act(agent, params, carry, observation, first, key, greedy)
-
-        self._act = jax.jit(act)
+        self._act = act or compile_act(agent, greedy)
 
     def reset(self, key: jax.Array) -> None:
         """Forgets everything; from here on the draws of step n follow from `key` and n."""
@@ -84,6 +80,16 @@ class Policy:
             needed, self.carry, seen, first, self._key, np.uint32(step)
         )
         return jax.device_get(action), dict(latent)
+
+
+def compile_act(agent: Agent, greedy: bool) -> Callable:
+    """One step of the policy, with the number of the step for its draws, see `agents.act`."""
+
+    def act(params: Any, carry: Carry, observation: Any, first: Any, key: Any, step: Any) -> Any:
+        key = jax.random.fold_in(key, step)
+        return agents.act(agent, params, carry, observation, first, key, greedy)
+
+    return jax.jit(act)
 
 
 def transition(

@@ -1,6 +1,6 @@
 """Looks at the agent while it trains: evaluations, episode videos, open-loop predictions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -37,9 +37,7 @@ class Reporter:
         self._policy = Policy(agent, num_envs, config.eval.greedy)
         self._video_policy = Policy(agent, 1, config.eval.greedy)
         self._open_loop = jax.jit(partial(open_loop, agent), static_argnums=2)
-        self._images = [
-            name for name, spec in agent.model.decoder.observations if len(spec.shape) == 3
-        ]
+        self._agent = agent
 
     def _seed(self, step: int, purpose: int) -> int:
         """Differs from the training seed, between runs, steps and purposes."""
@@ -84,13 +82,39 @@ class Reporter:
             return
         if result.frames is not None:
             self._logger.video(step, "episode", result.frames, FPS)
-        batch = sequences(SEQUENCES, (config.seed, step, 3)) if self._images else None
+        batch = sequences(SEQUENCES, (config.seed, step, 3)) if images(self._agent) else None
         if batch is None:
             return
         context = config.replay.batch_length // 2
         key = jax.random.key(self._seed(step, 3))
         predictions = self._open_loop(params, batch, context, key)
-        for name in self._images:
-            truth = batch["observation"][name][:, 1:]
-            grid = open_loop_grid(truth, np.asarray(predictions[name], np.float32), context)
+        grids = open_loop_grids(self._agent, batch, predictions, context)
+        for name, grid in grids.items():
             self._logger.video(step, f"open_loop/{name}", grid, FPS)
+
+
+def images(agent: Agent) -> list[str]:
+    """The keys of the images that the model predicts."""
+    return [name for name, spec in agent.model.decoder.observations if len(spec.shape) == 3]
+
+
+def open_loop_grids(
+    agent: Agent, batch: Mapping[str, Any], predictions: Mapping[str, Any], context: int
+) -> dict[str, np.ndarray]:
+    """Videos uint8 [T, H, W, 3] that compare every image with its prediction, see
+    `open_loop_grid`.
+
+    Args:
+      agent: networks.
+      batch: from replay, leaves [B, T + 1, ...].
+      predictions: of `open_loop`.
+      context: observed steps.
+    """
+    return {
+        name: open_loop_grid(
+            np.asarray(batch["observation"][name])[:, 1:],
+            np.asarray(predictions[name], np.float32),
+            context,
+        )
+        for name in images(agent)
+    }

@@ -5,6 +5,7 @@ the compiled calls are one, with an axis for the seeds. Small networks leave mos
 idle, which this fills.
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from typing import Any
@@ -20,20 +21,24 @@ from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.errors import UserError
 from dreamer.run import device_memory, folder, paths
+from dreamer.run.callbacks import Callback, Callbacks
 from dreamer.run.device_loop import Call, DeviceLoop, World, program
 from dreamer.run.loop import Trainer
 from dreamer.run.policy import transition_spec
 from dreamer.run.signals import StopRequest
 
 
-def train(config: Config, stop: StopRequest | None = None) -> None:
-    """Trains `run.seeds` runs, each until `run.steps` or until a signal asks to stop.
+def train(
+    config: Config, stop: StopRequest | None = None, callbacks: Sequence[Callback] = ()
+) -> None:
+    """Trains `run.seeds` runs, each until `run.steps` or until a signal or a callback asks to stop.
 
     Raises:
       UserError: what the user can mend, before anything is written.
     """
+    told = Callbacks(callbacks)
     if config.run.seeds == 1:
-        with Trainer(config, stop) as trainer:
+        with Trainer(config, stop, callbacks=told) as trainer:
             trainer.run()
         return
     stop = stop or StopRequest()
@@ -43,7 +48,7 @@ def train(config: Config, stop: StopRequest | None = None) -> None:
         leader: Trainer | None = None
         trainers: list[Trainer] = []
         for one in configs:
-            trainers.append(stack.enter_context(Trainer(one, stop, leader)))
+            trainers.append(stack.enter_context(Trainer(one, stop, leader, told)))
             leader = leader or trainers[0]
         begun = [trainer for trainer in trainers if trainer.begin()]
         _run(begun)

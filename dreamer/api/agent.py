@@ -1,0 +1,223 @@
+"""A trained agent: loaded from its run, it acts, imagines, and shows what it expects."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import jax
+import numpy as np
+
+from dreamer import parallel
+from dreamer.agent import interface
+from dreamer.agent.agent import Agent, Carry
+from dreamer.agent.dream import dream
+from dreamer.agent.report import open_loop
+from dreamer.api.policy import AgentPolicy
+from dreamer.config import Config
+from dreamer.envs import registry
+from dreamer.envs.base import BatchedEnv
+from dreamer.errors import UserError
+from dreamer.run import loading, summary
+from dreamer.run.policy import Policy, compile_act, transition
+from dreamer.run.reporter import FPS, images, open_loop_grids
+from dreamer.run.video import write_mp4
+
+if TYPE_CHECKING:
+    from dreamer.api.gymnasium_policy import GymnasiumPolicy
+    from dreamer.run.loop import Trainer
+
+
+@dataclass(frozen=True)
+class Imagination:
+    """N futures of H steps as the agent expects them.
+
+    `actions[t]` are taken in state t and lead to state t + 1; state 0 is the one that was imagined
+    from, and `actions[0]` those that the policy had already chosen there.
+    """
+
+    actions: dict[str, np.ndarray]  # [H, N, ...] by key, as environments take them
+    rewards: np.ndarray  # [H, N], on arriving at state t + 1
+    continuation: np.ndarray  # [H, N], of the episode at state t + 1, the discount included
+    values: np.ndarray  # [H + 1, N], the critic's, of state t
+    observations: dict[str, np.ndarray]  # [H + 1, N, ...] by key, of state t; {} unless decoded
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedAgent:
+    """What was learned, and the settings it was learned with."""
+
+    config: Config
+    networks: Agent
+    params: Any
+    step: int  # environment steps of training
+
+    @classmethod
+    def of(cls, run: "Trainer") -> Self:
+        """The agent of a run under way, for callbacks; training on leaves it as it is."""
+        params = parallel.copy_to(run.loop.params, run.devices[0])
+        return cls(run.config, run.loop.agent, params, run.step)
+
+    def policy(self, num_envs: int = 1, greedy: bool = False, seed: int = 0) -> AgentPolicy:
+        """A policy for `num_envs` environments, see `AgentPolicy`.
+
+        Args:
+          num_envs: N.
+          greedy: mode of the policy instead of a sample; latents are sampled either way.
+          seed: of the draws.
+        """
+        seen = interface.seen(self.networks)
+        return AgentPolicy(self.bare_policy(num_envs, greedy), seen, self.params, seed)
+
+    def bare_policy(self, num_envs: int, greedy: bool) -> Policy:
+        """A policy without its parameters, compiled once for all of them; `reset` it first."""
+        return Policy(self.networks, num_envs, greedy, act=self._acts[greedy])
+
+    @cached_property
+    def _acts(self) -> dict[bool, Any]:
+        return {greedy: compile_act(self.networks, greedy) for greedy in (False, True)}
+
+    def make_env(self, num_envs: int = 1, seed: int = 0, render: bool = False) -> BatchedEnv:
+        """Environments like those of training.
+
+        Raises:
+          UserError: they cannot be made here, or are no longer like those of training.
+        """
+        env = registry.make(self.config.env, num_envs, seed, render)
+        try:
+            interface.check(self.networks, env.observation_spec(), env.action_spec())
+        except UserError:
+            env.close()
+            raise
+        return env
+
+    def sb3(self, env: Any, seed: int = 0) -> "GymnasiumPolicy":
+        """A model by the convention of stable-baselines3, see `GymnasiumPolicy`.
+
+        Args:
+          env: gymnasium environment, vector environment or VecEnv of stable-baselines3, of which
+            only the spaces are read.
+          seed: of the draws.
+
+        Raises:
+          UserError: its spaces are not those of the agent.
+        """
+        from dreamer.api.gymnasium_policy import GymnasiumPolicy
+
+        return GymnasiumPolicy(self, env, seed)
+
+    def record(
+        self, env: BatchedEnv, steps: int, greedy: bool = False, seed: int = 0
+    ) -> dict[str, Any]:
+        """Plays from a reset on, and gives the steps as replay keeps them.
+
+        Args:
+          env: N environments.
+          steps: of each.
+          greedy: mode of the policy instead of a sample.
+          seed: of the draws, as in `policy`.
+
+        Returns:
+          observation and action by key, reward, is_first, is_last, is_terminal, and the policy's
+          latent: leaves [N, steps, ...].
+
+        Raises:
+          UserError: the environments are not those of the agent.
+        """
+        interface.check(self.networks, env.observation_spec(), env.action_spec(), whole=True)
+        policy = self.bare_policy(env.num_envs, greedy)
+        policy.reset(jax.random.key(seed))
+        rows, time_step = [], env.reset()
+        for step in range(steps):
+            action, latent = policy(self.params, time_step, step)
+            row = transition(self.networks, time_step, action, jax.device_get(latent))
+            rows.append(jax.tree.map(np.asarray, row))
+            time_step = env.step(action)
+        return jax.tree.map(lambda *x: np.stack(x, 1), *rows)
+
+    def imagine(
+        self,
+        state: Carry,
+        horizon: int = 50,
+        greedy: bool = False,
+        decode: bool = False,
+        seed: int = 0,
+    ) -> Imagination:
+        """What the agent expects to come of a moment, and would do.
+
+        Args:
+          state: `AgentPolicy.state` after a step in N environments.
+          horizon: steps H.
+          greedy: modes of the policy instead of samples.
+          decode: whether to decode observations.
+          seed: of the draws.
+        """
+        if horizon < 1:
+            raise UserError(f"horizon={horizon}: expected an integer >= 1")
+        found = self._dream(self.params, state, horizon, jax.random.key(seed), greedy, decode)
+        return Imagination(**jax.device_get(found))
+
+    @cached_property
+    def _dream(self) -> Any:
+        return jax.jit(partial(dream, self.networks), static_argnums=(2, 4, 5))
+
+    def predict_video(
+        self,
+        sequences: Mapping[str, Any],
+        context: int | None = None,
+        path: str | Path | None = None,
+        seed: int = 0,
+    ) -> dict[str, np.ndarray]:
+        """Open-loop predictions beside the truth: rows truth, prediction, error; sequences side by
+        side, with a green border while the model sees them and a red one while it imagines.
+
+        Args:
+          sequences: of `record`, leaves [N, T + 1, ...]; the first step is only where they start.
+          context: steps that the model sees, 1 to T - 1; None is half.
+          path: mp4 file to write; of several images each gets its key before the ending.
+          seed: of the draws.
+
+        Returns:
+          Frames uint8 [T, H, W, 3] by the key of the image.
+
+        Raises:
+          UserError: no images, too few steps, or the file cannot be written.
+        """
+        if not images(self.networks):
+            raise UserError("the agent predicts no image, so there is no video of its predictions")
+        steps = sequences["is_first"].shape[1] - 1
+        context = steps // 2 if context is None else context
+        if not 1 <= context < steps:
+            raise UserError(
+                f"context={context}: expected 1 to {steps - 1}, for sequences of {steps} steps "
+                "after their first"
+            )
+        key = jax.random.key(seed)
+        predictions = self._open_loop(self.params, sequences, context, key)
+        grids = open_loop_grids(self.networks, sequences, predictions, context)
+        for name, frames in grids.items() if path else ():
+            file = Path(path or "")
+            file = file if len(grids) == 1 else file.with_stem(f"{file.stem}-{name}")
+            with summary.explaining_refusal(file):
+                write_mp4(file, frames, FPS)
+        return grids
+
+    @cached_property
+    def _open_loop(self) -> Any:
+        return jax.jit(partial(open_loop, self.networks), static_argnums=2)
+
+
+def load(path: str | Path, which: str = "newest") -> TrainedAgent:
+    """Reads an agent: its weights and settings, but neither replay nor optimiser.
+
+    Args:
+      path: a run folder; or a folder of checkpoints, or one checkpoint, with config.yaml in it or
+        above it.
+      which: newest or best checkpoint, where there are several.
+
+    Raises:
+      UserError: there is no run or checkpoint, or one that cannot be read.
+    """
+    saved = loading.load(path, which)
+    return TrainedAgent(saved.config, saved.agent, saved.params, saved.step)

@@ -1,0 +1,40 @@
+"""Environments by the name of their suite."""
+
+from typing import Any
+
+from dreamer import compose
+from dreamer.config import Config
+from dreamer.envs import registry
+from dreamer.envs.base import BatchedEnv
+from dreamer.explain import validate
+
+
+def make_env(
+    suite: str,
+    task: str | None = None,
+    *,
+    seed: int = 0,
+    num_envs: int = 1,
+    render: bool = False,
+    **keys: Any,
+) -> BatchedEnv:
+    """Makes environments that step together, see `dreamer.envs.base.BatchedEnv`.
+
+    Args:
+      suite: a group such as atari100k, with its settings, or else a suite with its defaults.
+      task: name of the task; None is the suite's first choice.
+      seed: all randomness of the environments derives from it.
+      num_envs: how many.
+      render: whether `render()` gives frames.
+      keys: any key of the configuration's section `env`, as in image_size=(96, 96).
+
+    Raises:
+      UserError: no such suite, task or key, a value that is not allowed, or a missing package.
+    """
+    given = {"num_envs": num_envs, **({"task": task} if task else {}), **keys}
+    if suite in compose.group_choices("env") or suite not in registry.SUITES:
+        section = compose.compose([f"env={suite}"]).env.model_dump()
+    else:
+        section = {"suite": suite}
+    config = validate(Config, {"env": section | given})
+    return registry.make(config.env, num_envs, seed, render)

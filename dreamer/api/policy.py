@@ -1,0 +1,77 @@
+"""The policy of a trained agent, which keeps its memory between time steps."""
+
+from typing import Any
+
+import dm_env
+import jax
+import numpy as np
+
+from dreamer.agent.agent import Carry
+from dreamer.envs.base import Specs
+from dreamer.errors import UserError
+from dreamer.run.policy import Policy
+
+
+class AgentPolicy:
+    """Acts in N environments; to be made by `TrainedAgent.policy`.
+
+    Args:
+      policy: for N environments.
+      seen: the observations that it needs.
+      params: of the networks.
+      seed: of the draws.
+    """
+
+    def __init__(self, policy: Policy, seen: Specs, params: Any, seed: int) -> None:
+        self.num_envs = policy.num_envs
+        self._policy, self._seen, self._params, self._seed = policy, seen, params, seed
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything, and draws from the seed again."""
+        self.step = 0
+        self._policy.reset(jax.random.key(self._seed))
+
+    @property
+    def state(self) -> Carry:
+        """The memory, for `TrainedAgent.imagine`: latents and the actions chosen last."""
+        if not self.step:
+            raise UserError("the policy has seen nothing yet; call it with a time step first")
+        return self._policy.carry
+
+    def __call__(self, time_step: dm_env.TimeStep) -> dict[str, np.ndarray]:
+        """Actions [N, ...] by key for a time step, leaves [N, ...]. Where it is the first of an
+        episode, what was before is forgotten.
+
+        Raises:
+          UserError: it is of another number of environments, or an observation is missing or of
+            another shape or type.
+        """
+        check(self._seen, self.num_envs, time_step)
+        action, _ = self._policy(self._params, time_step, self.step)
+        self.step += 1
+        return action
+
+
+def check(seen: Specs, num_envs: int, time_step: dm_env.TimeStep) -> None:
+    """Refuses a time step that is not of so many environments of these observations.
+
+    Raises:
+      UserError: naming the key, what was expected and what is there.
+    """
+    shape = np.shape(time_step.step_type)
+    if shape != (num_envs,):
+        there = f"of {shape[0]} environments" if shape else "not of several environments"
+        raise UserError(
+            f"the time step is {there}, the policy for {num_envs}: step_type has shape {shape}; "
+            "make environments and policy with the same num_envs"
+        )
+    for key, spec in seen.items():
+        expected = f"{np.dtype(spec.dtype).name} {(num_envs, *spec.shape)}"
+        value = time_step.observation.get(key)
+        if value is None:
+            got = f"none, only {', '.join(sorted(time_step.observation))}"
+        else:
+            got = f"{value.dtype.name} {np.shape(value)}"
+        if got != expected:
+            raise UserError(f"observation {key!r}: the agent expects {expected}, but got {got}")

@@ -1,0 +1,58 @@
+"""Training from a program, as `python -m dreamer.train` does it."""
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from dreamer import compose, start
+from dreamer.api.agent import TrainedAgent, load
+from dreamer.config import Config
+from dreamer.keys import show
+from dreamer.run import paths, seeds
+from dreamer.run.callbacks import Callback
+from dreamer.run.signals import StopRequest
+
+Options = Config | Iterable[str] | Mapping[str, Any]
+
+
+def train(options: Options = (), callbacks: Sequence[Callback] = ()) -> TrainedAgent:
+    """Trains, or resumes the run of that folder, until `run.steps` or a wish to stop.
+
+    Ctrl-C and SIGTERM save and return, as do callbacks that ask for it; the same call then resumes.
+    From another thread than the main one, signals are left to the program.
+
+    Args:
+      options: those of the command line, as ["env=atari100k", "env.task=pong"] or as
+        {"env": "atari100k", "env.task": "pong"}; or a whole configuration.
+      callbacks: told how it goes.
+
+    Returns:
+      The agent of the newest checkpoint; of `run.seeds` runs that of the first.
+
+    Raises:
+      UserError: what the user can mend, before anything is written.
+    """
+    config = _config(options)
+    start.runtime(config.platform, config.xla_flags)
+    in_main = threading.current_thread() is threading.main_thread()
+    stop = StopRequest()
+    with stop if in_main else nullcontext():
+        seeds.train(config, stop, callbacks)
+    first = config if config.run.seeds == 1 else seeds.split(config)[0]
+    return load(paths.run_folder(first))
+
+
+def _config(options: Options) -> Config:
+    if isinstance(options, Config):
+        return options
+    if isinstance(options, Mapping):
+        options = [f"{key}={_text(value)}" for key, value in options.items()]
+    return compose.compose([options] if isinstance(options, str) else list(options))
+
+
+def _text(value: Any) -> str:
+    """A value as one would write it at the command line."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_text, value))}]"
+    return value if isinstance(value, str) else show(value)
