@@ -15,7 +15,7 @@ from dreamer.envs import minari_data, recorded, registry
 from dreamer.envs.base import Actions, BatchedEnv, random_action
 from dreamer.envs.recorded import ENV, Episode, Spaces
 from dreamer.errors import UserError
-from dreamer.run import folder, paths, playback, recordings, summary
+from dreamer.run import folder, loading, paths, recordings, summary
 from dreamer.run.policy import Policy
 
 
@@ -54,13 +54,9 @@ def collect(options: CollectOptions, env_config: Env | None) -> None:
     num_envs = min(options.num_envs, options.episodes)
     params, player = None, None
     if options.run:
-        config = playback.saved_config(paths.expand(options.run, "run"))
-        run = config.run.model_copy(update={"dir": options.run})
-        config = config.model_copy(update={"run": run})
-        env_config = config.env
-        agent = playback.agent_for(config)
-        params, _ = playback.load_params(config, agent, options.checkpoint)
-        player = Policy(agent, num_envs, options.greedy)
+        saved = loading.load(options.run, options.checkpoint)
+        env_config, params = saved.config.env, saved.params
+        player = Policy(saved.agent, num_envs, options.greedy)
     assert env_config is not None, "the command line has one"
     env = registry.make(env_config, num_envs, options.seed)
     try:
@@ -160,8 +156,8 @@ def _spaces(source: str, env_config: Env) -> Spaces:
     path = paths.expand(source, "source")
     if folder.saved_config(path) is None:
         return recordings.spaces_of(env_config)
-    agent = playback.agent_for(playback.saved_config(path))
-    return recordings.spaces_of(env_config, observations=agent.observations)
+    used = loading.load(path).agent.observations
+    return recordings.spaces_of(env_config, observations=used)
 
 
 def _numbers(episodes: Iterable[Any]) -> list[str]:
