@@ -73,7 +73,8 @@ SPACES = ("env", "experiment")  # the groups that say what is observed
 )
 def test_every_environment_fits_its_agent(choice: str) -> None:
     config = compose([choice, "size=nano"] if choice.startswith("env") else [choice])
-    suites.module(config.env.suite)
+    if choice.startswith("env"):
+        suites.group(choice.removeprefix("env="))
     env = registry.make(config.env, 1, 0)
     try:
         agent = agents.make_agent(config.agent, env.observation_spec(), env.action_spec())
@@ -127,6 +128,39 @@ def test_atari_is_the_published_protocol() -> None:
     config = compose(["env=atari", "size=200m"])
     assert config.env == AtariEnv(task="pong", num_envs=16)
     assert (config.run.steps, config.replay.train_ratio) == (51_000_000, 32)
+
+
+# Task, environments, steps, train ratio and keys of env, as published for a suite; where none are
+# published, as the file of the group says.
+SETTINGS = {
+    "dmc_proprio": ("walker_walk", 16, 1_100_000, 1024, {"view": "proprio", "repeat": 1}),
+    "dmc_vision": ("walker_walk", 16, 1_100_000, 256, {"view": "vision", "repeat": 1}),
+    "crafter": ("reward", 1, 1_100_000, 512, {"image_size": (64, 64)}),
+    "bsuite": ("catch/0", 1, 100_000, 1024, {}),
+    "memory_maze": ("9x9", 16, 100_000_000, 32, {"image_size": (64, 64)}),
+    "vizdoom": ("TakeCover", 16, 1_100_000, 256, {"time_limit": 2100, "image_size": (64, 64)}),
+    "car_racing": ("CarRacing-v3", 16, 1_100_000, 256, {"image_size": (64, 64), "time_limit": 0}),
+    "metaworld": ("reach-v3", 16, 1_100_000, 1024, {"pixels": False, "repeat": 1}),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_suites_have_the_settings_that_are_published(name: str) -> None:
+    config = compose([f"env={name}"])
+    task, num_envs, steps, ratio, options = SETTINGS[name]
+    assert (config.env.task, config.env.num_envs) == (task, num_envs)
+    assert (config.run.steps, config.replay.train_ratio) == (steps, ratio)
+    assert {key: getattr(config.env, key) for key in options} == options
+    assert config.replay.capacity >= min(steps, 5_000_000)
+
+
+def test_worlds_without_published_settings_have_those_of_the_same_worlds_in_jax() -> None:
+    expected = compose(["env=navix"])
+    for name in ("minigrid", "jumanji"):
+        config = compose([f"env={name}"])
+        assert config.run == expected.run.model_copy(update={"dir": config.run.dir})
+        assert config.replay == expected.replay
+        assert config.env.num_envs == expected.env.num_envs
 
 
 def test_without_arguments_it_is_a_small_agent_on_cartpole() -> None:

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "nets/": ("ops", *SCHEMA),
     "agent/": ("nets", "ops", *SCHEMA),
     "envs/": SCHEMA,
+    "envs/__main__.py": COMMAND_LINE,
     "replay/": SCHEMA,
     "run/": ("agent", "envs", "replay", "parallel", *COMMAND_LINE),
     "bench/": ("run", "agent", "nets", "envs", "replay", "parallel", "start", *COMMAND_LINE),

@@ -147,7 +147,86 @@ class PlaygroundEnv(EnvBase):
     task: str = Field("WalkerWalk", description="name of the environment")
 
 
-Env = Annotated[
-    GymnasiumEnv | AtariEnv | GymnaxEnv | CraftaxEnv | NavixEnv | BraxEnv | PlaygroundEnv,
-    Field(discriminator="suite"),
-]
+class JumanjiEnv(EnvBase):
+    """Puzzles, packing and routing of Jumanji, written in JAX, with action masks."""
+
+    suite: Literal["jumanji"] = "jumanji"
+    task: str = Field("Snake-v1", description="Jumanji id")
+
+
+class DmcEnv(EnvBase):
+    """The DeepMind Control Suite, from vectors or from images."""
+
+    suite: Literal["dmc"] = "dmc"
+    task: str = Field("walker_walk", description="domain_task; ball_in_cup is called cup")
+    view: Literal["proprio", "vision"] = Field(
+        "proprio", description="what is seen: positions and velocities as vectors, or an image"
+    )
+    camera: Annotated[int, Field(ge=-1)] = Field(
+        -1, description="number of the camera; -1 is the published one: 2 for quadruped, else 0"
+    )
+
+
+class CrafterEnv(EnvBase):
+    """Crafter, an open world to survive in."""
+
+    suite: Literal["crafter"] = "crafter"
+    task: str = Field("reward", description="reward, or noreward to explore without")
+
+
+class MinigridEnv(EnvBase):
+    """The grid worlds of MiniGrid and BabyAI, with their missions as words."""
+
+    suite: Literal["minigrid"] = "minigrid"
+    task: str = Field("MiniGrid-DoorKey-5x5-v0", description="gymnasium id")
+    view: Literal["symbolic", "symbolic_first_person", "rgb", "rgb_first_person"] = Field(
+        "symbolic_first_person",
+        description="what is seen: the cells as classes or an image, of the whole grid or before "
+        "the agent",
+    )
+
+
+class MemoryMazeEnv(EnvBase):
+    """Memory Maze: coloured balls to find again and again."""
+
+    suite: Literal["memory_maze"] = "memory_maze"
+    task: str = Field("9x9", description="size of the maze, and a variant as in 9x9-ExtraObs")
+
+
+class MetaworldEnv(EnvBase):
+    """One task of Meta-World, with its 50 goals."""
+
+    suite: Literal["metaworld"] = "metaworld"
+    task: str = Field("reach-v3", description="name of the task")
+    pixels: bool = Field(
+        False, description="learn from the rendered frame instead of the observation"
+    )
+
+
+class VizdoomEnv(EnvBase):
+    """Scenarios of ViZDoom."""
+
+    suite: Literal["vizdoom"] = "vizdoom"
+    task: str = Field("TakeCover", description="name of the scenario")
+
+
+class BsuiteEnv(EnvBase):
+    """The behaviour suite: small experiments of one ability each."""
+
+    suite: Literal["bsuite"] = "bsuite"
+    task: str = Field("catch/0", description="experiment and number of its setting")
+
+
+JaxEnvs = GymnaxEnv | CraftaxEnv | NavixEnv | BraxEnv | PlaygroundEnv | JumanjiEnv
+HostEnvs = (
+    GymnasiumEnv
+    | AtariEnv
+    | DmcEnv
+    | CrafterEnv
+    | MinigridEnv
+    | MemoryMazeEnv
+    | MetaworldEnv
+    | VizdoomEnv
+    | BsuiteEnv
+)
+Env = Annotated[HostEnvs | JaxEnvs, Field(discriminator="suite")]

@@ -35,6 +35,7 @@ MAX_FRAMES = 108_000  # raw frames of an episode without a limit of its own: 30 
 RED, GREEN = 0.299, 0.587
 BLUE = 1 - (RED + GREEN)  # not 0.114, whose rounding would darken a third of all grays by one
 NOOP = 0
+TASKS = tuple(roms.get_all_rom_ids())
 
 
 def make(config: AtariEnv, num_envs: int, seed: int, render: bool = False) -> BatchedEnv:
@@ -43,11 +44,10 @@ def make(config: AtariEnv, num_envs: int, seed: int, render: bool = False) -> Ba
     Raises:
       UserError: The game is unknown, or `backend=vector` cannot do what is asked.
     """
-    games = roms.get_all_rom_ids()
-    if config.task not in games:
+    if config.task not in TASKS:
         raise UserError(
-            f"env.task={config.task} is no game of the atari suite{nearest(config.task, games)}; "
-            f"the {len(games)} names are in snake case, such as pong, ms_pacman, up_n_down"
+            f"env.task={config.task} is no game of the atari suite{nearest(config.task, TASKS)}; "
+            f"the {len(TASKS)} names are in snake case, such as pong, ms_pacman, up_n_down"
         )
     max_frames = config.time_limit * config.repeat or MAX_FRAMES
     if config.backend == "vector":

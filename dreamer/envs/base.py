@@ -11,6 +11,7 @@ import numpy as np
 from dm_env import specs
 
 FIRST, MID, LAST = (int(step_type) for step_type in dm_env.StepType)
+MASK = "action_mask"  # the observation of booleans that masks the action named "action"
 
 Specs = dict[str, specs.Array]
 Actions = Mapping[str, np.ndarray]
@@ -41,7 +42,8 @@ class BatchedEnv(Protocol):
         """Returns the specs without the axis N.
 
         Images are BoundedArray uint8 (H, W, C); vectors are Array float32 of rank 0 to 2; classes
-        are DiscreteArray or BoundedArray int32 from 0 to classes - 1.
+        are DiscreteArray or BoundedArray int32 from 0 to classes - 1; booleans are masks, named by
+        `mask_key`, of which classes [..., classes] of a discrete action may be taken.
         """
         ...
 
@@ -102,9 +104,34 @@ def episode_seed(seed: int, index: int, episode: int) -> int:
     return int(np.random.SeedSequence([seed, index, episode]).generate_state(1)[0] >> 1)
 
 
-def random_action(spec: Specs, num_envs: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Returns uniformly random actions, arrays [N, ...], for an action spec."""
-    return {key: _uniform(leaf, num_envs, rng) for key, leaf in spec.items()}
+def mask_key(action: str) -> str:
+    """The observation that says which classes of an action may be taken."""
+    return MASK if action == "action" else f"{MASK}_{action}"
+
+
+def random_action(
+    spec: Specs,
+    num_envs: int,
+    rng: np.random.Generator,
+    observation: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Returns uniformly random actions, arrays [N, ...], for an action spec.
+
+    Where `observation` has the mask of an action, only of the classes that it allows; of all where
+    it allows none.
+    """
+    seen = observation or {}
+    return {
+        key: _masked(seen[mask_key(key)], rng)
+        if mask_key(key) in seen
+        else _uniform(leaf, num_envs, rng)
+        for key, leaf in spec.items()
+    }
+
+
+def _masked(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    valid = mask | ~mask.any(-1, keepdims=True)
+    return np.argmax(np.where(valid, rng.random(valid.shape), -1), -1).astype(np.int32)
 
 
 def _uniform(leaf: specs.Array, num_envs: int, rng: np.random.Generator) -> np.ndarray:

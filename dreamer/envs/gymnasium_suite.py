@@ -14,7 +14,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.wrappers import TimeLimit
 
 from dreamer.config.env import GymnasiumEnv
-from dreamer.envs import entry_point
+from dreamer.envs import entry_point, headless
 from dreamer.envs.base import BatchedEnv
 from dreamer.envs.entry_point import EntryPoint
 from dreamer.envs.faults import story
@@ -31,6 +31,7 @@ EXTRAS = {  # gymnasium's own folders and the extra of gymnasium each needs
     "gymnasium.envs.mujoco": "mujoco",
     "gymnasium.envs.toy_text": "toy-text",
 }
+TASKS = gymnasium.registry  # the ids, those included that are registered later
 
 
 def make(config: GymnasiumEnv, num_envs: int, seed: int, render: bool = False) -> BatchedEnv:
@@ -55,7 +56,8 @@ def make(config: GymnasiumEnv, num_envs: int, seed: int, render: bool = False) -
 
 def _make_registered(spec: EnvSpec, config: GymnasiumEnv, render: bool) -> gymnasium.Env:
     """Makes one environment of an id."""
-    render_mode = "rgb_array" if (config.pixels or render) and _renders(spec) else None
+    seen = (config.pixels or render) and _can_render(spec, config.pixels)
+    render_mode = "rgb_array" if seen else None
     options = {"render_mode": render_mode} if render_mode else {}
     with _failing():
         env = gymnasium.make(
@@ -64,7 +66,7 @@ def _make_registered(spec: EnvSpec, config: GymnasiumEnv, render: bool) -> gymna
             disable_env_checker=True,
             **options | config.kwargs,
         )
-        return _wrapped(env, config)
+        return _wrapped(headless.OwnContext(env) if render_mode else env, config)
 
 
 def _make_own(config: GymnasiumEnv, render: bool, seed: int | None = None) -> gymnasium.Env:
@@ -110,8 +112,13 @@ def _wrapped(env: gymnasium.Env, config: GymnasiumEnv) -> gymnasium.Env:
     return ResizeImages(env, config.image_size) if config.image_size else env
 
 
-def _renders(spec: EnvSpec) -> bool:
+def _can_render(spec: EnvSpec, pixels: bool) -> bool:
     entry = spec.entry_point
+    if str(entry).startswith("gymnasium.envs.mujoco"):
+        headless.choose()
+        if pixels:
+            headless.require("env.pixels=true")
+        return headless.can_draw()
     creator = load_env_creator(entry) if isinstance(entry, str) else entry
     metadata = getattr(creator, "metadata", None)
     return not isinstance(metadata, dict) or "rgb_array" in metadata.get("render_modes", ())

@@ -1,7 +1,7 @@
 """The suites by name.
 
-A suite is a module with `make(config, num_envs, seed, render)`, and `make_jax(config)` if it is
-written in JAX, imported when it is used.
+A suite is a module with `TASKS`, the names of its tasks, `make(config, num_envs, seed, render)`,
+and `make_jax(config)` if it is written in JAX, imported when it is used.
 """
 
 import importlib
@@ -15,23 +15,42 @@ from dreamer.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Suite:
-    """Where a suite lives and how to install what it needs."""
+    """Where a suite lives, the package that it is from, and how to install what it needs."""
 
     module: str
+    package: str
     install: str
     jax: bool = False  # written in JAX
 
 
+def _extra(name: str, package: str, jax: bool = False) -> Suite:
+    """A suite behind an extra of this project."""
+    folder = "dreamer.envs.jax" if jax else "dreamer.envs"
+    install = f"pip install 'dreamer[{name.replace('_', '-')}]'"
+    return Suite(f"{folder}.{name}_suite", package, install, jax)
+
+
 SUITES = {
-    "gymnasium": Suite("dreamer.envs.gymnasium_suite", "pip install gymnasium"),
-    "atari": Suite("dreamer.envs.atari", 'pip install "gymnasium[atari]"'),
-    **{
-        name: Suite(f"dreamer.envs.jax.{name}_suite", f"pip install 'dreamer[{name}]'", jax=True)
-        for name in ("gymnax", "craftax", "brax", "playground")
-    },
+    "gymnasium": Suite("dreamer.envs.gymnasium_suite", "gymnasium", "pip install gymnasium"),
+    "atari": Suite("dreamer.envs.atari", "ale-py", 'pip install "gymnasium[atari]"'),
+    "dmc": _extra("dmc", "dm_control"),
+    "crafter": _extra("crafter", "crafter"),
+    "minigrid": _extra("minigrid", "minigrid"),
+    "memory_maze": _extra("memory_maze", "memory-maze"),
+    "metaworld": _extra("metaworld", "metaworld"),
+    "vizdoom": _extra("vizdoom", "vizdoom"),
+    "bsuite": _extra("bsuite", "bsuite"),
+    "gymnax": _extra("gymnax", "gymnax", jax=True),
+    "craftax": _extra("craftax", "craftax", jax=True),
     "navix": Suite(
-        "dreamer.envs.jax.navix_suite", "pip install 'dreamer[navix]', with Python 3.12", jax=True
+        "dreamer.envs.jax.navix_suite",
+        "navix",
+        "pip install 'dreamer[navix]', with Python 3.12",
+        jax=True,
     ),
+    "brax": _extra("brax", "brax", jax=True),
+    "playground": _extra("playground", "playground", jax=True),
+    "jumanji": _extra("jumanji", "jumanji", jax=True),
 }
 
 
@@ -46,7 +65,7 @@ def make_jax(config: Env) -> Any:
             f"run.loop=device needs environments written in JAX, which env.suite={config.suite} is "
             f"not; set run.loop=host, or choose one of env={', env='.join(_written_in_jax())}"
         )
-    return _module(config).make_jax(config)
+    return _module(config.suite).make_jax(config)
 
 
 def is_jax(config: Env) -> bool:
@@ -72,21 +91,29 @@ def make(config: Env, num_envs: int, seed: int, render: bool = False) -> Batched
       UserError: The suite or task is unknown, its package is not installed or its spaces are not
         supported.
     """
-    env: BatchedEnv = _module(config).make(config, num_envs, seed, render)
+    env: BatchedEnv = _module(config.suite).make(config, num_envs, seed, render)
     return env
 
 
-def _module(config: Env) -> Any:
-    suite = SUITES.get(config.suite)
+def tasks(name: str) -> list[str]:
+    """The names of a suite's tasks.
+
+    Raises:
+      UserError: the suite is unknown or not installed.
+    """
+    return list(_module(name).TASKS)
+
+
+def _module(name: str) -> Any:
+    suite = SUITES.get(name)
     if suite is None:
         raise UserError(
-            f"env.suite={config.suite} is unknown{nearest(config.suite, SUITES)}; "
-            f"suites are {', '.join(SUITES)}"
+            f"env.suite={name} is unknown{nearest(name, SUITES)}; suites are {', '.join(SUITES)}"
         )
     try:
         return importlib.import_module(suite.module)
     except ImportError as error:
         raise UserError(
-            f"env.suite={config.suite} needs the package {error.name}, which is not installed; "
+            f"env.suite={name} needs the package {error.name}, which is not installed; "
             f"{suite.install}"
         ) from error

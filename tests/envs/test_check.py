@@ -6,7 +6,7 @@ import pytest
 from dm_env import specs
 
 from dreamer.envs.base import FIRST, LAST, MID
-from dreamer.envs.check import CheckError, check
+from dreamer.envs.check import CheckError, Endings, check, check_all
 
 
 class Fake:
@@ -67,7 +67,7 @@ FLOATS = np.zeros((2, 3), np.float32)
 
 
 def test_an_honest_environment_passes():
-    check(Fake(), 10)
+    assert check(Fake(), 10) == Endings(terminated=6, truncated=0)
 
 
 @pytest.mark.parametrize(
@@ -137,3 +137,104 @@ def test_unrepeatable_environments_are_named():
         check(Untrue(), 10)
     with pytest.raises(CheckError, match="step after set_state differs"):
         check(Elsewhere(), 10)
+
+
+class Long(Fake):
+    """Two environments that count up to an end at step 7, or at the limit before that.
+
+    `drift` is added to what is seen by the second one that is made, `limited` says how a limit ends
+    an episode, or whether it does.
+    """
+
+    made = 0
+
+    def __init__(self, drift: float = 0, limited: Any = 1, time_limit: int = 0) -> None:
+        super().__init__()
+        self._end, self._limited = time_limit or 7, limited if time_limit else 0
+        self._drift = drift if Long.made == 1 else 0
+        Long.made += 1
+
+    def reset(self) -> dm_env.TimeStep:
+        self._time = 0
+        return self._now()
+
+    def _now(self) -> dm_env.TimeStep:
+        time = self._time % (self._end + 1)
+        kind = FIRST if time == 0 else LAST if time == self._end else MID
+        kind = MID if self._limited is None and kind == LAST else kind
+        return dm_env.TimeStep(
+            np.full(2, kind, np.int32),
+            np.full(2, kind != FIRST, np.float32),
+            np.full(2, self._limited if kind == LAST else 1, np.float32),
+            {"x": np.full((2, 3), time + self._drift, np.float32)},
+        )
+
+
+def make_long(**options: Any) -> Any:
+    Long.made = 0
+    return lambda **changes: Long(**options, **changes)
+
+
+def test_environments_made_alike_pass():
+    assert check_all(make_long(), 20) == Endings(terminated=4, truncated=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drift": 1.0}, "observation 'x' of step 0 differs between two environments of one seed"),
+        ({"limited": 0}, r"limit of 5 steps, environment 0: the discount .* no termination, got 0"),
+        ({"limited": None}, "with a time limit of 5 steps, environment 0: the episode goes on"),
+    ],
+)
+def test_what_only_others_of_the_same_seed_show_is_named(options: dict, message: str):
+    with pytest.raises(CheckError, match=message):
+        check_all(make_long(**options), 20)
+
+
+class Masked(Fake):
+    """A discrete action of three classes and a mask of it."""
+
+    def __init__(self, mask: Any, length: int = 3) -> None:
+        super().__init__()
+        self._mask, self._length = mask, length
+        self.done: set[int] = set()
+
+    def observation_spec(self) -> dict:
+        mask = specs.BoundedArray((self._length,), bool, False, True)
+        return super().observation_spec() | {"action_mask": mask}
+
+    def action_spec(self) -> dict:
+        return {"action": specs.DiscreteArray(3)}
+
+    def step(self, action: Any) -> dm_env.TimeStep:
+        self.done |= set(action["action"].tolist())
+        return super().step(action)
+
+    def _now(self) -> dm_env.TimeStep:
+        step = super()._now()
+        mask = np.tile(np.array(self._mask, bool), (2, 1))
+        return step._replace(observation=step.observation | {"action_mask": mask})
+
+
+def test_only_what_a_mask_allows_is_done():
+    env = Masked([True, False, True])
+    check(env, 30)
+    assert env.done == {0, 2}
+
+
+def test_masks_of_the_wrong_length_and_masks_of_everything_are_named():
+    with pytest.raises(CheckError, match=r"'action_mask' of booleans \(4,\) .* action_mask \(3,\)"):
+        check(Masked([True] * 4, length=4), 10)
+    with pytest.raises(
+        CheckError, match="reset, environment 0: observation 'action_mask' allows no"
+    ):
+        check(Masked([False] * 3), 10)
+
+
+def test_the_environment_that_is_wrong_is_named():
+    values = np.stack([FLOATS[0], FLOATS[0] + 12])
+    with pytest.raises(CheckError) as error:
+        check(Fake(at(4, observation={"x": values})), 10)
+    assert "step 3, environment 1: observation 'x'" in str(error.value)
+    assert "[0.0, 12.0], outside its spec, expected [0.0, 9.0]" in str(error.value)

@@ -23,6 +23,8 @@ from dreamer.envs.jax.episodes import Action, JaxEnv, Observation
 with foreign.traced():  # it warns of what it imports
     from mujoco_playground import registry
 
+TASKS = registry.ALL_ENVS
+
 
 def make(config: PlaygroundEnv, num_envs: int, seed: int, render: bool = False) -> BatchedJax:
     """Makes the environments for the host; see `registry.make`. They draw no frames."""
@@ -35,7 +37,7 @@ def make_jax(config: PlaygroundEnv) -> JaxEnv:
     Raises:
       UserError: the task is unknown or cannot be made, or workers were asked for.
     """
-    foreign.check(config, "MuJoCo Playground", registry.ALL_ENVS)
+    foreign.check(config, "MuJoCo Playground", TASKS)
     return JaxEnv(Playground(config.task), config.repeat, config.time_limit, slow_reset=True)
 
 

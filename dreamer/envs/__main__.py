@@ -1,0 +1,149 @@
+"""What can be trained on: lists suites and their tasks, checks an environment, measures its speed.
+
+python -m dreamer.envs                                 suites, a task of each, what is installed
+python -m dreamer.envs SUITE                           the tasks of one
+python -m dreamer.envs check SUITE TASK [KEY=VALUE]    whether an environment keeps its promises
+python -m dreamer.envs speed SUITE TASK [KEY=VALUE]    its steps per second with random actions
+
+SUITE is what follows env= when training, and KEY=VALUE a key of env, such as repeat=2. Two keys are
+of these commands: steps, and num_envs for the environments that step together.
+"""
+
+import sys
+import time
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import yaml
+
+from dreamer import compose
+from dreamer.envs import registry
+from dreamer.envs.base import random_action
+from dreamer.envs.check import CheckError, check_all
+from dreamer.errors import UserError, exit_on_user_error, nearest
+
+NEEDS = {"car_racing": ("box2d", "pip install 'dreamer[box2d]'")}  # packages beside the suite's
+STEPS = {"check": 300, "speed": 500}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status; UserError is for the caller."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        print(table())
+    elif argv[0] in ("-h", "--help"):
+        print(__doc__)
+    elif argv[0] in STEPS:
+        _run(argv)
+    elif len(argv) == 1:
+        print("\n".join(registry.tasks(_group(argv[0])["suite"])))
+    else:
+        raise UserError(f"{' '.join(argv)}: expected check, speed, or one suite alone; see --help")
+    return 0
+
+
+def table() -> str:
+    """A line per suite: its name, an example of a task, and the version that is installed."""
+    rows = [("env=", "for example env.task=", "installed")]
+    for name in compose.group_choices("env"):
+        rows.append((name, _group(name)["task"], _installed(name)))
+    wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(f"{a:<{wide[0]}}  {b:<{wide[1]}}  {c}" for a, b, c in rows)
+
+
+def _run(argv: list[str]) -> None:
+    command, *rest = argv
+    if len(rest) < 2 or "=" in rest[0] or "=" in rest[1]:
+        raise UserError(f"write python -m dreamer.envs {command} SUITE TASK [KEY=VALUE ...]")
+    name, task, *options = rest
+    _group(name)
+    given = dict(option.split("=", 1) for option in options if "=" in option)
+    steps = _number(given.pop("steps", str(STEPS[command])), "steps")
+    num_envs = _number(given.pop("num_envs", "2" if command == "check" else "1"), "num_envs")
+    keys = [f"env.{key.removeprefix('env.')}={value}" for key, value in given.items()]
+    keys += [option for option in options if "=" not in option]  # refused there
+    config = compose.compose([f"env={name}", f"env.task={task}", *keys]).env
+
+    def make(**changes: Any) -> Any:
+        return registry.make(config.model_copy(update=changes), num_envs, seed=0)
+
+    if command == "speed":
+        print(f"{name} {task}: {speed(make(), steps):,.0f} steps/s with {num_envs} together")
+        return
+    try:
+        endings = check_all(make, steps)
+    except CheckError as error:
+        raise UserError(f"env={name} env.task={task}: {error}") from error
+    print(report(make(), endings, steps))
+
+
+def report(env: Any, endings: Any, steps: int) -> str:
+    """What was checked of an environment that passed."""
+    lines = [f"{what} {_named(spec)}" for what, spec in _specs(env)]
+    env.close()
+    seen = f"{endings.terminated} terminated, {endings.truncated} truncated"
+    lines += [
+        f"spaces      {steps} steps of {env.num_envs} environments within their specs, finite",
+        f"episodes    first, last and terminal right; ended: {seen}",
+        "seeds       the same seed repeats, in another environment and after a resume",
+        "time limit  truncates, and does not terminate",
+    ]
+    if not endings.terminated + endings.truncated:
+        lines.append("note        no episode ended by itself: take more steps, as in steps=2000")
+    return "\n".join([*lines, "passed"])
+
+
+def speed(env: Any, steps: int) -> float:
+    """Steps per second over all environments, with random actions, without the first twentieth."""
+    rng = np.random.default_rng(0)
+    time_step, start, early = env.reset(), 0.0, max(2, steps // 20)
+    for number in range(-early, steps):
+        if number == 0:
+            start = time.perf_counter()
+        spec = env.action_spec()
+        time_step = env.step(random_action(spec, env.num_envs, rng, time_step.observation))
+    seconds = time.perf_counter() - start
+    env.close()
+    return float(steps * env.num_envs / seconds)
+
+
+def _group(name: str) -> dict[str, Any]:
+    """The section env of a group's file.
+
+    Raises:
+      UserError: there is no such group.
+    """
+    choices = compose.group_choices("env")
+    if name not in choices:
+        raise UserError(f"{name} is no suite{nearest(name, choices)}; it is {', '.join(choices)}")
+    text = (compose.config_dir() / "env" / f"{name}.yaml").read_text(encoding="utf-8")
+    section: dict[str, Any] = yaml.safe_load(text)["env"]
+    return section
+
+
+def _installed(name: str) -> str:
+    suite = registry.SUITES[_group(name)["suite"]]
+    package, install = NEEDS.get(name, (suite.package, suite.install))
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return f"no: {install}"
+
+
+def _specs(env: Any) -> list[tuple[str, dict[str, Any]]]:
+    return [("observation", env.observation_spec()), ("action     ", env.action_spec())]
+
+
+def _named(spec: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {leaf.dtype} {leaf.shape}" for key, leaf in spec.items())
+
+
+def _number(text: str, key: str) -> int:
+    if not text.replace("_", "").isdigit() or int(text) < 1:
+        raise UserError(f"{key}={text}: must be a whole number of at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_on_user_error(main))

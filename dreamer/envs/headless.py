@@ -1,0 +1,93 @@
+"""Which OpenGL MuJoCo draws with where there is no screen: EGL, else OSMesa, found by trying.
+
+dm_control reads MUJOCO_GL once, when it is imported, so `choose` comes before that import.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import gymnasium
+
+from dreamer.errors import UserError
+
+VARIABLE = "MUJOCO_GL"
+BACKENDS = {"egl": "libegl1", "osmesa": "libosmesa6"}  # and the Debian package of each
+NONE = "disabled"
+_TRIAL = "import mujoco; c = mujoco.GLContext(8, 8); c.make_current(); c.free()"
+
+
+def choose() -> None:
+    """Sets MUJOCO_GL, unless it is set, to the first backend that draws, or to none at all.
+
+    On Linux alone: elsewhere packages choose. Workers take over what this process found.
+
+    Raises:
+      UserError: the variable is set to a backend that cannot draw.
+    """
+    given = os.environ.get(VARIABLE)
+    if sys.platform != "linux" or given in ("", NONE) or not find_spec("mujoco"):
+        return  # what is imported next says that it is not installed
+    if given and (multiprocessing.parent_process() or _draws(given)):
+        return
+    if given:
+        raise UserError(
+            f"{VARIABLE}={given} cannot draw on this machine; unset it, and the first of "
+            f"{', '.join(BACKENDS)} that can is taken"
+        )
+    os.environ[VARIABLE] = next(filter(_draws, BACKENDS), NONE)
+
+
+def can_draw() -> bool:
+    """Whether `choose` found a backend."""
+    return os.environ.get(VARIABLE) != NONE
+
+
+def require(what: str) -> None:
+    """Refuses what must be drawn where nothing can draw.
+
+    Raises:
+      UserError: naming the packages to install.
+    """
+    if not can_draw():
+        packages = " or ".join(f"{package} ({name})" for name, package in BACKENDS.items())
+        raise UserError(
+            f"{what} must be drawn, and neither EGL nor OSMesa can on this machine: install the "
+            f"Debian package {packages}, and unset {VARIABLE}"
+        )
+
+
+class OwnContext(gymnasium.Wrapper):
+    """Draws in the OpenGL context of the environment, and frees in it what belongs to it.
+
+    Environments of gymnasium with MuJoCo do both in the context that was made last, whosever it is:
+    of several in a process, or after another was closed, frames are black.
+    """
+
+    def render(self) -> Any:
+        self._viewer()
+        return self.env.render()
+
+    def close(self) -> None:
+        viewer = self._viewer()
+        if viewer is not None:
+            viewer.con.free()
+        self.env.close()
+
+    def _viewer(self) -> Any:
+        """What draws, its context made the current one; None before the first frame."""
+        viewer = getattr(getattr(self.unwrapped, "mujoco_renderer", None), "viewer", None)
+        if viewer is not None:
+            viewer.make_context_current()
+        return viewer
+
+
+def _draws(backend: str) -> bool:
+    """Tries in a process of its own: a driver that fails may end the process."""
+    done = subprocess.run(
+        [sys.executable, "-c", _TRIAL], env=os.environ | {VARIABLE: backend}, capture_output=True
+    )
+    return done.returncode == 0

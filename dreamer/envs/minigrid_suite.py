@@ -1,0 +1,113 @@
+"""MiniGrid and BabyAI: grid worlds with a mission in words.
+
+Source: Chevalier-Boisvert et al. 2023, "Minigrid & Miniworld". Cells are classes (object, colour,
+state), or an image; a mission that changes from episode to episode is a row of word numbers, 0
+where it has ended. Running out of steps is a truncation.
+"""
+
+import functools
+from typing import Any
+
+import gymnasium
+import minigrid
+import numpy as np
+from gymnasium import spaces
+from minigrid import wrappers
+from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
+from minigrid.envs.babyai.core import roomgrid_level
+
+from dreamer.config.env import MinigridEnv
+from dreamer.envs.base import BatchedEnv
+from dreamer.envs.single import batch, check_task, finish
+from dreamer.errors import UserError
+
+assert minigrid  # its import registers the ids
+vars(roomgrid_level)["print"] = lambda *words: None  # it tells of every level that it discards
+
+LACKING = "MiniGrid-WFC-"  # their patterns are not in the package
+_NAMES = [
+    name
+    for name in gymnasium.registry
+    if name.startswith(("MiniGrid-", "BabyAI-")) and not name.startswith(LACKING)
+]
+TASKS = tuple({name.rpartition("-v")[0]: name for name in sorted(_NAMES)}.values())  # the newest
+LAYERS = {"object": len(OBJECT_TO_IDX), "colour": len(COLOR_TO_IDX), "state": 4}
+VOCABULARY = """
+, a after and at avoid ball behind blue box door end fetch find from front get go goal green grey
+hallway in key lava left matching must near next object of on open opening pick purple put reach red
+right room rooms square the then to traverse unlock up use yellow you your
+"""
+WORDS = VOCABULARY.split()
+LENGTHS = {"MiniGrid": 24, "BabyAI": 72}  # words of the longest mission
+
+
+def make(config: MinigridEnv, num_envs: int, seed: int, render: bool = False) -> BatchedEnv:
+    """Makes the environments; see `registry.make`.
+
+    Raises:
+      UserError: the task is unknown.
+    """
+    check_task(config, "minigrid", TASKS)
+    maker = functools.partial(_make_one, config, render)
+    return batch(maker, config, num_envs, seed, render)
+
+
+def _make_one(config: MinigridEnv, render: bool) -> gymnasium.Env:
+    mode = "rgb_array" if render else None
+    env = gymnasium.make(config.task, render_mode=mode, disable_env_checker=True)
+    grid: Any = env.unwrapped
+    first_person = config.view.endswith("first_person")
+    if config.view.startswith("rgb"):
+        cells = grid.agent_view_size if first_person else max(grid.width, grid.height)
+        view = wrappers.RGBImgPartialObsWrapper if first_person else wrappers.RGBImgObsWrapper
+        env = view(env, tile_size=max(1, max(config.image_size) // cells))
+    elif not first_person:
+        env = wrappers.FullyObsWrapper(env)
+    return finish(Readable(env, config.view.startswith("symbolic")), config)
+
+
+class Readable(gymnasium.ObservationWrapper):
+    """Cells as classes [width, height] by layer, or the image; the mission as word numbers.
+
+    Raises:
+      UserError: a mission with a word that is not known, or with too many.
+    """
+
+    def __init__(self, env: gymnasium.Env, symbolic: bool) -> None:
+        super().__init__(env)
+        before: Any = env.observation_space
+        package = str(env.spec.id).split("-")[0] if env.spec else ""
+        varies = package == "BabyAI" or before["mission"].ordered_placeholders is not None
+        self._symbolic, self._length = symbolic, LENGTHS[package] if varies else 0
+        after: dict[str, gymnasium.Space] = {"direction": before["direction"]}
+        if symbolic:
+            cells = before["image"].shape[:2]
+            for name, classes in LAYERS.items():
+                after[name] = spaces.MultiDiscrete(np.full(cells, classes))
+        else:
+            after["image"] = before["image"]
+        if self._length:
+            after["mission"] = spaces.MultiDiscrete(np.full(self._length, len(WORDS) + 1))
+        self.observation_space = spaces.Dict(after)
+
+    def observation(self, observation: Any) -> dict[str, Any]:
+        seen: dict[str, Any] = {"direction": observation["direction"]}
+        if self._symbolic:
+            layers = np.moveaxis(observation["image"], -1, 0).astype(np.int64)
+            seen.update(zip(LAYERS, layers, strict=True))
+        else:
+            seen["image"] = observation["image"]
+        if self._length:
+            seen["mission"] = read(observation["mission"], self._length)
+        return seen
+
+
+def read(mission: str, length: int) -> np.ndarray:
+    """The numbers of a mission's words, from 1 on: int64 [length], 0 after the last."""
+    words = mission.lower().replace(",", " , ").split()
+    if len(words) > length or not set(words) <= set(WORDS):
+        raise UserError(
+            f"the mission {mission!r} cannot be read: at most {length} words are, of {WORDS}"
+        )
+    numbers = [WORDS.index(word) + 1 for word in words]
+    return np.array(numbers + [0] * (length - len(numbers)), np.int64)
