@@ -17,11 +17,21 @@ from tests import tiny_run
 PAGE = (Path(__file__).parent.parent / "docs" / "your_environment.md").read_text(encoding="utf-8")
 
 
+def training() -> list[str]:
+    """The words of the command that trains."""
+    return shlex.split(re.findall(r"^python -m dreamer.train.*$", PAGE, re.MULTILINE)[0])
+
+
+def save_example(folder: Path) -> None:
+    """As a reader saves it."""
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (folder / "garden.py").write_text(code)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a reader has saved the example."""
-    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    (tmp_path / "garden.py").write_text(code)
+    """Where the example is saved."""
+    save_example(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -36,7 +46,7 @@ def test_the_environment_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         beds = steps[-1].observation["action_mask_bed"].argmax(-1).astype(np.int32)
         steps.append(env.step({"bed": beds, "litres": np.zeros((2, 1), np.float32)}))
     assert [int(step.step_type[0]) for step in steps] == [0, 1, 1, 2, 0, 1, 1, 2]
-    assert steps[3].discount.tolist() == [0, 0]
+    assert steps[3].discount.tolist() == [1, 1]
     assert all((step.reward >= 0).all() and (step.reward <= 1).all() for step in steps)
     against = {"bed": env.reset().observation["locked"], "litres": np.zeros((2, 1), np.float32)}
     with pytest.raises(EnvironmentFault, match=r"AssertionError: the mask did not .*garden.py, l"):
@@ -48,6 +58,7 @@ def test_the_environment_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_the_commands_run(folder: Path) -> None:
     """With tiny networks and few steps."""
     train, evaluate = map(shlex.split, re.findall(r"^python -m .*$", PAGE, re.MULTILINE))
+    assert train == training()
     sizes = [option for option in tiny_run.OPTIONS if not option.startswith("env.")]
     few = ("run.steps=40", "agent.optimizer.anneal=9", f"run.dir={dict_of(train)['run.dir']}")
     for words, more in ((train, [*sizes, *few]), (evaluate, [])):
