@@ -51,7 +51,7 @@ class Masked(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env, inside: bool) -> None:
         super().__init__(env)
         self._inside = inside
-        self._keep = _keep(env.observation_space, inside)
+        self._keep = _keep(env.observation_space)
         masks, self._read = reader_of(env.action_space)
         kept = self._keep(dict(children(env.observation_space) or ()) or env.observation_space)
         for key in masks.keys() & kept.keys():
@@ -80,14 +80,15 @@ class Masked(gymnasium.Wrapper):
         Raises:
           EnvironmentFault: it is missing elsewhere, or does not fit the actions.
         """
-        mask = (observation if self._inside else info).get(KEY)
+        told = observation if self._inside else info
+        mask = told.get(KEY) if isinstance(told, Mapping) else None
         if mask is None and not over:
             where = "observation" if self._inside else "info"
             raise EnvironmentFault(f"gave no {KEY} in its {where}, expected at every step{ADVICE}")
         return self._keep(observation) | self._read(mask, KEY)
 
 
-def _keep(space: gymnasium.Space, inside: bool) -> Callable[[Any], dict[str, Any]]:
+def _keep(space: gymnasium.Space) -> Callable[[Any], dict[str, Any]]:
     """Makes a function that gives a space, or an observation of it, as a dict without masks."""
     if isinstance(space, spaces.Dict):
         return lambda whole: {key: part for key, part in whole.items() if key != KEY}

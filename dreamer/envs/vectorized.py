@@ -95,9 +95,16 @@ class Vectorized:
         if first.any() and self._mode is AutoresetMode.DISABLED:
             self._reset_some(first, self._last.observation)
         seen, reward, terminated, truncated, info = self._ask("step", self._action.convert(action))
+        for value in (reward, terminated, truncated):
+            if np.shape(value) != (self.num_envs,):
+                raise EnvironmentFault(
+                    "the environments gave rewards, terminations or truncations of shape "
+                    f"{np.shape(value)}, expected ({self.num_envs},)"
+                )
         self._blame(wrong_reward(reward))
         observation = self._encode(seen)
-        last = (np.asarray(terminated, bool) | np.asarray(truncated, bool)) & ~first
+        terminated = np.asarray(terminated, bool) & ~first
+        last = terminated | (np.asarray(truncated, bool) & ~first)
         if first.any() and self._mode is not AutoresetMode.NEXT_STEP:
             observation = _where(first, self._reset_some(first, observation), observation)
         if last.any() and self._mode is AutoresetMode.SAME_STEP:
@@ -106,7 +113,7 @@ class Vectorized:
         self._last = dm_env.TimeStep(
             np.where(first, FIRST, np.where(last, LAST, MID)).astype(np.int32),
             np.where(first, 0, reward).astype(np.float32),
-            1.0 - (np.asarray(terminated, bool) & ~first).astype(np.float32),
+            1.0 - terminated.astype(np.float32),
             observation,
         )
         return self._last

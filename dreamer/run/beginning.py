@@ -15,19 +15,18 @@ class Beginning:
     """Nothing, unless given."""
 
     recording: Recording | None = None
-    params: Any = None  # of every network, numpy or jax arrays
+    params: Any = None  # of every network
+    origin: str = ""  # of these, in words
 
     def steps(self, num_envs: int) -> int:
         """Steps that come into the replay, as many for every environment."""
         return self.recording.rows // num_envs * num_envs if self.recording else 0
 
     def __str__(self) -> str:
-        parts = []
+        parts = [f"begins with {self.origin}"] if self.origin else []
         if self.recording:
-            count = len(self.recording.lengths)
-            parts.append(
-                f"{count:,} episodes, {self.recording.rows:,} steps, of {self.recording.name}"
-            )
+            count, rows = len(self.recording.lengths), self.recording.rows
+            parts.append(f"{count:,} episodes, {rows:,} rows, of {self.recording.name}")
         return "; ".join(parts)
 
 
@@ -50,9 +49,11 @@ def choose(config: Config, agent: Agent, params: Any) -> Beginning:
         spaces = recordings.spaces_of(config.env, config.seed, agent.observations)
         recording = recordings.open_recording(config.replay.load, "replay.load", spaces)
         _check_length(config, recording)
-    if config.run.init_from:
-        params = weights.load(config.run.init_from, config.run.init_modules, params)
-    return Beginning(recording, params if config.run.init_from else None)
+    if not config.run.init_from:
+        return Beginning(recording)
+    source, modules = config.run.init_from, config.run.init_modules
+    params = weights.load(source, modules, params)
+    return Beginning(recording, params, f"{', '.join(modules) or 'the weights'} of {source}")
 
 
 def _check_length(config: Config, recording: Recording) -> None:

@@ -241,7 +241,7 @@ def read_params(path: Path, abstract_params: Any) -> Any:
             args=ocp.args.PyTreeRestore(target, restore_args=how, partial_restore=True),
         )["params"]
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(" [tensorstore")[0]
         raise UserError(
             f"cannot read the checkpoint {path}; copy it anew, or use another: {reason}"
         ) from error

@@ -152,7 +152,7 @@ class Trainer:
             self._close_books()
             raise EnvironmentFault(
                 f"{fault}; all that was learned until step {self.step:,} is saved in {self.path}, "
-                "and the same command resumes, with new episodes"
+                "and the same command resumes"
             ) from fault
 
     @property

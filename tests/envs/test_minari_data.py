@@ -75,6 +75,7 @@ def test_three_steps_by_hand(minari: Any) -> None:
         ([0, 1], [0, 0], [0, 0, 1], [0, 0, 1]),
         ([0, 0], [0, 0], [0, 0, 0], [0, 0, 0]),  # cut off
         ([1, 0], [0, 1], [0, 0, 1], [0, 1, 0]),  # goes on after a terminal state
+        ([1, 0], [0, 0], [0, 0, 0], [0, 1, 0]),
     ],
 )
 def test_ends(terminations: list, truncations: list, last: list, terminal: list) -> None:
@@ -190,11 +191,24 @@ def test_what_is_written_is_read_back(minari: Any) -> None:
         for ours, theirs in zip(found.read(), (whole[0], whole[2]), strict=True):
             for key, value in theirs.items():
                 np.testing.assert_array_equal(ours[key], value, strict=True)
-    assert minari.load_dataset("made/walk-v1").env_spec.id == "probe/Named-v0"
+    dataset = minari.load_dataset("made/walk-v1")
+    assert dataset.env_spec.id == "probe/Named-v0"
+    assert [one.terminations.tolist() for one in dataset] == [[0, 0, 0, 1], [0, 0]]
+    assert [one.truncations.tolist() for one in dataset] == [[0, 0, 0, 0], [0, 1]]
     with pytest.raises(UserError, match="minari:made/walk-v0 cannot be written: .* already exists"):
         minari_data.create("made/walk-v0", whole, discrete, None)
     with pytest.raises(UserError, match="minari:none-v0 would be empty"):
         minari_data.create("none-v0", [recordings.episode(1)], discrete, None)
+
+
+def test_images_are_written_as_they_are(minari: Any) -> None:
+    """Minari would compress those of 32 pixels and more, and lose some of them."""
+    image = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    seen = wanted(spaces.Discrete(3), specs.BoundedArray((32, 32, 3), np.uint8, 0, 255))
+    episode = recordings.episode(3) | {"observation.image": image}
+    minari_data.create("pictures-v0", [episode], seen, None)
+    (found,) = minari_data.open_dataset("pictures-v0", seen).read()
+    np.testing.assert_array_equal(found["observation.image"], image)
 
 
 def test_continuous_actions_are_written_in_units_of_the_environment(minari: Any) -> None:

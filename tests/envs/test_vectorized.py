@@ -171,8 +171,9 @@ class Own(gymnasium.vector.VectorEnv):
     observation_space = spaces.Box(0, 99, (2, 1))
     action_space = spaces.MultiDiscrete([2, 2])
 
-    def __init__(self, mode: Any) -> None:
+    def __init__(self, mode: Any, rewards: Any = (1, 1)) -> None:
         self.metadata = {"autoreset_mode": mode}
+        self.rewards = rewards
 
     def reset(self, *, seed: Any = None, options: Any = None) -> Any:
         self.count = np.array([[0], [5]], np.float32)
@@ -181,7 +182,7 @@ class Own(gymnasium.vector.VectorEnv):
     def step(self, actions: Any) -> Any:
         self.count += 1
         over = self.count[:, 0] == 2
-        return self.count.copy(), np.ones(2), over, np.zeros(2, bool), {}
+        return self.count.copy(), self.rewards, over, np.zeros(2, bool), {}
 
 
 def test_who_resets_all_instead_of_some_is_told():
@@ -205,3 +206,10 @@ def test_who_gives_no_last_observation_is_told():
 def test_an_unknown_mode_is_refused(mode: Any):
     with pytest.raises(UserError, match=f"autoreset_mode={mode}; expected one of AutoresetMode.NE"):
         Vectorized(Own(mode), 2, 0, False)
+
+
+def test_rewards_of_another_shape_are_refused():
+    env = Vectorized(Own(AutoresetMode.NEXT_STEP, np.ones((2, 1))), 2, 0, False)
+    env.reset()
+    with pytest.raises(EnvironmentFault, match=r"of shape \(2, 1\), expected \(2,\)"):
+        env.step(act(0, 0))

@@ -39,7 +39,7 @@ def test_every_ring_gets_consecutive_rows() -> None:
 
 
 def test_the_queue_begins_behind_what_was_recorded() -> None:
-    replay = host.init(SPEC, 24, 3, 3)
+    replay = host.init(SPEC, 60, 3, 3)
     fill(replay, numbered(15), 15)
     for number in range(5, 9):
         host.add(

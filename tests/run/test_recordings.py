@@ -50,7 +50,7 @@ def test_a_run_begins_with_the_replay_of_another(run: tuple[Path, Any], tmp_path
 
     with Trainer(tiny_run.config(tmp_path / "run", *changes)) as trainer:
         assert trainer.loop.loaded == 60
-        assert trainer.begun.endswith(f"60 steps, of the replay of {run[0]}")
+        assert trainer.begun.endswith(f"60 rows, of the replay of {run[0]}")
 
 
 def test_a_replay_that_cannot_be_read_is_refused(

@@ -89,6 +89,7 @@ def test_a_run_begins_with_them_and_its_slow_critic_too(
     for number, where in enumerate(("host", "device")):
         changes = (f"run.init_from={folder}", f"replay.where={where}")
         with Trainer(tiny_run.config(tmp_path / str(number), *changes)) as trainer:
+            assert trainer.begun == f"begins with the weights of {folder}"
             state = jax.device_get(trainer.loop.state)
             acting = trainer.loop.params
         assert same(state.params, params)
