@@ -204,6 +204,7 @@ def fake_rollout(agent, log_prob_of, returns, value, weight):
     return behaviors.Imagined(
         feat=feat,
         action={"action": log_prob_of},
+        masks={},
         returns=returns,
         value=value,
         weight=weight,
