@@ -104,6 +104,7 @@ def test_which_weights_learn_from_what() -> None:
     assert found["actor"] == {"actor"}
 
 
+@pytest.mark.slow
 def test_the_best_valid_action_is_found() -> None:
     """Class 2 is worth 1 and class 1 is worth 0.5, but 2 is invalid where the observation is -1."""
     agent = tiny.agent(
