@@ -1,7 +1,7 @@
 """Minari datasets as recorded episodes, and the way back."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,6 @@ def create(
       UserError: Minari is not installed, there is such a dataset already, or no episode has a step.
     """
     minari = _minari()
-    native = action_codec(recorded.native).convert
     seen = space_of(recorded.observations)
     dataset, count, steps = None, 0, 0
     with warnings.catch_warnings():
@@ -227,7 +226,7 @@ def create(
         for episode in episodes:
             if len(episode["reward"]) < 2:
                 continue
-            buffer = _buffer(minari, episode, seen, native)
+            buffer = _buffer(minari, episode, recorded, seen)
             if dataset is None:
                 try:
                     dataset = minari.create_dataset_from_buffers(
@@ -261,25 +260,15 @@ def _spec(env_id: str | None) -> Any:
     return spec
 
 
-def _buffer(
-    minari: Any, episode: Episode, seen: gymnasium.Space, native: Callable[[Any], Any]
-) -> Any:
+def _buffer(minari: Any, episode: Episode, recorded: Spaces, seen: gymnasium.Space) -> Any:
     """An episode as Minari has it, see `episode_of`."""
-    observations = {
-        key.removeprefix("observation."): value
-        for key, value in episode.items()
-        if key.startswith("observation.")
-    }
-    actions = {
-        key.removeprefix("action."): value[:-1]
-        for key, value in episode.items()
-        if key.startswith("action.")
-    }
+    observations = {key: episode[f"observation.{key}"] for key in recorded.observations}
+    actions = {key: episode[f"action.{key}"][:-1] for key in recorded.actions}
     alone = not isinstance(seen, spaces.Dict)
     terminal, last = episode["is_terminal"][1:], episode["is_last"][1:]
     return minari.data_collector.EpisodeBuffer(
         observations=next(iter(observations.values())) if alone else observations,
-        actions=native(actions),
+        actions=action_codec(recorded.native).convert(actions),
         rewards=episode["reward"][1:],
         terminations=terminal,
         truncations=last & ~terminal,
