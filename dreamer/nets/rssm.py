@@ -20,7 +20,7 @@ from dreamer.nets.layers import (
     split_blocks,
     twin_blocks,
 )
-from dreamer.ops import distributions
+from dreamer.ops import distributions, random
 from dreamer.ops.distributions import Distribution
 
 Latent = Mapping[str, Array]  # deter [..., D] and stoch [..., S, K] (gaussian: [..., S])
@@ -106,7 +106,11 @@ class RSSM(nn.Module):
         reset, candidate, update = jnp.split(split_blocks(self.gates(x), blocks), 3, -1)
         candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
         update = jax.nn.sigmoid(update - 1)
-        return merge_blocks(update * candidate + (1 - update) * split_blocks(deter, blocks))
+        deter = update * candidate + (1 - update) * split_blocks(deter, blocks)
+        if jax.default_backend() == "cpu":
+            # Computed block by block, which is fastest, and not by the shape in which it is read.
+            deter = jax.lax.optimization_barrier(deter)
+        return merge_blocks(deter)
 
     def posterior(self, deter: Array, token_part: Array) -> Array:
         """Statistics given what is seen: deter [..., D], [..., H] to [..., S, K or 2]."""
@@ -143,7 +147,7 @@ class RSSM(nn.Module):
 
     def noise(self, key: Array, batch: tuple[int, ...]) -> Array:
         """What a latent is made from: [*batch, S, K] Gumbel or [*batch, S] normal noise."""
-        draw = jax.random.gumbel if self.config.latent == "categorical" else jax.random.normal
+        draw = random.gumbel if self.config.latent == "categorical" else jax.random.normal
         return draw(key, (*batch, *self._stoch_shape))
 
     def split(self, feat: Array) -> Latent:

@@ -221,8 +221,11 @@ def set_state(replay: Replay, state: dict[str, Any]) -> Replay:
     replay.steps = counters["steps"]
     replay.oldest = max(counters["oldest"], replay.steps - replay.slots)
     for path in list(parts):
-        part = parts.pop(path).astype(replay.rings[path].dtype, copy=False)
-        replay.rings[path] = _restored(replay.rings[path], part, replay.oldest, replay.steps)
+        ring = replay.rings[path]
+        part = parts.pop(path).astype(ring.dtype, copy=False)
+        replay.rings[path] = _restored(ring, part, replay.oldest, replay.steps)
+        del part
+    memory.release()
     same_windows = counters["length"] == replay.length
     replay.served = counters["served"] if same_windows else _num_queueable(replay)
     return replay

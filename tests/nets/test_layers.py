@@ -37,9 +37,24 @@ def test_shares_of_a_block_linear_add_up():
     np.testing.assert_allclose(layer.apply(params, x, shared), plain, rtol=1e-5, atol=1e-6)
 
 
+def test_block_products_are_those_of_einsum():
+    x, kernel = (
+        jax.random.normal(jax.random.key(i), s) for i, s in ((0, (5, 2, 3, 4)), (1, (3, 4, 6)))
+    )
+    for part in (x, x[0], x[0, 0]):
+        np.testing.assert_allclose(
+            layers.block_product(part, kernel),
+            jnp.einsum("...gi,gio->...go", part, kernel),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("sizes", [(8, 4), (9, 4), (3, 3)])
-def test_twin_blocks_are_two_blocks(sizes):
+def test_twin_blocks_are_two_blocks(sizes, platform, monkeypatch):
     """Values and gradients, where the parts have a large common divisor and where they have not."""
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     block = layers.Block(5, jnp.float32)
     parts = [jax.random.normal(jax.random.key(n), (2, 3, size)) for n, size in enumerate(sizes)]
     params = [block.init(jax.random.key(9), part)["params"] for part in parts]

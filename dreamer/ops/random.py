@@ -1,0 +1,47 @@
+"""Random numbers of `jax.random`, the same bits, computed in a form that is faster on CPU."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_TINY = float(jnp.finfo(jnp.float32).tiny)
+
+
+def gumbel(key: Array, shape: tuple[int, ...]) -> Array:
+    """`jax.random.gumbel`: float32 of that shape."""
+    # 23 random bits as a float in [1, 2), moved to [0, 1) and away from 0, whose logarithm is none.
+    mantissa = (bits(key, (math.prod(shape),)) >> 9) | jnp.uint32(0x3F800000)
+    uniform = jax.lax.bitcast_convert_type(mantissa, jnp.float32) - 1
+    noise = -jnp.log(-jnp.log(jnp.maximum(uniform, _TINY)))
+    # Several axes at once would cost XLA the vector instructions of the CPU.
+    return jax.lax.optimization_barrier(noise).reshape(shape)
+
+
+def bits(key: Array, shape: tuple[int, ...]) -> Array:
+    """`jax.random.bits`: uint32 of that shape.
+
+    jax computes the rounds of Threefry in a loop on CPU, where each round reads and writes all the
+    numbers. Without the loop they are one operation, ten times faster (measured at 1m).
+    """
+    count = math.prod(shape)
+    if str(jax.random.key_impl(key)) != "threefry2x32" or count >= 2**32:
+        return jax.random.bits(key, shape)
+    index = jax.lax.iota(jnp.uint32, count)
+    low, high = _threefry(jax.random.key_data(key), jnp.zeros_like(index), index)
+    return (low ^ high).reshape(shape)
+
+
+def _threefry(key: Array, x: Array, y: Array) -> tuple[Array, Array]:
+    """Threefry-2x32 with 20 rounds (Salmon et al. 2011): key [2] and two counters [n], uint32."""
+    schedule = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA))
+    x, y = x + schedule[0], y + schedule[1]
+    for turn in range(5):
+        for distance in _ROTATIONS[turn % 2]:
+            x += y
+            y = x ^ (y << distance | y >> (32 - distance))
+        x += schedule[(turn + 1) % 3]
+        y += schedule[(turn + 2) % 3] + jnp.uint32(turn + 1)
+    return x, y
