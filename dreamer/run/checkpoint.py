@@ -151,11 +151,6 @@ class Checkpointer:
         restored = self._read(step, items)
         return restored["state"], restored.get("replay"), meta
 
-    def restore_state(self, step: int | None, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-        """Like `restore` without reading the replay: (state, meta)."""
-        step, meta, items = self._open(step, abstract_state)
-        return self._read(step, items)["state"], meta
-
     def wait(self) -> None:
         """Returns when the checkpoint being written is complete; raises like `save`."""
         with self._explaining_failures():

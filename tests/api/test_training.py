@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -138,6 +139,11 @@ def test_the_agent_in_a_callback_is_not_changed_by_training_on(tmp_path: Path) -
 
         def on_update(self, run: Any) -> None:
             self.agents.append(dreamer.TrainedAgent.of(run))
+            places = [
+                {x.unsafe_buffer_pointer() for x in jax.tree.leaves(params)}
+                for params in (run.loop.params, self.agents[-1].params)
+            ]
+            assert not places[0] & places[1]  # an update takes the memory of weights before it
 
     options = tiny_run.argv(tmp_path / "run", *EVERY, "checkpoint.every_steps=32")
     checkpoints = "checkpoint.keep=9"

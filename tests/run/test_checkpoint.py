@@ -1,6 +1,7 @@
 """Checkpoints: restored bit for bit, newest and best kept, failures in one line and left clean."""
 
 import errno
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ import pytest
 
 from dreamer.errors import UserError
 from dreamer.replay import host
+from dreamer.run import checkpoint
 from dreamer.run.checkpoint import Checkpointer
 
 
@@ -201,19 +203,33 @@ def test_a_score_can_be_added_to_a_saved_step(opened):
     assert folders(writer) == ["2", "3"]
     reader = opened(read_only=True)
     assert reader.best_step() == 2
-    assert reader.restore_state(2, {"step": np.array([0])})[1] == {"step": 3}
+    assert reader.restore(2, {"step": np.array([0])})[2] == {"step": 3}
 
 
-def test_the_state_alone_is_restored_without_reading_the_replay(opened):
+def test_parameters_alone_are_restored_without_reading_the_rest(opened, tmp_path):
+    """Where they were copied to, without a replay and with another optimiser."""
+    writer = opened()
+    state = train_state(1)
+    writer.save(1, state, REPLAY, META)
+    writer.wait()
+    copy = tmp_path / "copied"
+    shutil.copytree(writer.directory / "1", copy)
+    shutil.rmtree(copy / "replay")
+    assert checkpoint.read_meta(copy) == META
+    assert_same(checkpoint.read_params(copy, state.params), state.params)
+    with pytest.raises(UserError, match=r"^the checkpoint \S+/copied does not fit the config"):
+        checkpoint.read_params(copy, {"more": state.params})
+    with pytest.raises(UserError, match=r"is not a checkpoint of a dreamer run: .*/metadata is"):
+        checkpoint.read_meta(tmp_path)
+
+
+def test_a_damaged_replay_is_named(opened):
     writer = opened()
     writer.save(1, train_state(1), REPLAY, META)
     writer.wait()
     for path in sorted((writer.directory / "1" / "replay").rglob("*")):
         if path.is_file():
             path.write_bytes(b"")
-    state, meta = opened(read_only=True).restore_state(1, train_state(0))
-    assert_same(state, train_state(1))
-    assert meta == META
     with pytest.raises(UserError, match=r"^cannot read the checkpoint \S+/1; delete that folder"):
         writer.restore(1, train_state(0))
 
@@ -232,7 +248,7 @@ def test_a_folder_without_checkpoints_is_named(tmp_path, opened, prepare):
     with pytest.raises(UserError, match=f"^no checkpoint in {directory};"):
         reader.restore(None, {})
     with pytest.raises(UserError, match=f"^no checkpoint of step 3 in {directory};"):
-        reader.restore_state(3, {})
+        reader.restore(3, {})
     assert directory.exists() == (prepare != "missing")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,26 @@ def test_greedy_repeats_and_differs_from_samples(run: Path, tmp_path: Path) -> N
     assert one["greedy"] is True
     assert one["lengths"] == sampled["lengths"]  # the seed decides them
     assert one["returns"] != sampled["returns"]
+
+
+def test_a_checkpoint_copied_elsewhere_plays_the_same(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "agent"
+    shutil.copytree(run / "checkpoints" / "100", copy / "100")
+    shutil.copy(run / "config.yaml", copy)
+    options = ("episodes=2", "seed=3", "greedy=true")
+    assert play(copy / "100", tmp_path / "a.json", *options) == play(
+        run, tmp_path / "b.json", *options
+    )
+    assert command.main([f"run={copy / '100'}", "num_envs=2", "platform=cpu", *options]) == 0
+    assert (copy / "evaluation-100-seed3-greedy.json").exists()
+
+
+def test_an_environment_that_is_not_the_agents_is_refused(run: Path, tmp_path: Path) -> None:
+    copy = tiny_run.copy(run, tmp_path / "run")
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace("probe/Drawn-v0", "probe/Steered-v0"))
+    message = refused(f"run={copy}", "episodes=1")
+    assert message.startswith("action 'action': the agent expects int32 () of 3 classes, but")
 
 
 def refused(*options: str) -> str:
