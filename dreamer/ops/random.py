@@ -27,7 +27,8 @@ def bits(key: Array, shape: tuple[int, ...]) -> Array:
     numbers. Without the loop they are one operation, ten times faster (measured at 1m).
     """
     count = math.prod(shape)
-    if str(jax.random.key_impl(key)) != "threefry2x32" or count >= 2**32:
+    known = isinstance(count, int) and count < 2**32  # else a dimension of an export has a name
+    if not known or str(jax.random.key_impl(key)) != "threefry2x32":
         return jax.random.bits(key, shape)
     index = jax.lax.iota(jnp.uint32, count)
     low, high = _threefry(jax.random.key_data(key), jnp.zeros_like(index), index)

@@ -27,3 +27,16 @@ def test_no_bits_make_infinite_noise(monkeypatch):
 def test_keys_of_another_kind_draw_in_their_own_way():
     key = jax.random.key(0, impl="rbg")
     np.testing.assert_array_equal(random.bits(key, (5,)), jax.random.bits(key, (5,)))
+
+
+def test_a_number_that_is_not_known_yet_draws_the_same():
+    """As in the export of a policy for any number of environments."""
+
+    def draw(key, x):
+        return random.gumbel(jax.random.wrap_key_data(key), x.shape)
+
+    key = jax.random.key_data(jax.random.key(5))
+    sizes = jax.export.symbolic_shape("n, 4")
+    exported = jax.export.export(jax.jit(draw))(key, jax.ShapeDtypeStruct(sizes, "float32"))
+    x = np.zeros((3, 4), np.float32)
+    np.testing.assert_allclose(exported.call(key, x), draw(key, x), rtol=1e-6)
