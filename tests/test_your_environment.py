@@ -40,7 +40,7 @@ def test_the_environment_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     """Played by its masks, for two episodes of the days that are configured."""
     monkeypatch.syspath_prepend(folder)
     env = registry.make(GymnasiumEnv(entry_point="garden:Garden", kwargs={"days": 3}), 2, 0)
-    assert sorted(env.observation_spec()) == ["action_mask_bed", "beds", "locked", "weather"]
+    assert sorted(env.observation_spec()) == ["action_mask_bed", "beds", "heat", "locked"]
     steps = [env.reset()]
     for _ in range(7):
         beds = steps[-1].observation["action_mask_bed"].argmax(-1).astype(np.int32)
@@ -57,8 +57,11 @@ def test_the_environment_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.slow
 def test_the_commands_run(folder: Path) -> None:
     """With tiny networks and few steps."""
-    train, evaluate = map(shlex.split, re.findall(r"^python -m .*$", PAGE, re.MULTILINE))
+    train, evaluate, check = map(shlex.split, re.findall(r"^python -m .*$", PAGE, re.MULTILINE))
     assert train == training()
+    done = subprocess.run([sys.executable, *check[1:]], capture_output=True, text=True, cwd=folder)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert done.stdout.endswith("passed\n")
     sizes = [option for option in tiny_run.OPTIONS if not option.startswith("env.")]
     few = ("run.steps=40", "agent.optimizer.anneal=9", f"run.dir={dict_of(train)['run.dir']}")
     for words, more in ((train, [*sizes, *few]), (evaluate, [])):

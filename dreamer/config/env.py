@@ -57,6 +57,9 @@ class GymnasiumEnv(EnvBase):
     pixels: bool = Field(
         False, description="learn from the rendered frame instead of the observation"
     )
+    check_bounds: bool = Field(
+        True, description="end the run when a number observed is outside the bounds of its space"
+    )
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())

@@ -6,7 +6,10 @@ python -m dreamer.envs check SUITE TASK [KEY=VALUE]    whether an environment ke
 python -m dreamer.envs speed SUITE TASK [KEY=VALUE]    its steps per second with random actions
 
 SUITE is what follows env= when training, and KEY=VALUE a key of env, such as repeat=2. Two keys are
-of these commands: steps, and num_envs for the environments that step together.
+of these commands: steps, and num_envs for the environments that step together. An environment of
+your own needs no TASK:
+
+python -m dreamer.envs check gymnasium entry_point=my_module:make
 """
 
 import sys
@@ -54,27 +57,32 @@ def table() -> str:
 
 def _run(argv: list[str]) -> None:
     command, *rest = argv
-    if len(rest) < 2 or "=" in rest[0] or "=" in rest[1]:
-        raise UserError(f"write python -m dreamer.envs {command} SUITE TASK [KEY=VALUE ...]")
-    name, task, *options = rest
-    _group(name)
-    given = dict(option.split("=", 1) for option in options if "=" in option)
+    named = [word for word in rest if "=" not in word]
+    options = (word.split("=", 1) for word in rest if "=" in word)
+    given = {key.removeprefix("env."): value for key, value in options}
+    if len(named) != (1 if given.keys() & {"entry_point", "id"} else 2):
+        raise UserError(
+            f"write python -m dreamer.envs {command} SUITE TASK [KEY=VALUE ...], or instead of "
+            "TASK entry_point=MODULE:FUNCTION"
+        )
+    suite, *task = named
+    _group(suite)
     steps = _number(given.pop("steps", str(STEPS[command])), "steps")
     num_envs = _number(given.pop("num_envs", "2" if command == "check" else "1"), "num_envs")
-    keys = [f"env.{key.removeprefix('env.')}={value}" for key, value in given.items()]
-    keys += [option for option in options if "=" not in option]  # refused there
-    config = compose.compose([f"env={name}", f"env.task={task}", *keys]).env
+    keys = [*(f"env.task={one}" for one in task), *(f"env.{k}={v}" for k, v in given.items())]
+    config = compose.compose([f"env={suite}", *keys]).env
+    name = f"{suite} {config.name}"
 
     def make(**changes: Any) -> Any:
         return registry.make(config.model_copy(update=changes), num_envs, seed=0)
 
     if command == "speed":
-        print(f"{name} {task}: {speed(make(), steps):,.0f} steps/s with {num_envs} together")
+        print(f"{name}: {speed(make(), steps):,.0f} steps/s with {num_envs} together")
         return
     try:
         endings = check_all(make, steps)
     except CheckError as error:
-        raise UserError(f"env={name} env.task={task}: {error}") from error
+        raise UserError(f"{name}: {error}") from error
     print(report(make(), endings, steps))
 
 
@@ -83,12 +91,14 @@ def report(env: Any, endings: Any, steps: int) -> str:
     lines = [f"{what} {_named(spec)}" for what, spec in _specs(env)]
     env.close()
     seen = f"{endings.terminated} terminated, {endings.truncated} truncated"
+    resumed = " and after a resume" if endings.repeats else "; a resume starts new episodes"
     lines += [
         f"spaces      {steps} steps of {env.num_envs} environments within their specs, finite",
         f"episodes    first, last and terminal right; ended: {seen}",
-        "seeds       the same seed repeats, in another environment and after a resume",
-        "time limit  truncates, and does not terminate",
+        f"seeds       the same seed repeats, in another environment{resumed}",
     ]
+    if endings.limited:
+        lines.append("time limit  truncates, and does not terminate")
     if not endings.terminated + endings.truncated:
         lines.append("note        no episode ended by itself: take more steps, as in steps=2000")
     return "\n".join([*lines, "passed"])

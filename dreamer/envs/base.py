@@ -33,7 +33,7 @@ class BatchedEnv(Protocol):
     Episode k of environment i is seeded by `episode_seed(seed, i, k)` alone. A deterministic
     environment therefore returns to its exact state by resetting with that seed and repeating the
     actions of the episode, which is how `get_state` and `set_state` work for every environment,
-    without snapshots of simulators.
+    without snapshots of simulators. One that cannot says so by an attribute `repeats = False`.
     """
 
     num_envs: int

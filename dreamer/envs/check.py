@@ -5,7 +5,7 @@ Legend: N environments.
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import dm_env
 import numpy as np
@@ -25,10 +25,12 @@ class CheckError(UserError):
 
 @dataclass(frozen=True)
 class Endings:
-    """How many episodes were seen to end, and how."""
+    """How many episodes were seen to end, and how; what could be tried of the promises."""
 
     terminated: int
     truncated: int
+    repeats: bool = True  # whether the environment can repeat its episodes
+    limited: bool = False  # whether one ended by the time limit that was tried
 
 
 def check_all(make: Callable[..., BatchedEnv], steps: int = 300, seed: int = 0) -> Endings:
@@ -46,9 +48,10 @@ def check_all(make: Callable[..., BatchedEnv], steps: int = 300, seed: int = 0) 
         endings = check(env, steps, seed, path)
     with contextlib.closing(make()) as env:
         _check_same(env, path)
+    if not endings.repeats:  # nor is there a time limit for several environments made at once
+        return endings
     with contextlib.closing(make(time_limit=LIMIT)) as env:
-        _check_limit(env, path)
-    return endings
+        return replace(endings, limited=_check_limit(env, path))
 
 
 def check(env: BatchedEnv, steps: int = 100, seed: int = 0, path: Path | None = None) -> Endings:
@@ -88,8 +91,10 @@ def check(env: BatchedEnv, steps: int = 100, seed: int = 0, path: Path | None = 
         terminated += int((last & (following.discount == 0)).sum())
         truncated += int((last & (following.discount == 1)).sum())
         time_step = following
-    _check_restores(env, time_step)
-    return Endings(terminated, truncated)
+    repeats = getattr(env, "repeats", True)
+    if repeats:
+        _check_restores(env, time_step)
+    return Endings(terminated, truncated, repeats)
 
 
 def _random(
@@ -205,10 +210,10 @@ def _check_same(env: BatchedEnv, path: Path) -> None:
         found = env.step(action)
 
 
-def _check_limit(env: BatchedEnv, path: Path) -> None:
+def _check_limit(env: BatchedEnv, path: Path) -> bool:
     """One with a time limit of `LIMIT` steps goes the same way up to it, and is truncated there.
 
-    Not seen where an episode ends before.
+    Returns whether that was seen, which it is not where an episode ends before.
     """
     where = f"with a time limit of {LIMIT} steps"
     found = env.reset()
@@ -221,9 +226,10 @@ def _check_limit(env: BatchedEnv, path: Path) -> None:
             found = found._replace(step_type=expected.step_type)
         differing = _differing(expected, found)
         _require(not differing, f"{where}: {differing} of step {number} differs from without")
-        if (expected.step_type == LAST).any():
-            return
+        if number == LIMIT or (expected.step_type == LAST).any():
+            return number == LIMIT
         found = env.step(action)
+    return False
 
 
 def _differing(left: dm_env.TimeStep, right: dm_env.TimeStep) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from dreamer.envs import masks
 from dreamer.envs.base import episode_seed
-from dreamer.envs.faults import checker, story, wrong_reward
+from dreamer.envs.faults import checker, number, story, wrong_reward
 from dreamer.errors import EnvironmentFault
 
 
@@ -56,8 +57,9 @@ class Episodes(gymnasium.Wrapper):
             return self._observation, 0.0, False, False, {}
         self._actions.append(copy.deepcopy(action))
         try:
-            seen, reward, terminated, truncated, info = self.env.step(action)
-            reward, terminated, truncated = float(reward), bool(terminated), bool(truncated)
+            seen, given, terminated, truncated, info = _five(self.env.step(action))
+            reward, terminated, truncated = number(given), bool(terminated), bool(truncated)
+            _refuse_masks(info)
             kept = {"is_terminal": bool(info["is_terminal"])} if "is_terminal" in info else {}
         except (Exception, SystemExit) as error:
             raise self._fault(error, "step") from error
@@ -81,7 +83,8 @@ class Episodes(gymnasium.Wrapper):
         self._ended = False
         self.action_space.seed(seed)  # some environments draw from it
         try:
-            seen, _ = self.env.reset(seed=seed)
+            seen, info = self.env.reset(seed=seed)
+            _refuse_masks(info)
         except (Exception, SystemExit) as error:
             raise self._fault(error, "reset") from error
         self._accept(seen, self._wrong(seen))
@@ -108,6 +111,22 @@ class Episodes(gymnasium.Wrapper):
         except EnvironmentFault:  # it was changed since; a new episode shows whether it works
             return False
         return self._ended == state["ended"] and digest_of(self._observation) == state["digest"]
+
+
+def _five(result: Any) -> tuple[Any, Any, Any, Any, Mapping[str, Any]]:
+    if not (isinstance(result, tuple) and len(result) == 5 and isinstance(result[4], Mapping)):
+        raise EnvironmentFault(
+            "gave no observation, reward, terminated, truncated and dict of info in its step"
+        )
+    return result
+
+
+def _refuse_masks(info: Mapping[str, Any]) -> None:
+    """Those that the environment began with are in its observation by now."""
+    if masks.KEY in info:
+        raise EnvironmentFault(
+            f"gave {masks.KEY} in its info, but none at its first reset; give it at every one"
+        )
 
 
 def digest_of(observation: Any) -> str:

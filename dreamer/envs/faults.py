@@ -14,11 +14,14 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamer.envs.spaces import children, classes, join
+from dreamer.errors import EnvironmentFault
 
 LARGEST = float(np.finfo(np.float32).max)  # what observations and rewards become
 UNDEFINED = (
-    "which nothing can be learned from; mend the environment, or wrap it to clip what it gives"
+    "which nothing can be learned from; mend the environment, or wrap it to clip what it gives "
+    "(float32 holds up to 3.4e+38)"
 )
+BOUNDS = " as its space says; mend either, or do not compare them with env.check_bounds=false"
 
 Checker = Callable[[Any], str]
 
@@ -53,8 +56,13 @@ def _leaf_checker(space: gymnasium.Space, name: str) -> Checker:
     whole = None if dtype == np.uint8 and len(shape) > 1 and _is_bytes(space) else classes(space)
     low, high = (whole[0], whole[0] + whole[1] - 1) if whole else (None, None)
 
+    bounds = None if whole else _bounds(space)
+
     def check(value: Any) -> str:
-        array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except ValueError:
+            return f"gave {name} of unequal parts, expected shape {shape} and type {dtype}"
         same = array.dtype == dtype or np.can_cast(array.dtype, dtype, "same_kind")
         number = not shape and whole and array.dtype.kind in "iub"  # a Discrete takes any
         if array.shape != shape or not (same or number):
@@ -67,9 +75,44 @@ def _leaf_checker(space: gymnasium.Space, name: str) -> Checker:
             return f"gave {name} with the value {wrong}, expected {_range(low, high)}"
         if dtype.kind == "f" and not (np.abs(array) <= LARGEST).all():
             return f"gave NaN or infinity as {name}, {UNDEFINED}"
+        if (
+            bounds
+            and isinstance(space, spaces.Box)
+            and ((array < bounds[0]) | (array > bounds[1])).any()
+        ):
+            wrong = array[(array < bounds[0]) | (array > bounds[1])].flat[0]
+            promised = _range(space.low, space.high)
+            return f"gave {name} with the value {wrong}, expected {promised}{BOUNDS}"
         return ""
 
     return check
+
+
+def _bounds(space: gymnasium.Space) -> tuple[np.ndarray, np.ndarray] | None:
+    """Those of a Box, and a little more for rounding; None where it has none."""
+    if not isinstance(space, spaces.Box) or _is_bytes(space):
+        return None
+    low, high = (bound.astype(np.float64) for bound in (space.low, space.high))
+    if not (np.isfinite(low).any() or np.isfinite(high).any()):
+        return None
+    return low - 1e-5 * (1 + np.abs(low)), high + 1e-5 * (1 + np.abs(high))
+
+
+def number(reward: Any) -> float:
+    """A reward as Python has it.
+
+    Raises:
+      EnvironmentFault: it is no number.
+    """
+    try:
+        array = np.asarray(reward)
+    except ValueError:
+        raise EnvironmentFault("gave a reward of unequal parts, expected one number") from None
+    if array.shape or array.dtype.kind not in "biuf":
+        raise EnvironmentFault(
+            f"gave a reward of shape {array.shape} and type {array.dtype}, expected one number"
+        )
+    return float(array)
 
 
 def wrong_reward(reward: Any) -> str:

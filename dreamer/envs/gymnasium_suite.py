@@ -21,7 +21,7 @@ from dreamer.envs.faults import story
 from dreamer.envs.masks import with_masks
 from dreamer.envs.vector import VectorEnv
 from dreamer.envs.vectorized import Vectorized
-from dreamer.envs.wrappers import Pixels, Repeat, ResizeImages
+from dreamer.envs.wrappers import Pixels, Repeat, ResizeImages, Unbounded
 from dreamer.errors import EnvironmentFault, UserError, nearest
 
 RENDERED = (64, 64)  # height and width of renderings without `image_size`
@@ -85,7 +85,7 @@ def _make_vectorized(
 ) -> BatchedEnv:
     """Makes several environments at once."""
     base = type(config)()
-    for key in ("repeat", "time_limit", "image_size", "pixels", "workers"):
+    for key in ("repeat", "time_limit", "image_size", "pixels", "workers", "check_bounds"):
         if getattr(config, key) != getattr(base, key):
             raise UserError(
                 f"env.{key} is for single environments, but this makes several; leave it out"
@@ -106,7 +106,12 @@ def _wrapped(env: gymnasium.Env, config: GymnasiumEnv) -> gymnasium.Env:
         env = Repeat(env, config.repeat)
     if config.time_limit:
         env = TimeLimit(env, config.time_limit)
-    env = with_masks(env)
+    if not config.check_bounds:
+        env = Unbounded(env)
+    masked = with_masks(env)
+    if masked is not env and config.repeat > 1:
+        raise UserError("env.repeat repeats actions that a mask may then forbid; leave it at 1")
+    env = masked
     if config.pixels:
         return Pixels(env, config.image_size or RENDERED)
     return ResizeImages(env, config.image_size) if config.image_size else env

@@ -20,6 +20,8 @@ from dreamer.errors import EnvironmentFault, UserError
 KEY = "action_mask"
 ADVICE = f"; mend it, or rename {KEY} in a wrapper if it is no mask of the actions"
 
+NOTHING = "that allows no class, expected one at least until the episode is over; mend it"
+
 Masks = dict[str, np.ndarray]  # int8 [*action, classes] by the key that the observation gets
 Reader = Callable[[Any, str], Masks]
 
@@ -62,13 +64,13 @@ class Masked(gymnasium.Wrapper):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        return self.with_masks(observation, info), info
+        return self.with_masks(observation, info), _without(info)
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         over = bool(terminated or truncated)
         seen = self.with_masks(observation, info, over)
-        return seen, float(reward), terminated, truncated, info
+        return seen, reward, terminated, truncated, _without(info)
 
     def with_masks(
         self, observation: Any, info: Mapping[str, Any], over: bool = False
@@ -78,14 +80,22 @@ class Masked(gymnasium.Wrapper):
         Where the episode is over no action follows, so that one may be missing there.
 
         Raises:
-          EnvironmentFault: it is missing elsewhere, or does not fit the actions.
+          EnvironmentFault: it is missing elsewhere, does not fit the actions, or allows none.
         """
         told = observation if self._inside else info
         mask = told.get(KEY) if isinstance(told, Mapping) else None
         if mask is None and not over:
             where = "observation" if self._inside else "info"
             raise EnvironmentFault(f"gave no {KEY} in its {where}, expected at every step{ADVICE}")
-        return self._keep(observation) | self._read(mask, KEY)
+        found = self._read(mask, KEY)
+        none = next((key for key, valid in found.items() if not valid.any()), None)
+        if none and not over:
+            raise EnvironmentFault(f"gave {none} {NOTHING}")
+        return self._keep(observation) | found
+
+
+def _without(info: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in info.items() if key != KEY}
 
 
 def _keep(space: gymnasium.Space) -> Callable[[Any], dict[str, Any]]:
@@ -145,7 +155,8 @@ def _by_name(given: Any, names: list[Any], what: str) -> Mapping[Any, Any]:
     """The masks of the parts of a Dict or Tuple action."""
     if given is None:
         return {}
-    if isinstance(given, list | tuple) and len(given) == len(names):
+    numbered = all(isinstance(name, int) for name in names)  # of a Tuple; keys have no order
+    if numbered and isinstance(given, list | tuple) and len(given) == len(names):
         given = dict(zip(names, given, strict=True))
     if not isinstance(given, Mapping) or not given.keys() <= set(names):
         got = sorted(map(str, given)) if isinstance(given, Mapping) else _shown(given)

@@ -13,6 +13,7 @@ from dreamer.config.env import MetaworldEnv
 from dreamer.envs import headless
 from dreamer.envs.base import BatchedEnv
 from dreamer.envs.single import batch, check_task, finish
+from dreamer.envs.wrappers import Unbounded
 
 headless.choose()
 import metaworld  # noqa: E402
@@ -40,7 +41,8 @@ def make(config: MetaworldEnv, num_envs: int, seed: int, render: bool = False) -
 def _make_one(config: MetaworldEnv, drawn: bool) -> gymnasium.Env:
     options = {"render_mode": "rgb_array", "camera_name": CAMERA, "width": FRAME, "height": FRAME}
     env = metaworld.make_mt_envs(config.task, seed=GOALS, **(options if drawn else {}))
-    return finish(headless.OwnContext(Seeded(env)), config, config.pixels)
+    # What it shows is outside of the bounds that it promises.
+    return finish(headless.OwnContext(Unbounded(Seeded(env))), config, config.pixels)
 
 
 class Seeded(gymnasium.Wrapper):

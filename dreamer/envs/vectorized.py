@@ -32,7 +32,8 @@ class Vectorized:
     `reset_mask`, in same-step mode after they took a step of an episode that nobody sees, and in
     disabled mode also before, for they cannot be stepped otherwise.
 
-    Episodes cannot be repeated: their seeds are not known. `set_state` starts new ones.
+    Episodes cannot be repeated: their seeds are not known. `set_state` starts new ones, and
+    `repeats` says so.
 
     Args:
       vector: of N members.
@@ -45,6 +46,8 @@ class Vectorized:
         supported.
       EnvironmentFault: later, it fails or gives what its spaces do not allow.
     """
+
+    repeats = False
 
     def __init__(
         self, vector: gymnasium.vector.VectorEnv, num_envs: int, seed: int, render: bool
@@ -80,12 +83,14 @@ class Vectorized:
                 "are taken from their observations: put it there"
             )
         shape = (self.num_envs,)
+        observation = self._encode(seen)
+        self._blame_masks(observation, np.zeros(shape, bool))
         self._episode = self._episode + 1
         self._last = dm_env.TimeStep(
             np.full(shape, FIRST, np.int32),
             np.zeros(shape, np.float32),
             np.ones(shape, np.float32),
-            self._encode(seen),
+            observation,
         )
         return self._last
 
@@ -109,6 +114,7 @@ class Vectorized:
             observation = _where(first, self._reset_some(first, observation), observation)
         if last.any() and self._mode is AutoresetMode.SAME_STEP:
             observation = self._put_final(observation, last, info)
+        self._blame_masks(observation, last)
         self._episode = self._episode + first
         self._last = dm_env.TimeStep(
             np.where(first, FIRST, np.where(last, LAST, MID)).astype(np.int32),
@@ -183,6 +189,14 @@ class Vectorized:
             raise EnvironmentFault(
                 f"the environments failed in their {method} with {story(error)}"
             ) from error
+
+    def _blame_masks(self, observation: Mapping[str, np.ndarray], over: np.ndarray) -> None:
+        """Refuses masks that allow nothing where an action follows."""
+        for key, value in observation.items():
+            if value.dtype == np.bool_:
+                none = ~value.reshape(self.num_envs, -1).any(-1) & ~over
+                if none.any():
+                    self._blame(f"gave {key} {masks.NOTHING}", int(np.argmax(none)))
 
     def _blame(self, wrong: str, index: int | None = None) -> None:
         if wrong:

@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from dreamer.envs.faults import number
 from dreamer.envs.images import resize
 from dreamer.envs.spaces import Mask, children, image_shape
 from dreamer.errors import UserError
@@ -27,7 +28,7 @@ class Repeat(gymnasium.Wrapper):
         total = 0.0
         for _ in range(self._times):
             observation, reward, terminated, truncated, info = self.env.step(action)
-            total += float(reward)
+            total += number(reward)
             if terminated or truncated or info.get("is_terminal"):
                 break
         return observation, total, terminated, truncated, info
@@ -43,6 +44,14 @@ class ResizeImages(gymnasium.ObservationWrapper):
 
     def observation(self, observation: Any) -> Any:
         return _resize_images(self.env.observation_space, observation, self._size)
+
+
+class Unbounded(gymnasium.Wrapper):
+    """Promises no bounds for the vectors of the observation, which then are not compared."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self.observation_space = _unbounded(env.observation_space)
 
 
 class Pixels(gymnasium.ObservationWrapper):
@@ -87,6 +96,16 @@ def _resized(space: gymnasium.Space, size: Size) -> gymnasium.Space:
     if image:
         return _image_space(size, image[-1])
     parts = {name: _resized(part, size) for name, part in children(space) or ()}
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict(parts)
+    return spaces.Tuple(list(parts.values())) if isinstance(space, spaces.Tuple) else space
+
+
+def _unbounded(space: gymnasium.Space) -> gymnasium.Space:
+    """Returns the space with all its floats from -inf to inf."""
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return spaces.Box(-np.inf, np.inf, space.shape, cast(Any, space.dtype))
+    parts = {name: _unbounded(part) for name, part in children(space) or ()}
     if isinstance(space, spaces.Dict):
         return spaces.Dict(parts)
     return spaces.Tuple(list(parts.values())) if isinstance(space, spaces.Tuple) else space

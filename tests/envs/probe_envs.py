@@ -63,6 +63,11 @@ class Counter(gymnasium.Env):
         return self._state, float(action), terminate, truncate, info
 
 
+def several(num_envs: int) -> gymnasium.vector.VectorEnv:
+    """Counters that are vectorised already."""
+    return gymnasium.vector.SyncVectorEnv([Counter] * num_envs)
+
+
 class Unseeded(Counter):
     """Draws its number from the operating system: no seed repeats it."""
 
@@ -104,6 +109,16 @@ class Drawn(gymnasium.Env):
         frame = np.zeros((20, 40, 3), np.uint8)
         frame[:, :20] = 255
         return frame
+
+
+class Outside(gymnasium.Env):
+    """Does not keep to its bounds."""
+
+    observation_space = spaces.Box(-1, 1, (1,))
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return np.full(1, 2, np.float32), {}
 
 
 class Hinting(gymnasium.Env):

@@ -5,7 +5,8 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
-from dreamer.envs.faults import checker, story, wrong_reward
+from dreamer.envs.faults import checker, number, story, wrong_reward
+from dreamer.errors import EnvironmentFault
 from tests.envs.test_spaces import OBSERVATIONS
 
 SPACE = spaces.Dict(
@@ -19,7 +20,7 @@ SPACE = spaces.Dict(
 
 def good() -> dict:
     return {
-        "box": np.array([0.5, 9], np.float32),  # bounds of vectors are not kept to by many
+        "box": np.array([0.5, 1.000001], np.float32),  # rounding is no fault
         "image": np.zeros((2, 3, 1), np.uint8),
         "in": (np.int64(3), np.array([1, 3])),
     }
@@ -39,6 +40,11 @@ def good() -> dict:
         ({"box": np.array([0, np.nan])}, "gave NaN or infinity as observation 'box', which"),
         ({"box": np.array([0, -np.inf])}, "gave NaN or infinity as observation 'box', which"),
         ({"box": np.array([0, 1e39])}, "gave NaN or infinity as observation 'box', which"),
+        (
+            {"box": np.array([0, 9])},
+            "gave observation 'box' with the value 9, expected -1.0 to 1.0",
+        ),
+        ({"box": [[1], [2, 3]]}, "gave observation 'box' of unequal parts, expected shape (2,)"),
         ({"box": "ab"}, "gave observation 'box' of shape () and type <U2, expected"),
         (
             {"image": np.zeros((2, 3, 1))},
@@ -61,6 +67,33 @@ def test_what_is_wrong_with_an_observation(change: dict, expected: str):
     found = checker(SPACE)(good() | change)
     assert found.startswith(expected)
     assert bool(found) == bool(expected)
+
+
+def test_bounds_count_where_there_are_some():
+    half = checker(spaces.Box(np.float32([0, -np.inf]), np.float32([np.inf, np.inf]), (2,)))
+    assert half(np.array([1e30, -1e30])) == ""
+    assert "with the value -1.0, expected" in half(np.array([-1.0, 0]))
+    assert checker(spaces.Box(-np.inf, np.inf, (2,)))(np.array([1e30, -1e30])) == ""
+    many = checker(spaces.Box(0, 1000, (1,), np.int64))
+    assert many(np.array([1000])) == ""
+    assert "with the value 1001, expected 0 to 1000" in many(np.array([1001]))
+
+
+@pytest.mark.parametrize(
+    ("reward", "got"),
+    [
+        (np.zeros(1), "of shape (1,) and type float64"),
+        (None, "of shape () and type object"),
+        ("1.5", "of shape () and type <U3"),
+        ([[1], [2, 3]], "of unequal parts"),
+    ],
+)
+def test_a_reward_is_one_number(reward: object, got: str):
+    assert number(np.float16(0.5)) == 0.5
+    assert number(True) == 1
+    with pytest.raises(EnvironmentFault) as caught:
+        number(reward)
+    assert str(caught.value) == f"gave a reward {got}, expected one number"
 
 
 def test_a_missing_key_and_no_dict_at_all():

@@ -10,7 +10,7 @@ from dreamer.envs import registry
 from dreamer.envs.base import FIRST, LAST, BatchedEnv, random_action
 from dreamer.envs.check import check
 from dreamer.envs.images import resize
-from dreamer.errors import UserError
+from dreamer.errors import EnvironmentFault, UserError
 
 
 def run(env: BatchedEnv, steps: int) -> list:
@@ -157,6 +157,22 @@ def test_masks_of_a_real_task_are_observed():
     assert (mask.shape, mask.dtype) == ((2, 6), np.bool_)
     assert not mask.all()
     check(env, 20)
+
+
+def test_actions_that_may_be_masked_are_not_repeated():
+    task = next(id for id in gymnasium.registry if "Taxi" in id)
+    with pytest.raises(UserError, match=r"env.repeat repeats actions that a mask may then forbid"):
+        registry.make(GymnasiumEnv(task=task, repeat=2), 1, 0)
+
+
+def test_bounds_of_numbers_are_compared_unless_that_is_not_wanted():
+    def make(**options: object) -> BatchedEnv:
+        entry = "tests.envs.probe_envs:Outside"
+        return registry.make(GymnasiumEnv(entry_point=entry, **options), 1, 0)
+
+    with pytest.raises(EnvironmentFault, match=r"with the value 2.0, expected -1.0 to 1.0 as its"):
+        make().reset()
+    assert make(check_bounds=False).reset().observation["observation"].tolist() == [[2]]
 
 
 def test_a_constructor_that_fails_names_its_line():

@@ -74,8 +74,22 @@ sys.exit(exit_on_user_error(lambda: command.main(["check", "gymnasium", "Unseede
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ}
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: env=gymnasium env.task=Unseeded-v0: ")
+    assert done.stderr.startswith("error: gymnasium Unseeded-v0: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "more"),
+    [("Counter", "time limit  truncates"), ("several", "; a resume starts new episodes")],
+)
+def test_an_environment_of_ones_own_is_checked(
+    entry_point: str, more: str, capsys: pytest.CaptureFixture
+) -> None:
+    command.main(["check", "gymnasium", f"entry_point=tests.envs.probe_envs:{entry_point}"])
+    said = capsys.readouterr().out
+    assert more in said
+    assert said.endswith("passed\n")
+    command.main(["check", "gymnasium", "id=CartPole-v1", "steps=20"])
 
 
 def test_speed_counts_the_steps_of_all_environments(capsys: pytest.CaptureFixture) -> None:
@@ -91,12 +105,14 @@ def test_speed_counts_the_steps_of_all_environments(capsys: pytest.CaptureFixtur
         ("gymnasiun", ["gymnasiun is no suite; did you mean gymnasium?", "crafter"]),
         ("check gymnasium", ["python -m dreamer.envs check SUITE TASK"]),
         ("check gymnasium steps=3", ["python -m dreamer.envs check SUITE TASK"]),
+        ("check gymnasium CartPole-v1 entry_point=a:b", ["entry_point=MODULE:FUNCTION"]),
+        ("check gymnasium entry_point=a.b:c", ["a.b"]),
         ("check gymnasiun CartPole-v1", ["did you mean gymnasium?"]),
         ("check gymnasium CartPol-v1", ["did you mean CartPole-v1?"]),
         ("check gymnasium CartPole-v1 steps=no", ["steps=no", "whole number"]),
         ("check gymnasium CartPole-v1 num_envs=0", ["num_envs=0", "at least 1"]),
         ("check gymnasium CartPole-v1 repet=2", ["env.repet=2: no such key", "repeat"]),
-        ("check gymnasium CartPole-v1 repeat", ["'repeat' is not an option"]),
+        ("check gymnasium CartPole-v1 repeat", ["SUITE TASK [KEY=VALUE ...]"]),
         ("list gymnasium", ["list gymnasium", "expected check, speed"]),
     ],
 )

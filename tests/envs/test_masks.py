@@ -147,6 +147,35 @@ def test_a_name_that_is_taken_is_refused():
         with_masks(Hinting(MIXED, {}, inside=False, space=space))
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_mask_allows_something_until_the_episode_is_over(inside: bool):
+    env = with_masks(Hinting(MIXED, {"go": [0, 1]}, inside))
+    env.reset(seed=0)
+    env.unwrapped.mask = {"go": [0, 0]}
+    env.unwrapped.over = True
+    assert not env.step(env.action_space.sample())[0]["action_mask_go"].any()
+    env.unwrapped.over = False
+    with pytest.raises(EnvironmentFault, match="gave action_mask_go that allows no class, expect"):
+        env.step(env.action_space.sample())
+
+
+@pytest.mark.parametrize("at_reset", [True, False])
+def test_a_mask_that_comes_later_is_refused(at_reset: bool):
+    """As information that nobody reads."""
+    hinting = Hinting(FOUR, [1, 0, 0, 0], inside=False, told=False)
+    env = VectorEnv(lambda: with_masks(hinting), 1, 0, "serial", False)
+    env.reset()
+    hinting.told = True
+    with pytest.raises(EnvironmentFault, match="^environment 0 gave action_mask in its info, but"):
+        env.reset() if at_reset else env.step({"action": np.array([0], np.int32)})
+
+
+def test_masks_of_a_dict_have_names():
+    """A tuple would mean the order of its keys, which is gymnasium's."""
+    with pytest.raises(EnvironmentFault, match=r"expected masks of \['b', 'a'\]"):
+        with_masks(Hinting(spaces.Dict(b=FOUR, a=FOUR), ([1, 0, 0, 0], [1] * 4), inside=False))
+
+
 def test_masks_stay_beside_pixels():
     env = Pixels(with_masks(Hinting(FOUR, [1, 0, 0, 1], inside=True)), (8, 8))
     seen, _ = env.reset(seed=0)

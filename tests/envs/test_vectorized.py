@@ -115,6 +115,19 @@ def test_masks_in_the_observation():
         env.step(act(0, 0))
 
 
+def test_masks_that_allow_nothing_are_refused():
+    members = [Hinting(spaces.Discrete(2), np.array([1, 0], np.int8), inside=True) for _ in "ab"]
+    for member in members:
+        member.observation_space["action_mask"] = spaces.MultiBinary(2)
+    env = make(*members)
+    env.reset()
+    members[1].mask = np.zeros(2, np.int8)
+    with pytest.raises(EnvironmentFault, match="^environment 1 gave action_mask that allows no"):
+        env.step(act(0, 0))
+    with pytest.raises(EnvironmentFault, match="^environment 1 gave action_mask that allows no"):
+        env.reset()
+
+
 def test_masks_in_info_are_refused():
     env = make(Hinting(spaces.Discrete(3), np.ones(3), inside=False))
     with pytest.raises(EnvironmentFault, match="gave action_mask in info; .* put it there"):
