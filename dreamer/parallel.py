@@ -180,7 +180,7 @@ def compile_updates(step: Callable, devices: Sequence[jax.Device]) -> Callable:
     Returns:
       A function of (state, batches, key): the state is donated, batches have leaves [X, K, B/X,
       ...], the key is the run's. It gives the new state, latents [X, K, B/X, ...], and metrics
-      averaged over the K updates.
+      with an axis of the K updates.
     """
 
     def updates(state: Any, batches: Any, key: jax.Array) -> tuple[Any, Any, Any]:
@@ -190,6 +190,6 @@ def compile_updates(step: Callable, devices: Sequence[jax.Device]) -> Callable:
 
         count = len(batches["is_first"])
         state, (latents, metrics) = repeat(body, state, batches, count, devices)
-        return state, latents, jax.tree.map(lambda x: x.mean(0), metrics)
+        return state, latents, metrics
 
     return compile_shares(updates, devices, (None, 0, None), (None, 0, None), donate=0)

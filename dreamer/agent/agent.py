@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -51,7 +52,7 @@ class State:
     slow_critic: Mapping
     optimizer: optax.OptState
     percentiles: Percentiles
-    updates: Array  # int32, gradient updates done
+    updates: Array  # int32, gradient updates done, those that were skipped included
 
 
 @struct.dataclass
@@ -424,9 +425,18 @@ def update(
     gradients, (latents, percentiles, _, metrics) = jax.grad(objective, has_aux=True)(params)
     if axis_name:
         metrics = jax.lax.pmean(metrics, axis_name)
-    state, norms = descend(agent, state, weights, gradients, axis_name)
-    state = replace(state, percentiles=percentiles)
-    return state, stored_latent(agent, latents), metrics | norms
+    finite = jnp.isfinite(metrics["loss/total"])
+    before = state.percentiles
+    state, fine, norms = descend(agent, state, weights, gradients, finite, axis_name)
+    state = replace(state, percentiles=select(fine, percentiles, before))
+    # Zeros are what replay has of a row that was not trained yet.
+    stored = jax.tree.map(lambda x: jnp.where(fine, x, 0), stored_latent(agent, latents))
+    return state, stored, metrics | norms
+
+
+def select(condition: Array, this: Tree, that: Tree) -> Tree:
+    """One tree or the other."""
+    return jax.tree.map(partial(jnp.where, condition), this, that)
 
 
 def trained_rows(agent: Agent, packing: Packing) -> np.ndarray:
@@ -442,36 +452,52 @@ def packed(tree: Params) -> Array:
 
 
 def descend(
-    agent: Agent, state: State, weights: Array, gradients: Params, axis_name: str | None = None
-) -> tuple[State, Metrics]:
+    agent: Agent,
+    state: State,
+    weights: Array,
+    gradients: Params,
+    finite: Array,
+    axis_name: str | None = None,
+) -> tuple[State, Array, Metrics]:
     """Moves the parameters against their gradients, averaged over devices, and the slow critic
-    after the critic.
+    after the critic; or nothing, where loss or gradient is not finite.
 
     Args:
       agent: settings of the optimiser.
       state: before the update.
       weights: its parameters, packed.
       gradients: of the parameters, on this device.
+      finite: whether the loss is, the same on all devices.
       axis_name: device axis to average over, if any.
 
     Returns:
-      The new state, and the norms of gradients, change and weights.
+      The new state, whether anything was moved, and the norms of gradients, change and weights.
     """
     packing, gradient = Packing.of(gradients), packed(gradients)
     if axis_name:
         gradient = jax.lax.pmean(gradient, axis_name)
+    gradient_norm = jnp.linalg.norm(gradient)
+    fine = finite & jnp.isfinite(gradient_norm)
     optimizer = make_optimizer(agent.config.optimizer, packing)
     updates, moments = optimizer.update(gradient, state.optimizer, weights)
-    if agent.config.frozen:  # minus zero is what changes no bit when it is added
-        updates = jnp.where(trained_rows(agent, packing), updates, -0.0)
+    moved = fine & trained_rows(agent, packing) if agent.config.frozen else fine
+    updates = jnp.where(moved, updates, -0.0)  # which changes no bit when it is added
     weights += updates
     params = packing.unpack(weights)
     slow_critic = optax.incremental_update(
         params["critic"], state.slow_critic, agent.config.critic.slow_rate
     )
     norms = {
-        "optimizer/gradient_norm": jnp.linalg.norm(gradient),
+        "optimizer/skipped": (~fine).astype(jnp.float32),
+        "optimizer/gradient_norm": gradient_norm,
         "optimizer/update_norm": jnp.linalg.norm(updates),
         "optimizer/weight_norm": jnp.linalg.norm(weights),
     }
-    return State(params, slow_critic, moments, state.percentiles, state.updates + 1), norms
+    state = State(
+        params,
+        select(fine, slow_critic, state.slow_critic),
+        select(fine, moments, state.optimizer),
+        state.percentiles,
+        state.updates + 1,
+    )
+    return state, fine, norms

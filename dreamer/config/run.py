@@ -113,6 +113,11 @@ class RunConfig(Section):
         description="runs of the device loop, of seed, seed + 1, ..., that are computed together; "
         "each has its own folder, run.dir with -seedN after it",
     )
+    max_skipped: Count = Field(
+        100,
+        description="updates in a row that may be skipped, because loss or gradient is not finite, "
+        "before the run ends",
+    )
     accept_changes: bool = Field(
         False, description="resume although the configuration differs from the saved one"
     )

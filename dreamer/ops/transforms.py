@@ -55,7 +55,8 @@ def two_hot_mean(logits: Array, bins: Array) -> Array:
 def two_hot(target: Array, bins: Array) -> tuple[Array, Array, Array, Array]:
     """The two neighbouring bins of a scalar and the weights that reproduce it.
 
-    A target on a bin has weight 1 there; a target outside the bins is held at the outermost one.
+    A target on a bin has weight 1 there; a target outside the bins is held at the outermost one;
+    one that is NaN has weights that are.
 
     Args:
       target: [...].
@@ -68,7 +69,7 @@ def two_hot(target: Array, bins: Array) -> tuple[Array, Array, Array, Array]:
     # All bins at once: a search that halves them would be a loop of small operations.
     above = (target[..., None] >= jnp.expand_dims(bins, range(target.ndim))).sum(-1)
     low, high = jnp.clip(above - 1, 0, count - 1), jnp.clip(above, 0, count - 1)
-    outside = low == high
+    outside = (low == high) & ~jnp.isnan(target)  # which must not pass for the lowest bin
     to_low = jnp.where(outside, 0.0, jnp.abs(bins[low] - target))
     to_high = jnp.where(outside, 1.0, jnp.abs(bins[high] - target))
     total = to_low + to_high

@@ -29,7 +29,7 @@ from dreamer.replay import device
 from dreamer.run.beginning import NOTHING, Beginning
 from dreamer.run.device_memory import DeviceMemory, Memory, merge_shares, split_shares
 from dreamer.run.learner import purpose_key
-from dreamer.run.metrics import LateMetrics
+from dreamer.run.metrics import LateMetrics, Reading
 from dreamer.run.policy import transition
 
 MOST_TURNS = 1000  # of a cycle
@@ -152,7 +152,7 @@ class DeviceLoop:
         start = (state, world, step)
         carry, (metrics, episodes) = self._repeat(body, start, self._cycles)
         state, world, _ = carry
-        return state, world, metrics.mean((0, 1)), episodes
+        return state, world, metrics.reshape(-1, metrics.shape[-1]), episodes
 
     def _repeat(self, body: Callable, carry: Any, length: int) -> tuple[Any, Any]:
         """Repeats what updates; only images make it worth to do without a loop on CPU."""
@@ -235,8 +235,8 @@ class DeviceLoop:
         before, self._episodes = self._episodes, None
         return _ended(before)
 
-    def read_metrics(self, wait: bool = False) -> dict[str, float]:
-        """Averages since the last reading, see `LateMetrics.read`."""
+    def read_metrics(self, wait: bool = False) -> Reading:
+        """Those since the last reading, see `LateMetrics.read`."""
         return self.metrics.read(wait)
 
     def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:

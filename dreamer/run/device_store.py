@@ -15,7 +15,7 @@ from dreamer.replay import device
 from dreamer.run.beginning import Beginning
 from dreamer.run.device_memory import DeviceMemory, Memory
 from dreamer.run.learner import purpose_key
-from dreamer.run.metrics import LateMetrics
+from dreamer.run.metrics import LateMetrics, Reading
 
 
 class DeviceStore:
@@ -65,7 +65,7 @@ class DeviceStore:
         return dataclasses.replace(memory, replay=device.add(memory.replay, share))
 
     def _updates(self, state: State, memory: Memory) -> tuple[State, Memory, Array]:
-        """The updates of one call, their metrics averaged."""
+        """The updates of one call, and the metrics of each."""
 
         def body(carry: tuple[State, Memory], _: None) -> tuple[tuple[State, Memory], Array]:
             state, memory, metrics = self._plan.learn(*carry)
@@ -73,7 +73,7 @@ class DeviceStore:
 
         start, count = (state, memory), self._per_call
         (state, memory), metrics = parallel.repeat(body, start, None, count, self._devices)
-        return state, memory, metrics.mean(0)
+        return state, memory, metrics
 
     # --------------------------------------------------------------------------------- on the host
 
@@ -99,8 +99,8 @@ class DeviceStore:
             self.updates += self._per_call
             self._metrics.add(metrics)
 
-    def read_metrics(self, wait: bool) -> dict[str, float]:
-        """Averages since the last reading, see `LateMetrics.read`."""
+    def read_metrics(self, wait: bool) -> Reading:
+        """Those since the last reading, see `LateMetrics.read`."""
         return self._metrics.read(wait)
 
     def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from dreamer.run.device_store import DeviceStore
 from dreamer.run.evaluate import Episodes
 from dreamer.run.host_store import HostStore
 from dreamer.run.learner import purpose_key
+from dreamer.run.metrics import Reading
 from dreamer.run.policy import PARTS, Policy, transition, transition_spec
 
 
@@ -109,8 +110,8 @@ class HostLoop:
         """Episodes that ended but were not yet told: none."""
         return []
 
-    def read_metrics(self, wait: bool = False) -> dict[str, float]:
-        """Averages since the last reading, see `LateMetrics.read`."""
+    def read_metrics(self, wait: bool = False) -> Reading:
+        """Those since the last reading, see `LateMetrics.read`."""
         return self.store.read_metrics(wait)
 
     def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from dreamer.replay.filling import fill
 from dreamer.run import paths
 from dreamer.run.beginning import Beginning
 from dreamer.run.learner import Learner
+from dreamer.run.metrics import Reading
 from dreamer.run.policy import transition_spec
 
 
@@ -73,8 +74,8 @@ class HostStore:
         """Dispatches the updates owed."""
         self.learner.train(self.replay, owed)
 
-    def read_metrics(self, wait: bool) -> dict[str, float]:
-        """Averages since the last reading, see `LateMetrics.read`."""
+    def read_metrics(self, wait: bool) -> Reading:
+        """Those since the last reading, see `LateMetrics.read`."""
         return self.learner.read_metrics(wait)
 
     def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from dreamer.agent import agent as agents
 from dreamer.agent.agent import Agent, State
 from dreamer.replay import host
 from dreamer.replay.host import Replay
-from dreamer.run.metrics import LateMetrics
+from dreamer.run.metrics import LateMetrics, Reading
 
 # index [K, B, 2] and latent leaves [K, B, T, ...], on the host or still [X, K, B/X, T, ...] on X
 # devices
@@ -156,8 +156,8 @@ class Learner:
         batches = self._ahead.result()
         return {"data": parallel.join(batches.data), "index": batches.index}
 
-    def read_metrics(self, wait: bool = False) -> dict[str, float]:
-        """Averages since the last reading, see `LateMetrics.read`."""
+    def read_metrics(self, wait: bool = False) -> Reading:
+        """Those since the last reading, see `LateMetrics.read`."""
         return self._metrics.read(wait)
 
     def get_counters(self) -> dict[str, int]:

@@ -9,7 +9,7 @@ from dreamer import compose, parallel
 from dreamer.agent import interface
 from dreamer.config import Config
 from dreamer.envs import registry
-from dreamer.errors import EnvironmentFault
+from dreamer.errors import EnvironmentFault, UserError
 from dreamer.run import beginning, checkpoint, folder, paths
 from dreamer.run.callbacks import Callbacks
 from dreamer.run.checkpoint import Checkpointer
@@ -17,6 +17,7 @@ from dreamer.run.clocks import EverySeconds, EverySteps
 from dreamer.run.device_loop import DeviceLoop
 from dreamer.run.host_loop import HostLoop
 from dreamer.run.logger import Logger
+from dreamer.run.metrics import SKIPPED, Reading
 from dreamer.run.offline_loop import OfflineLoop
 from dreamer.run.plan import plan
 from dreamer.run.policy import transition_spec
@@ -82,6 +83,7 @@ class Trainer:
                 self.begun = str(first)
             self.best: float | None = None  # mean return of the best evaluation
             self.evaluated = 0  # step of the last evaluation
+            self.skipped = 0  # updates, whose loss or gradient was not finite
             self._open(stack)
             self._stack = stack.pop_all()
 
@@ -234,13 +236,36 @@ class Trainer:
             self._callbacks("on_episode", self, score, length)
 
     def _log(self, wait: bool = False) -> None:
-        metrics = self.loop.read_metrics(wait)
-        if metrics:
+        reading = self.loop.read_metrics(wait)
+        self._watch(reading)
+        if reading.averages:
+            metrics = reading.averages
             shown = {key: metrics[key] for key in SHOWN}
-            metrics["updates"] = self.loop.updates
+            metrics |= {"updates": self.loop.updates, SKIPPED: self.skipped}
             self.metrics = metrics
             self.logger.write(self.step, metrics)
             self.progress.update(self.step, self.loop.updates, shown)
+
+    def _watch(self, reading: Reading) -> None:
+        """Says which updates were skipped; ends a run in which nothing else happens.
+
+        Raises:
+          UserError: too many were, one after the other.
+        """
+        if not reading.skipped:
+            return
+        self.skipped += reading.skipped
+        what = f"not finite: {', '.join(reading.not_finite)}"
+        self.say(f"{reading.skipped:,} updates skipped, {self.skipped:,} in all; {what}")
+        limit = self.config.run.max_skipped
+        if reading.in_a_row > limit:
+            self.save()
+            raise UserError(
+                f"{reading.in_a_row:,} updates in a row were skipped, more than "
+                f"run.max_skipped={limit}; {what}; the weights before them are saved in "
+                f"{self.path}; look at rewards and observations, or try "
+                "agent.compute_dtype=float32 or a smaller agent.optimizer.learning_rate"
+            )
 
     def _evaluation_is_due(self) -> bool:
         """Whether the agent of this step is still to be evaluated, at the end of the run."""
@@ -282,6 +307,7 @@ class Trainer:
             "run": str(self.path.absolute()),
             "best": self.best,
             "evaluated": self.evaluated,
+            "skipped": self.skipped,
             "spaces": interface.dump(self.loop.agent),
         }
         counters = own | self.loop.get_counters()
@@ -306,5 +332,6 @@ class Trainer:
         paths.refuse_checkpoint_of(counters["run"], self.config)
         paths.refuse_other_kind(counters.get("offline", False), self.config)
         self.best, self.evaluated = counters["best"], counters["evaluated"]
+        self.skipped = counters.get("skipped", 0)
         note = self.loop.set_state(state, arrays, counters)
         return f"resumed {self.path} at step {self.step:,}" + (note and f"; {note}")

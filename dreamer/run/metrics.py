@@ -1,11 +1,24 @@
 """Metrics of updates, averaged and read late so that nothing waits for the device."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+SKIPPED = "optimizer/skipped"  # 1 for an update whose loss or gradient was not finite, else 0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What updates measured."""
+
+    averages: dict[str, float]  # of those that were not skipped; {} if there were none
+    skipped: int = 0  # how many were
+    in_a_row: int = 0  # how many of the last were, also of earlier readings
+    not_finite: tuple[str, ...] = ()  # metrics that were not, in the last that was skipped
 
 
 class LateMetrics:
@@ -13,6 +26,7 @@ class LateMetrics:
 
     def __init__(self) -> None:
         self.names: list[str] = []  # of what `stack` has seen
+        self._in_a_row = 0
         self._calls: list[Array] = []
 
     def stack(self, metrics: Mapping[str, Array]) -> Array:
@@ -21,16 +35,25 @@ class LateMetrics:
         return jnp.stack([metrics[name] for name in self.names])
 
     def add(self, stacked: Array) -> None:
-        """Keeps the metrics of one call until they are read."""
+        """Keeps the metrics of one call, [..., M] of any number of updates, until they are read."""
         self._calls.append(stacked)
 
-    def read(self, wait: bool = False) -> dict[str, float]:
-        """Averages since the last reading, without the call still running unless asked to wait.
-
-        Empty when there is nothing to read.
-        """
+    def read(self, wait: bool = False) -> Reading:
+        """Those since the last reading, without the call still running unless asked to wait."""
         done = self._calls if wait else self._calls[:-1]
         self._calls = self._calls[len(done) :]
         if not done:
-            return {}
-        return dict(zip(self.names, np.mean(jax.device_get(done), 0).tolist(), strict=True))
+            return Reading({}, in_a_row=self._in_a_row)
+        calls = [np.reshape(call, (-1, len(self.names))) for call in jax.device_get(done)]
+        rows = np.concatenate(calls)
+        skipped = rows[:, self.names.index(SKIPPED)] > 0
+        whole = np.flatnonzero(~skipped)
+        before = -1 - int(whole[-1]) if len(whole) else self._in_a_row
+        self._in_a_row = before + len(skipped)
+        averages = {}
+        if len(whole):
+            averages = dict(zip(self.names, rows[whole].mean(0).tolist(), strict=True))
+            del averages[SKIPPED]
+        last = rows[skipped][-1:]  # none, if none was
+        names = [self.names[i] for _, i in np.argwhere(~np.isfinite(last))]
+        return Reading(averages, int(skipped.sum()), self._in_a_row, tuple(names))

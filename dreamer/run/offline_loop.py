@@ -14,6 +14,7 @@ from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.run.beginning import NOTHING, Beginning
 from dreamer.run.host_loop import make_store
+from dreamer.run.metrics import Reading
 
 
 class OfflineLoop:
@@ -81,8 +82,8 @@ class OfflineLoop:
         """Episodes that ended but were not yet told: none."""
         return []
 
-    def read_metrics(self, wait: bool = False) -> dict[str, float]:
-        """Averages since the last reading, see `LateMetrics.read`."""
+    def read_metrics(self, wait: bool = False) -> Reading:
+        """Those since the last reading, see `LateMetrics.read`."""
         return self.store.read_metrics(wait)
 
     def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:

@@ -170,7 +170,7 @@ def learned(agent: Any) -> dict[int, Any]:
         replay, metrics = tiny.filled(agent, LENGTH), []
         for _ in range(3):
             learner.train(replay, 1)
-            metrics.append(learner.read_metrics())
+            metrics.append(learner.read_metrics().averages)
         after = jax.device_get(learner.state)
         pending = learner.fetch_pending()["latent"]
         found[devices] = SimpleNamespace(
@@ -230,13 +230,13 @@ def test_metrics_are_averages_since_the_last_reading(agent: Any, learned: dict[i
     learner.set_state(learned[1].before, {}, {"updates": 0, "owed": 0})
     learner.read_metrics(wait=True)
     learner.train(replay, 3)
-    together = learner.read_metrics()
+    together = learner.read_metrics().averages
     _, second, third = learned[1].metrics
     for name, value in together.items():
         assert value == pytest.approx((second[name] + third[name]) / 2, rel=1e-5, abs=1e-6), name
-    assert learner.read_metrics() == {}
-    assert learner.read_metrics(wait=True).keys() == together.keys()
-    assert learner.read_metrics(wait=True) == {}
+    assert learner.read_metrics().averages == {}
+    assert learner.read_metrics(wait=True).averages.keys() == together.keys()
+    assert learner.read_metrics(wait=True).averages == {}
 
 
 def test_parameters_for_acting_are_the_newest_on_the_first_device(learned: dict[int, Any]) -> None:
