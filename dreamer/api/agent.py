@@ -14,6 +14,7 @@ from dreamer.agent import interface
 from dreamer.agent.agent import Agent, Carry
 from dreamer.agent.dream import dream
 from dreamer.agent.report import open_loop
+from dreamer.api import arguments
 from dreamer.api.policy import AgentPolicy
 from dreamer.config import Config
 from dreamer.envs import registry
@@ -27,6 +28,8 @@ from dreamer.run.video import write_mp4
 if TYPE_CHECKING:
     from dreamer.api.gymnasium_policy import GymnasiumPolicy
     from dreamer.run.loop import Trainer
+
+RECORDED = {"observation", "action", "is_first", "latent"}  # what predictions need of a record
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,16 @@ class TrainedAgent:
           num_envs: N.
           greedy: mode of the policy instead of a sample; latents are sampled either way.
           seed: of the draws.
+
+        Raises:
+          UserError: no such number or seed.
         """
-        seen = interface.seen(self.networks)
-        return AgentPolicy(self.bare_policy(num_envs, greedy), seen, self.params, seed)
+        policy = self.bare_policy(arguments.whole("num_envs", num_envs), greedy)
+        return AgentPolicy(policy, interface.seen(self.networks), self.params, arguments.seed(seed))
 
     def bare_policy(self, num_envs: int, greedy: bool) -> Policy:
         """A policy without its parameters, compiled once for all of them; `reset` it first."""
-        return Policy(self.networks, num_envs, greedy, act=self._acts[greedy])
+        return Policy(self.networks, num_envs, greedy, act=self._acts[bool(greedy)])
 
     @cached_property
     def _acts(self) -> dict[bool, Any]:
@@ -84,7 +90,8 @@ class TrainedAgent:
         Raises:
           UserError: they cannot be made here, or are no longer like those of training.
         """
-        env = registry.make(self.config.env, num_envs, seed, render)
+        num_envs = arguments.whole("num_envs", num_envs)
+        env = registry.make(self.config.env, num_envs, arguments.seed(seed), render)
         try:
             interface.check(self.networks, env.observation_spec(), env.action_spec())
         except UserError:
@@ -123,11 +130,14 @@ class TrainedAgent:
           latent: leaves [N, steps, ...].
 
         Raises:
-          UserError: the environments are not those of the agent.
+          UserError: the environments are not those of the agent, or no such number or seed.
         """
+        steps, key = arguments.whole("steps", steps), jax.random.key(arguments.seed(seed))
+        batched = hasattr(env, "num_envs") and hasattr(env, "action_spec")
+        arguments.expect(batched, "env", env, "environments of make_env")
         interface.check(self.networks, env.observation_spec(), env.action_spec(), whole=True)
         policy = self.bare_policy(env.num_envs, greedy)
-        policy.reset(jax.random.key(seed))
+        policy.reset(key)
         rows, time_step = [], env.reset()
         for step in range(steps):
             action, latent = policy(self.params, time_step, step)
@@ -152,10 +162,14 @@ class TrainedAgent:
           greedy: modes of the policy instead of samples.
           decode: whether to decode observations.
           seed: of the draws.
+
+        Raises:
+          UserError: it is no such state, or no such number or seed.
         """
-        if horizon < 1:
-            raise UserError(f"horizon={horizon}: expected an integer >= 1")
-        found = self._dream(self.params, state, horizon, jax.random.key(seed), greedy, decode)
+        is_state = isinstance(state, Carry)
+        arguments.expect(is_state, "state", state, "the memory of a policy, policy.state")
+        horizon, key = arguments.whole("horizon", horizon), jax.random.key(arguments.seed(seed))
+        found = self._dream(self.params, state, horizon, key, bool(greedy), bool(decode))
         return Imagination(**jax.device_get(found))
 
     @cached_property
@@ -182,18 +196,21 @@ class TrainedAgent:
           Frames uint8 [T, H, W, 3] by the key of the image.
 
         Raises:
-          UserError: no images, too few steps, or the file cannot be written.
+          UserError: no images, no sequences, too few steps, or the file cannot be written.
         """
         if not images(self.networks):
             raise UserError("the agent predicts no image, so there is no video of its predictions")
+        recorded = isinstance(sequences, Mapping) and sequences.keys() >= RECORDED
+        arguments.expect(recorded, "sequences", sequences, "all that agent.record gives")
         steps = sequences["is_first"].shape[1] - 1
-        context = steps // 2 if context is None else context
-        if not 1 <= context < steps:
+        if steps < 2:
             raise UserError(
-                f"context={context}: expected 1 to {steps - 1}, for sequences of {steps} steps "
-                "after their first"
+                f"sequences have {steps + 1} steps, but predictions need 3: where they start, one "
+                "that is seen and one that is imagined; record more"
             )
-        key = jax.random.key(seed)
+        context = steps // 2 if context is None else context
+        context = arguments.whole("context", context, most=steps - 1)
+        key = jax.random.key(arguments.seed(seed))
         predictions = self._open_loop(self.params, sequences, context, key)
         grids = open_loop_grids(self.networks, sequences, predictions, context)
         for name, frames in grids.items() if path else ():

@@ -14,6 +14,7 @@ from gymnasium import spaces
 
 from dreamer.agent import interface
 from dreamer.agent.agent import Carry
+from dreamer.api import arguments
 from dreamer.config.env import GymnasiumEnv
 from dreamer.envs.images import resize
 from dreamer.envs.spaces import action_codec, children, observation_codec
@@ -47,7 +48,9 @@ class GymnasiumPolicy:
     """
 
     def __init__(self, agent: "TrainedAgent", env: Any, seed: int) -> None:
-        self._agent, self._seed = agent, seed
+        has_spaces = isinstance(getattr(env, "observation_space", None), gymnasium.Space)
+        arguments.expect(has_spaces, "env", env, "an environment of gymnasium, or a VecEnv")
+        self._agent, self._seed = agent, arguments.seed(seed)
         networks = agent.networks
         self.observation_space = getattr(env, "single_observation_space", env.observation_space)
         self.action_space = getattr(env, "single_action_space", env.action_space)
@@ -79,6 +82,8 @@ class GymnasiumPolicy:
         Raises:
           UserError: an observation of another shape, or a state of another number of environments.
         """
+        is_state = state is None or isinstance(state, Memory)
+        arguments.expect(is_state, "state", state, "None or what predict gave before")
         several = _count(self.observation_space, observation)
         if several is None:
             observation = _map(self.observation_space, np.expand_dims, observation)

@@ -1,5 +1,6 @@
 """The policy of a trained agent, which keeps its memory between time steps."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import dm_env
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 
 from dreamer.agent.agent import Carry
+from dreamer.api import arguments
 from dreamer.envs.base import Specs
 from dreamer.errors import UserError
 from dreamer.run.policy import Policy
@@ -44,8 +46,8 @@ class AgentPolicy:
         episode, what was before is forgotten.
 
         Raises:
-          UserError: it is of another number of environments, or an observation is missing or of
-            another shape or type.
+          UserError: it is no time step or of another number of environments, or an observation is
+            missing or of another shape or type.
         """
         check(self._seen, self.num_envs, time_step)
         action, _ = self._policy(self._params, time_step, self.step)
@@ -59,7 +61,12 @@ def check(seen: Specs, num_envs: int, time_step: dm_env.TimeStep) -> None:
     Raises:
       UserError: naming the key, what was expected and what is there.
     """
-    shape = np.shape(time_step.step_type)
+    is_step = isinstance(time_step, dm_env.TimeStep)
+    arguments.expect(is_step, "time_step", time_step, "one of env.reset() or env.step(action)")
+    observation = time_step.observation
+    is_dict = isinstance(observation, Mapping)
+    arguments.expect(is_dict, "time_step.observation", observation, "a dict of arrays by key")
+    shape = getattr(time_step.step_type, "shape", ())
     if shape != (num_envs,):
         there = f"of {shape[0]} environments" if shape else "not of several environments"
         raise UserError(
@@ -68,10 +75,12 @@ def check(seen: Specs, num_envs: int, time_step: dm_env.TimeStep) -> None:
         )
     for key, spec in seen.items():
         expected = f"{np.dtype(spec.dtype).name} {(num_envs, *spec.shape)}"
-        value = time_step.observation.get(key)
+        value = observation.get(key)
         if value is None:
-            got = f"none, only {', '.join(sorted(time_step.observation))}"
+            got = f"none, only {', '.join(sorted(observation))}"
+        elif not hasattr(value, "dtype"):
+            got = f"a {type(value).__name__}, which is no array"
         else:
-            got = f"{value.dtype.name} {np.shape(value)}"
+            got = f"{value.dtype.name} {value.shape}"
         if got != expected:
             raise UserError(f"observation {key!r}: the agent expects {expected}, but got {got}")

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from dreamer import compose, start
+from dreamer.api import arguments
 from dreamer.api.agent import TrainedAgent, load
 from dreamer.config import Config
 from dreamer.keys import show
@@ -33,6 +34,10 @@ def train(options: Options = (), callbacks: Sequence[Callback] = ()) -> TrainedA
     Raises:
       UserError: what the user can mend, before anything is written.
     """
+    arguments.expect(
+        isinstance(callbacks, Sequence) and all(isinstance(each, Callback) for each in callbacks),
+        *("callbacks", callbacks, "a list of objects of dreamer.Callback"),
+    )
     config = _config(options)
     start.runtime(config.platform, config.xla_flags)
     in_main = threading.current_thread() is threading.main_thread()
@@ -48,7 +53,13 @@ def _config(options: Options) -> Config:
         return options
     if isinstance(options, Mapping):
         options = [f"{key}={_text(value)}" for key, value in options.items()]
-    return compose.compose([options] if isinstance(options, str) else list(options))
+    given = [options] if isinstance(options, str) else options
+    given = list(given) if isinstance(given, Iterable) else [given]
+    arguments.expect(
+        all(isinstance(option, str) for option in given),
+        *("options", options, "a list of texts KEY=VALUE, a mapping or a configuration"),
+    )
+    return compose.compose(given)
 
 
 def _text(value: Any) -> str:

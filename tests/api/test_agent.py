@@ -284,8 +284,6 @@ def test_imagination_begins_with_what_the_policy_has_chosen() -> None:
     other = agent.imagine(policy.state, horizon=6, decode=True, seed=1)
     assert not np.allclose(other.values[1:], found.values[1:])
     np.testing.assert_array_equal(other.values[0], found.values[0])
-    with pytest.raises(UserError, match="horizon=0: expected an integer >= 1"):
-        agent.imagine(policy.state, horizon=0)
 
 
 def test_imagination_is_that_of_the_model() -> None:
@@ -340,7 +338,7 @@ def test_predictions_as_a_video(tmp_path: Path) -> None:
     np.testing.assert_array_equal(frames[2, 2:66, 70:134], truth)
     assert (tmp_path / "a.mp4").stat().st_size > 500
     for context in (0, 8):
-        with pytest.raises(UserError, match=f"context={context}: expected 1 to 7"):
+        with pytest.raises(UserError, match=f"context={context}: expected integer >= 1, <= 7"):
             agent.predict_video(rows, context=context)
     with pytest.raises(UserError, match="cannot write .*: Is a directory"):
         agent.predict_video(rows, context=5, path=tmp_path)

@@ -83,6 +83,16 @@ def test_options_may_be_a_mapping_or_a_configuration(host: tuple[Path, Notes, An
         dreamer.train({"run.stepps": 3})
     with pytest.raises(UserError, match="'seed' is not an option"):
         dreamer.train("seed")
+    for nothing in (3, None, [3]):
+        with pytest.raises(UserError, match="^options: expected a list of texts KEY=VALUE, a map"):
+            dreamer.train(nothing)
+
+
+@pytest.mark.parametrize("given", [[print], dreamer.Callback(), [dreamer.Callback], None])
+def test_what_is_no_callback_is_refused_before_the_run_begins(given: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^callbacks: expected a list of objects of dreamer.Call"):
+        dreamer.train(tiny_run.argv(tmp_path / "run"), callbacks=given)
+    assert list(tmp_path.iterdir()) == []
 
 
 class Until(dreamer.Callback):
