@@ -1,5 +1,6 @@
 """From the command line to a frozen configuration: Hydra composes, then the schema validates."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,15 +58,28 @@ def compose(argv: list[str]) -> Config:
     """
     given = _split(argv, GROUPS)
     tree, choices = _compose_groups({group: given.pop(group) for group in GROUPS if group in given})
+    refuse_two_names(given)
+    _assign(tree, given, Config, tree.env.suite)
+    values = _resolve(tree)
+    values["run"]["dir"] = values["run"]["dir"] or _run_folder(values, choices)
+    return validate(Config, values)
+
+
+def refuse_two_names(given: Mapping[str, Any]) -> None:
+    """Refuses what names the environment twice. Only of what the user gave: the task of a group, a
+    recipe or the defaults gives way to an entry point.
+
+    Args:
+      given: values by the full path of their key.
+
+    Raises:
+      UserError: both were given.
+    """
     if given.keys() >= {"env.task", "env.entry_point"}:
         raise UserError(
             f"env.task={given['env.task']} and env.entry_point={given['env.entry_point']} both say "
             "what the environment is; keep one of them"
         )
-    _assign(tree, given, Config, tree.env.suite)
-    values = _resolve(tree)
-    values["run"]["dir"] = values["run"]["dir"] or _run_folder(values, choices)
-    return validate(Config, values)
 
 
 def options(argv: list[str], schema: type[Schema]) -> Schema:

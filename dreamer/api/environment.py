@@ -1,11 +1,14 @@
 """Environments by the name of their suite."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from dreamer import compose
+from dreamer.api import arguments
 from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.envs.base import BatchedEnv
+from dreamer.errors import UserError
 from dreamer.explain import validate
 
 
@@ -29,12 +32,32 @@ def make_env(
       keys: any key of the configuration's section `env`, as in image_size=(96, 96).
 
     Raises:
-      UserError: no such suite, task or key, a value that is not allowed, or a missing package.
+      UserError: no such suite, task or key, a value that is not allowed, two that name the
+        environment, or a missing package.
     """
-    given = {"num_envs": num_envs, **({"task": task} if task else {}), **keys}
+    seed = arguments.seed(seed)
+    given = {"num_envs": num_envs, **_by_name(task, keys)}
     if suite in compose.group_choices("env") or suite not in registry.SUITES:
         section = compose.compose([f"env={suite}"]).env.model_dump()
     else:
         section = {"suite": suite}
     config = validate(Config, {"env": section | given})
     return registry.make(config.env, num_envs, seed, render)
+
+
+def _by_name(task: str | None, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `env`, and the task as one of them.
+
+    Raises:
+      UserError: the environment is named twice.
+    """
+    given = {"env.task": task} if task else {}
+    for key, value in keys.items():
+        path = compose.ALIASES.get(f"env.{key}", f"env.{key}")
+        if path in given:
+            raise UserError(
+                f"{path} is given twice: {given[path]} and {key}={value}; keep one of them"
+            )
+        given[path] = value
+    compose.refuse_two_names(given)
+    return {path.removeprefix("env."): value for path, value in given.items()}

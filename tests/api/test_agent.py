@@ -373,6 +373,23 @@ def test_environments_by_group_or_suite() -> None:
         (("gymnasium", "Pendulum"), {}, "env.task=Pendulum is no registered gymnasium id"),
         (("atari", "pong"), {"stiky": 0}, "env.stiky=0: no such key; .*did you mean sticky"),
         (("atari", "pong"), {"sticky": 2}, "env.sticky=2: expected number >= 0, <= 1"),
+        (("gymnasium",), {"seed": -1}, "seed=-1: expected integer >= 0, <= 4294967295"),
     ):
         with pytest.raises(UserError, match=message):
             dreamer.make_env(*arguments, **keys)
+
+
+def test_an_environment_has_one_name() -> None:
+    env = dreamer.make_env("gymnasium", id="Pendulum-v1")
+    assert env.action_spec()["action"].shape == (1,)
+    env = dreamer.make_env("gymnasium", entry_point="tests.probe_envs:Steered")
+    assert env.action_spec()["action"].shape == (2,)
+    own, pendulum = {"entry_point": "tests.probe_envs:Steered"}, {"id": "Pendulum-v1"}
+    both = "env.task=Pendulum-v1 and env.entry_point=.* both say what the environment is; keep one"
+    for task, keys, message in (
+        ("Pendulum-v1", own, both),
+        (None, own | pendulum, both),
+        ("Acrobot-v1", pendulum, "env.task is given twice: Acrobot-v1 and id=Pendulum-v1; keep"),
+    ):
+        with pytest.raises(UserError, match=message):
+            dreamer.make_env("gymnasium", task, **keys)
