@@ -30,7 +30,7 @@ class Player(Protocol):
 
 
 class Chance:
-    """Uniformly random actions."""
+    """Uniformly random actions, of those that masks allow."""
 
     def __init__(self, num_envs: int, spec: Any, seed: int) -> None:
         self.num_envs = num_envs
@@ -40,7 +40,8 @@ class Chance:
         """Goes on as before."""
 
     def __call__(self, params: Any, time_step: dm_env.TimeStep, step: int) -> tuple[Any, None]:
-        return random_action(self._spec, self.num_envs, self._rng), None
+        seen = time_step.observation
+        return random_action(self._spec, self.num_envs, self._rng, seen), None
 
 
 def collect(options: CollectOptions, env_config: Env | None) -> None:
@@ -63,10 +64,11 @@ def collect(options: CollectOptions, env_config: Env | None) -> None:
         chosen: Player = player or Chance(num_envs, env.action_spec(), options.seed)
         episodes = play(chosen, params, env, options.episodes, options.seed)
         with summary.explaining_refusal(out):
-            out.mkdir(parents=True, exist_ok=True)
-            folder.write_atomic(out / ENV, compose.to_yaml(env_config))
-            told = []
+            told: list[Episode] = []
             for number, episode in enumerate(episodes):
+                if not told:  # an environment that fails before leaves no folder behind
+                    out.mkdir(parents=True, exist_ok=True)
+                    folder.write_atomic(out / ENV, compose.to_yaml(env_config))
                 recorded.save(out, number, episode)
                 told.append({key: episode[key] for key in ("reward", "is_first")})
     finally:
