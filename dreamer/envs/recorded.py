@@ -166,7 +166,9 @@ def checked(name: str, episode: Mapping[str, Any], wanted: Spaces) -> Episode:
 def _check_values(name: str, key: str, value: np.ndarray, leaf: specs.Array) -> None:
     if value.dtype == np.float32 and not np.isfinite(value).all():
         raise UserError(f"{name}: {key} is not finite in row {_row(~np.isfinite(value))}")
-    if isinstance(leaf, specs.BoundedArray) and leaf.dtype != np.uint8:
+    # Floats have no bounds here: a continuous action is kept as the policy drew it, which the model
+    # is told as well, and only the environment clips it.
+    if isinstance(leaf, specs.BoundedArray) and np.issubdtype(leaf.dtype, np.signedinteger):
         outside = (value < leaf.minimum) | (value > leaf.maximum)
         if outside.any():
             raise UserError(
