@@ -70,6 +70,23 @@ class Steered(Walk):
     action_space = spaces.Box(-2, 2, (2,), np.float32)
 
 
+class Masked(Walk):
+    """The walk, in which the action before must not be repeated."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self._before = 0
+        return super().reset(seed=seed)[0], self._info()
+
+    def step(self, action: Any) -> Any:
+        assert action != self._before, "the mask did not allow it"
+        self._before = action
+        *others, _ = super().step(action)
+        return *others, self._info()
+
+    def _info(self) -> dict[str, Any]:
+        return {"action_mask": (np.arange(3) != self._before).astype(np.int8)}
+
+
 class Picture(Walk):
     """The walk seen as an image of 16x16, which it does not render."""
 

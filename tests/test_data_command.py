@@ -1,5 +1,6 @@
 """`python -m dreamer.data`: episodes that are played, converted and described."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 from dreamer.config.env import GymnasiumEnv
 from dreamer.data import main
 from dreamer.envs import recorded, registry
-from dreamer.errors import UserError
+from dreamer.errors import EnvironmentFault, UserError
 from dreamer.run import collect, recordings
 from tests import probe_envs, tiny_run
 
 WALK = probe_envs.task("Walk")
+MASKED = "env.entry_point=tests.probe_envs:Masked"
 
 
 def episodes_of(folder: Path) -> list[recorded.Episode]:
@@ -61,6 +63,64 @@ def test_the_agent_of_a_run_plays(tmp_path: Path, tmp_path_factory: Any) -> None
     ours, again = episodes_of(tmp_path / "one"), episodes_of(tmp_path / "two")
     assert len(ours) == 2
     tiny_run.assert_same(ours, again)
+
+
+def test_chance_keeps_to_masks(tmp_path: Path) -> None:
+    folder = tmp_path / "masked"
+    main(["collect", f"out={folder}", MASKED, "episodes=4", "num_envs=2"])
+    for episode in episodes_of(folder):
+        mask, action = episode["observation.action_mask"], episode["action.action"]
+        assert mask[np.arange(len(action) - 1), action[:-1]].all()
+        assert not mask.all(-1).any()
+
+
+def test_an_environment_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    argv = ["collect", probe_envs.task("Broken"), "episodes=2"]
+    with pytest.raises(EnvironmentFault):
+        main([*argv, f"out={tmp_path / 'new'}"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_entry_point_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    main(["collect", f"out={tmp_path / 'masked'}", MASKED])
+    main(["info", f"source={tmp_path / 'masked'}"])
+    assert f"{tmp_path / 'masked'}, tests.probe_envs:Masked\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="not fit the environment tests.probe_envs:Steered: a row"):
+        main(["info", f"source={tmp_path / 'masked'}", "env.entry_point=tests.probe_envs:Steered"])
+    minari = pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    main(["to_minari", f"source={tmp_path / 'masked'}", "dataset=masked-v0"])
+    assert minari.load_dataset("masked-v0").env_spec is None
+
+
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory: Any) -> Path:
+    """A run with continuous actions, of so few steps that nothing is learned."""
+    folder = tmp_path_factory.mktemp("steered") / "run"
+    tiny_run.train(folder, probe_envs.task("Steered"), "run.steps=12")
+    return folder
+
+
+def test_what_a_policy_draws_beyond_the_bounds_is_kept(steered: Path, tmp_path: Path) -> None:
+    """In a replay and in folders; a dataset has what the environment made of it."""
+    folder = tmp_path / "played"
+    main(["collect", f"out={folder}", f"run={steered}", "episodes=4"])
+    spaces = recordings.spaces_of(recordings.env_of(str(steered), "source"))
+    sources = [str(steered), str(folder)]
+    if importlib.util.find_spec("minari"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+            main(["to_minari", f"source={folder}", "dataset=played-v0"])
+            found = recordings.open_recording("minari:played-v0", "source", spaces)
+            clipped = [episode["action.action"] for episode in found.read()]
+        for ours, theirs in zip(clipped, episodes_of(folder), strict=True):
+            np.testing.assert_allclose(ours, np.clip(theirs["action.action"], -1, 1), atol=1e-6)
+    for source in sources:
+        episodes = recordings.open_recording(source, "source", spaces).read()
+        assert np.abs(np.concatenate([episode["action.action"] for episode in episodes])).max() > 1
+        assert main(["info", f"source={source}"]) == 0
 
 
 def test_a_dataset_is_made_of_them(

@@ -66,8 +66,8 @@ def spaces_of(name: str) -> Spaces:
       UserError: as `open_dataset`.
     """
     dataset = _load(name)
-    task = dataset.env_spec.id if dataset.env_spec else "an environment that it does not name"
-    return Spaces(task, *_specs(dataset, f"minari:{name}"), dataset.action_space)
+    env = dataset.env_spec.id if dataset.env_spec else "an environment that it does not name"
+    return Spaces(env, *_specs(dataset, f"minari:{name}"), dataset.action_space)
 
 
 def _specs(dataset: Any, where: str) -> tuple[Specs, Specs]:
@@ -158,7 +158,7 @@ def _compare_bounds(where: str, actions: gymnasium.Space, wanted: Spaces) -> Non
         if not np.allclose(found[key], bounds):
             there = found[key]
             raise UserError(
-                f"{where} does not fit env.task={wanted.task}: action.{key} is between "
+                f"{where} does not fit the environment {wanted.name}: action.{key} is between "
                 f"{there.min(1)[0]:g} and {there.max(1)[1]:g} there and between "
                 f"{bounds.min(1)[0]:g} and {bounds.max(1)[1]:g} in the environment; choose the "
                 "environment that was recorded, or other episodes"

@@ -36,7 +36,7 @@ _ADVICE = "choose the environment that was recorded, or other episodes"
 class Spaces:
     """What the episodes are wanted for."""
 
-    task: str
+    name: str  # of the environment
     observations: Specs  # those that are used
     actions: Specs
     native: gymnasium.Space  # of actions, in the environment's own units
@@ -56,12 +56,12 @@ class Recording:
 
 
 def spaces_of(
-    env: BatchedEnv, task: str, observations: Mapping[str, specs.Array] | None = None
+    env: BatchedEnv, name: str, observations: Mapping[str, specs.Array] | None = None
 ) -> Spaces:
     """The spaces of an environment, of its observations only those given."""
     actions = env.action_spec()
     native = getattr(env, "native_actions", None) or space_of(actions)
-    return Spaces(task, dict(observations or env.observation_spec()), actions, native)
+    return Spaces(name, dict(observations or env.observation_spec()), actions, native)
 
 
 def space_of(leaves: Specs) -> gymnasium.Space:
@@ -117,8 +117,8 @@ def compare(name: str, found: Mapping[str, specs.Array], wanted: Spaces) -> None
         here = describe(leaves[key]) if key in leaves else "missing"
         if there != here:
             raise UserError(
-                f"{name} does not fit env.task={wanted.task}: {key} is {there} there and {here} "
-                f"in the environment; {_ADVICE}"
+                f"{name} does not fit the environment {wanted.name}: {key} is {there} there and "
+                f"{here} in the environment; {_ADVICE}"
             )
 
 
@@ -148,8 +148,9 @@ def checked(name: str, episode: Mapping[str, Any], wanted: Spaces) -> Episode:
         found[key] = value = np.asarray(episode[key])
         if not value.ndim or value.shape[1:] != leaf.shape or value.dtype != leaf.dtype:
             raise UserError(
-                f"{name} does not fit env.task={wanted.task}: a row of {key} is {value.dtype} "
-                f"{list(value.shape[1:])} there and {describe(leaf)} in the environment; {_ADVICE}"
+                f"{name} does not fit the environment {wanted.name}: a row of {key} is "
+                f"{value.dtype} {list(value.shape[1:])} there and {describe(leaf)} in the "
+                f"environment; {_ADVICE}"
             )
         _check_values(name, key, value, leaf)
     lengths = {key: len(value) for key, value in found.items()}

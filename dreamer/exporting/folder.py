@@ -112,7 +112,7 @@ def _describe(
         "greedy": options.greedy,
         **parts,
         **made.more,
-        "task": agent.config.env.task,
+        "task": agent.config.env.name,
         "step": agent.step,
         "environment": agent.config.env.model_dump(mode="json"),
         "versions": folder.versions(),

@@ -10,7 +10,7 @@ import numpy as np
 
 from dreamer import compose
 from dreamer.config.data import CollectOptions, InfoOptions, ToMinariOptions
-from dreamer.config.env import Env
+from dreamer.config.env import Env, GymnasiumEnv
 from dreamer.envs import minari_data, recorded, registry
 from dreamer.envs.base import Actions, BatchedEnv, random_action
 from dreamer.envs.recorded import ENV, Episode, Spaces
@@ -123,8 +123,7 @@ def to_minari(options: ToMinariOptions, env_config: Env | None) -> None:
     env_config = env_config or recordings.env_of(options.source, "source")
     spaces = _spaces(options.source, env_config)
     found = recordings.open_recording(options.source, "source", spaces)
-    env_id = env_config.task.rpartition(":")[2] if env_config.suite == "gymnasium" else None
-    count, steps = minari_data.create(options.dataset, found.read(), spaces, env_id)
+    count, steps = minari_data.create(options.dataset, found.read(), spaces, _env_id(env_config))
     print(
         f"{count:,} episodes, {steps:,} steps, saved as minari:{options.dataset}; train on them "
         f"with replay.load=minari:{options.dataset}"
@@ -145,7 +144,7 @@ def info(options: InfoOptions, env_config: Env | None) -> None:
         spaces = _spaces(options.source, env_config)
     found = recordings.open_recording(options.source, "source", spaces)
     leaves = recorded.expected(spaces)
-    rows = {"source": f"{found.name}, {spaces.task}"}
+    rows = {"source": f"{found.name}, {spaces.name}"}
     print("\n".join([f"{name:>9}  {text}" for name, text in rows.items()]))
     print("\n".join(_numbers(found.read())))
     for name, leaf in leaves.items():
@@ -160,6 +159,13 @@ def _spaces(source: str, env_config: Env) -> Spaces:
         return recordings.spaces_of(env_config)
     used = loading.load(path).agent.observations
     return recordings.spaces_of(env_config, observations=used)
+
+
+def _env_id(config: Env) -> str | None:
+    """By what gymnasium knows an environment, which need not be the name of its task."""
+    if not isinstance(config, GymnasiumEnv) or config.entry_point:
+        return None
+    return config.task.rpartition(":")[2]
 
 
 def _numbers(episodes: Iterable[Any]) -> list[str]:

@@ -44,7 +44,7 @@ def spaces_of(env_config: Env, seed: int = 0, observations: Any = None) -> Space
     """The spaces of an environment, which is made for a moment; of observations those given."""
     env = registry.make(env_config, 1, seed)
     try:
-        return recorded.spaces_of(env, env_config.task, observations)
+        return recorded.spaces_of(env, env_config.name, observations)
     finally:
         env.close()
 

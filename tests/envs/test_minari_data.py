@@ -152,7 +152,7 @@ def test_another_environment_is_refused(minari: Any) -> None:
         return str(caught.value)
 
     text = refusal(wanted(observation=specs.Array((4,), np.float32)))
-    assert text.startswith("minari:space/walk-v0 does not fit env.task=Walk: observation.observati")
+    assert text.startswith("minari:space/walk-v0 does not fit the environment Walk: observation.")
     assert "is float32 [3] there and float32 [4] in the environment" in text
     assert "action.action is float32 [2] there and int32 [] of 3 cl" in refusal(
         wanted(spaces.Discrete(3))

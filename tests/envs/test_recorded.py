@@ -60,8 +60,8 @@ def test_an_episode_whose_beginning_is_lost_starts_anew(tmp_path: Path) -> None:
         ({"is_last": None}, "has no array is_last; it needs observation.observation, action.actio"),
         (
             {"observation.observation": np.zeros((4, 5), np.float32)},
-            r"does not fit env.task=Walk: a row of observation.observation is float32 \[5\] there "
-            r"and float32 \[3\] in the environment; choose",
+            r"does not fit the environment Walk: a row of observation.observation is float32 \[5\] "
+            r"there and float32 \[3\] in the environment; choose",
         ),
         ({"reward": np.zeros(4)}, r"a row of reward is float64 \[\] there and float32 \[\] in"),
         ({"is_first": np.zeros(3, bool)}, "equally many rows, .* reward 4, is_first 3"),
@@ -117,7 +117,8 @@ def test_spaces_are_compared(found: dict[str, Any], message: str) -> None:
     extra = {"observation.camera": specs.Array((5,), np.float32)}  # nobody uses it
     recorded.compare("minari:x", ours | extra, WANTED)
     theirs = {key: leaf for key, leaf in (ours | found).items() if leaf is not None}
-    with pytest.raises(UserError, match=rf"^minari:x does not fit env.task=Walk: .*{message}"):
+    start = "^minari:x does not fit the environment Walk: "
+    with pytest.raises(UserError, match=f"{start}.*{message}"):
         recorded.compare("minari:x", theirs, WANTED)
 
 
