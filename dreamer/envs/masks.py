@@ -14,10 +14,11 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from dreamer.envs.base import MASK
 from dreamer.envs.spaces import Mask, children, class_specs, classes, image_shape, join
 from dreamer.errors import EnvironmentFault, UserError
 
-KEY = "action_mask"
+KEY = MASK  # in environments as in what becomes of them
 ADVICE = f"; mend it, or rename {KEY} in a wrapper if it is no mask of the actions"
 
 NOTHING = "that allows no class, expected one at least until the episode is over; mend it"

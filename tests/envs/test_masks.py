@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from dreamer.envs import base
 from dreamer.envs.masks import with_masks
 from dreamer.envs.spaces import action_codec, observation_codec
 from dreamer.envs.vector import VectorEnv
 from dreamer.envs.wrappers import Pixels
 from dreamer.errors import EnvironmentFault, UserError
+from dreamer.nets import spaces as networks
 from dreamer.nets.spaces import masked
 from tests.envs.probe_envs import Hinting
 
@@ -182,3 +184,9 @@ def test_masks_stay_beside_pixels():
     assert seen.keys() == {"image", "action_mask"}
     np.testing.assert_array_equal(seen["action_mask"], [1, 0, 0, 1])
     assert env.observation_space.contains(seen)
+
+
+@pytest.mark.parametrize("action", ["action", "bed", "action_0"])
+def test_networks_call_a_mask_as_environments_do(action: str) -> None:
+    """They may not import one another."""
+    assert networks.mask_key(action) == base.mask_key(action)
