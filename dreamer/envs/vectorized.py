@@ -74,6 +74,11 @@ class Vectorized:
     def action_spec(self) -> Specs:
         return dict(self._action.specs)
 
+    @property
+    def native_actions(self) -> gymnasium.Space:
+        """The action space of one environment, in its own units."""
+        return self._vector.single_action_space
+
     def reset(self) -> dm_env.TimeStep:
         start = int(self._episode[0]) + 1
         seen, info = self._ask("reset", seed=episode_seed(self._seed, 0, start))

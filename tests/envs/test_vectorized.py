@@ -7,6 +7,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from dreamer.envs.base import FIRST, LAST, MID
+from dreamer.envs.recorded import spaces_of
 from dreamer.envs.vectorized import Vectorized
 from dreamer.errors import EnvironmentFault, UserError
 from tests.envs.probe_envs import Counter, Faulty, Hinting
@@ -226,3 +227,7 @@ def test_rewards_of_another_shape_are_refused():
     env.reset()
     with pytest.raises(EnvironmentFault, match=r"of shape \(2, 1\), expected \(2,\)"):
         env.step(act(0, 0))
+
+
+def test_actions_are_known_in_their_own_units():
+    assert spaces_of(make(Count(1), Count(1)), "Count").native == Counter.action_space
