@@ -20,7 +20,7 @@ from dreamer.envs.recorded import (
     compare,
     space_of,
 )
-from dreamer.envs.spaces import action_codec, children, observation_codec
+from dreamer.envs.spaces import action_codec, action_units, children, observation_codec
 from dreamer.errors import UserError
 
 INSTALL = "Minari datasets need a package that is not installed; pip install 'dreamer[minari]'"
@@ -167,21 +167,12 @@ def _compare_bounds(where: str, actions: gymnasium.Space, wanted: Spaces) -> Non
 
 def _bounds(space: gymnasium.Space) -> dict[str, np.ndarray]:
     """Lowest and highest values [2, A] of the continuous actions, by key."""
-    keys = [key for key, leaf in action_codec(space).specs.items() if leaf.dtype == np.float32]
-    boxes = [leaf for leaf in _leaves(space) if _is_continuous(leaf)]
-    return {
-        key: np.stack([box.low.ravel(), box.high.ravel()])
-        for key, box in zip(keys, boxes, strict=True)
-    }
+    units = action_units(space).items()
+    return {key: np.array([unit["low"], unit["high"]]) for key, unit in units if "low" in unit}
 
 
 def _is_continuous(space: gymnasium.Space) -> bool:
     return any(leaf.dtype == np.float32 for leaf in action_codec(space).specs.values())
-
-
-def _leaves(space: gymnasium.Space) -> list[Any]:
-    parts = children(space)
-    return [space] if parts is None else [x for _, part in parts for x in _leaves(part)]
 
 
 def _load(name: str) -> Any:

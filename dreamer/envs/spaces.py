@@ -157,6 +157,29 @@ def action_codec(space: gymnasium.Space, key: str = "") -> Codec:
     return Codec(_merge([codec.specs for _, codec in codecs], "action"), decode)
 
 
+def action_units(space: gymnasium.Space, key: str = "") -> dict[str, dict[str, Any]]:
+    """What the actions of `action_codec` are in the units of the space, by key.
+
+    Returns:
+      Of continuous actions `low` and `high`, lists [A] of the values at -1 and 1; of classes
+      `start`, the value of class 0, a list where there are several entries.
+    """
+    parts = children(space)
+    if parts is not None:
+        units = [action_units(part, join(key, name)) for name, part in parts]
+        return {name: unit for part in units for name, unit in part.items()}
+    leaves, whole = action_codec(space, key).specs, classes(space)
+    if whole is None:
+        assert isinstance(space, spaces.Box), "others are refused by the codec"
+        bounds = {"low": space.low.ravel().tolist(), "high": space.high.ravel().tolist()}
+        return dict.fromkeys(leaves, bounds)
+    starts = [whole[0]] if len(leaves) == 1 else list(whole[0].flat)
+    return {
+        name: {"start": np.reshape(start, leaf.shape).tolist()}
+        for (name, leaf), start in zip(leaves.items(), starts, strict=True)
+    }
+
+
 def _action_leaf(space: gymnasium.Space, key: str) -> Codec:
     dtype, shape = space.dtype, space.shape or ()
     if 0 in shape:

@@ -13,6 +13,7 @@ from dreamer.agent import interface
 from dreamer.api.agent import TrainedAgent
 from dreamer.config import ExportOptions
 from dreamer.envs.base import BatchedEnv
+from dreamer.envs.spaces import action_units
 from dreamer.errors import UserError
 from dreamer.exporting import onnx, stablehlo
 from dreamer.exporting.function import Exported, PolicyFunction, zeros
@@ -51,7 +52,9 @@ def export(agent: TrainedAgent, env: BatchedEnv, out: Path, options: ExportOptio
         made = stablehlo.convert(function, options.num_envs, options.platforms.split(","))
     tolerance = 1e-4 if agent.networks.dtype == np.float32 else 2e-2  # of numbers
     compare(made, function, rows, tolerance)
-    described = _describe(agent, function, options, made) | {"tolerance": tolerance}
+    native = getattr(env, "native_actions", None)
+    units = action_units(native) if native is not None else {}
+    described = _describe(agent, function, options, made, units) | {"tolerance": tolerance}
     _write(out, made, described, _recorded(made, function, rows))
     return int(rows["is_first"].size)
 
@@ -94,16 +97,22 @@ def compare(
 
 
 def _describe(
-    agent: TrainedAgent, function: PolicyFunction, options: ExportOptions, made: Exported
+    agent: TrainedAgent,
+    function: PolicyFunction,
+    options: ExportOptions,
+    made: Exported,
+    units: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
+    """What policy.json says; `units` of actions as `action_units` has them, as far as known."""
+
     def forms(part: dict[str, Any]) -> dict[str, Any]:
         return {key: {"shape": x.shape, "dtype": x.dtype.name} for key, x in part.items()}
 
-    spaces = interface.dump(agent.networks)
+    actions = interface.dump(agent.networks)["actions"]
     parts = {
         "memory": forms(function.memory),
         "observation": forms(function.observation),
-        "action": spaces["actions"],
+        "action": {key: form | units.get(key, {}) for key, form in actions.items()},
     }
     return {
         "format": options.format,

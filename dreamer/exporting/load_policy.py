@@ -1,6 +1,10 @@
 """Loads the policy in this folder. `python load_policy.py` checks it against what it recorded.
 
 Needs jax and flatbuffers. policy.json tells shapes, types and how to call it.
+
+Observations are those of the environment as the agent was trained in it, images resized to these
+shapes. Actions of floats, clipped to [-1, 1], stand for the environment's own bounds, `low` to
+`high` where policy.json knows them; classes count from 0, which is `start` to the environment.
 """
 
 import json

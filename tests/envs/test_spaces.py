@@ -1,3 +1,5 @@
+import json
+
 import gymnasium
 import numpy as np
 import pytest
@@ -5,7 +7,7 @@ from dm_env import specs
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
-from dreamer.envs.spaces import Mask, action_codec, observation_codec
+from dreamer.envs.spaces import Mask, action_codec, action_units, observation_codec
 from dreamer.errors import UserError
 
 F32, I32, U8 = np.float32, np.int32, np.uint8
@@ -158,6 +160,24 @@ def test_actions_have_the_specs_and_reach_the_whole_space(space: gymnasium.Space
         flat = np.concatenate([leaf.reshape(4, -1) for leaf in leaves(native)], 1)
         bounds = np.concatenate([leaf.ravel() for leaf in leaves(extreme(space, end == "maximum"))])
         np.testing.assert_array_equal(flat, np.tile(bounds, (4, 1)))
+
+
+@pytest.mark.parametrize(("space", "expected"), ACTIONS, ids=lambda x: str(x)[:60])
+def test_the_units_of_actions_are_those_of_the_space(space: gymnasium.Space, expected: dict):
+    units = action_units(space)
+    assert units.keys() == expected.keys()
+    for key, (shape, dtype, _) in expected.items():
+        assert set(units[key]) == ({"low", "high"} if dtype == F32 else {"start"})
+        assert all(np.shape(value) == shape for value in units[key].values())
+    first = [unit.get("low", unit.get("start")) for unit in units.values()]
+    least = [leaf.ravel() for leaf in leaves(extreme(space, high=False))]
+    np.testing.assert_array_equal(np.concatenate([np.ravel(x) for x in first]), np.hstack(least))
+    json.dumps(units)
+
+
+def test_the_highest_actions_are_known():
+    space = spaces.Dict({"a": spaces.Box(-1, np.array([2, 5], F32)), "b": spaces.Discrete(2)})
+    assert action_units(space)["a"] == {"low": [-1, -1], "high": [2, 5]}
 
 
 def extreme(space: gymnasium.Space, high: bool) -> object:

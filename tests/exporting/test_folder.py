@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from dreamer import export as command
+from dreamer.compose import compose
 from dreamer.config import ExportOptions
 from dreamer.errors import UserError
 from dreamer.exporting import folder, load_policy
@@ -29,7 +31,9 @@ def options(**changes: Any) -> ExportOptions:
 def exported(tmp_path_factory: Any) -> Path:
     """Of actions of every kind, two of them masked, for any number of environments."""
     out = tmp_path_factory.mktemp("exported") / "policy"
-    assert folder.export(agents.agent(), agents.env(4), out, options()) == 1000
+    env: Any = agents.env(4)
+    env.native_actions = agents.Choice.action_space
+    assert folder.export(agents.agent(), env, out, options()) == 1000
     return out
 
 
@@ -71,7 +75,11 @@ def test_the_check_finds_a_changed_action(exported: Path, tmp_path: Path) -> Non
 def test_any_number_of_environments_and_masks(exported: Path) -> None:
     policy, form, start = load_policy.load(exported)
     assert form["num_envs"] == "any"
-    assert form["action"]["action"] == {"shape": [], "dtype": "int32", "classes": 3}
+    assert form["action"] == {
+        "action": {"shape": [], "dtype": "int32", "classes": 3, "start": 0},
+        "pair": {"shape": [2], "dtype": "int32", "classes": 4, "start": [0, 0]},
+        "push": {"shape": [1], "dtype": "float32", "low": [0.0], "high": [4.0]},
+    }
     assert form["observation"]["action_mask"] == {"shape": [3], "dtype": "bool"}
     assert form["platforms"] == ["cpu", "cuda"]
     env = agents.env(7)
@@ -89,9 +97,11 @@ def test_any_number_of_environments_and_masks(exported: Path) -> None:
 def test_samples_of_a_fixed_number_of_environments(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "policy"
     chosen = options(greedy=False, num_envs=2, steps=20, platforms="cpu")
-    folder.export(agents.agent(), agents.env(2), out, chosen)
+    own = compose(["env.entry_point=my_module:make"])
+    folder.export(replace(agents.agent(), config=own), agents.env(2), out, chosen)
     policy, form, start = load_policy.load(out)
-    assert (form["num_envs"], form["greedy"]) == (2, False)
+    assert (form["num_envs"], form["greedy"], form["task"]) == (2, False, "my_module:make")
+    assert form["action"]["push"] == {"shape": [1], "dtype": "float32"}  # units are not known
     seen = {key: value[0] for key, value in recorded_observations(out).items()}
     drawn = {
         int(x)
