@@ -254,7 +254,7 @@ def test_what_an_environment_breaks_ends_the_run_in_one_line(
     assert "environment 0 gave NaN or infinity as observation" in line
 
 
-FRAGILE = (task("Fragile"), "log.progress=plain")
+FRAGILE = (task("Fragile"), "log.progress=plain", "env.restarts=0")
 
 
 @pytest.mark.parametrize(
@@ -318,13 +318,18 @@ def test_environments_of_an_evaluation_may_break_too(
     assert [line["step"] for line in tiny_run.lines(tmp_path) if "eval/mean" in line] == [40]
 
 
-def test_a_dead_worker_ends_the_run_as_well(tmp_path: Path) -> None:
-    options = (task("Walk"), "env.workers=process")
+def test_a_dead_worker_is_made_anew_or_ends_the_run_as_well(tmp_path: Path) -> None:
+    options = (task("Walk"), "env.workers=process", "env.restarts=1")
     with Trainer(tiny_run.config(tmp_path, *options)) as trainer:
         trainer.begin()
         trainer.after(trainer.loop.turn())
-        trainer.loop.env._vector.processes[0].kill()
-        with pytest.raises(EnvironmentFault, match="environment 0 died .* until step 4 is saved"):
+        workers = trainer.loop.env._pool.workers
+        workers[1].process.kill()
+        trainer.after(trainer.loop.turn())
+        assert trainer.loop.time_step.step_type[1] == 2
+        workers[0].process.kill()
+        with pytest.raises(EnvironmentFault, match="environment 0 died .* until step 6 is saved"):
             trainer.run()
+    assert {"step": 4, "env/restarts": 1} in tiny_run.lines(tmp_path)
     with Trainer(tiny_run.config(tmp_path, *options)) as trainer:
-        assert trainer.step == 4
+        assert trainer.step == 6

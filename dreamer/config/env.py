@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dreamer.config.section import Count, Fraction, Section
+from dreamer.config.section import Count, Fraction, NonNegative, Section
+
+WORKERS = ("workers", "restarts", "timeout", "max_memory")  # keys on how an environment runs
 
 
 class EnvBase(Section):
@@ -18,6 +20,21 @@ class EnvBase(Section):
     workers: Literal["auto", "serial", "process"] = Field(
         "auto",
         description="where they run: this process, one process each, or whichever is faster",
+    )
+    restarts: Annotated[int, Field(ge=0)] = Field(
+        10,
+        description="failures in a run, after each of which the environment is made anew: "
+        "exceptions, values outside of its spaces, and with workers=process crashes and hangs",
+    )
+    timeout: Annotated[int, Field(ge=0)] = Field(
+        300,
+        description="seconds that a step or reset may take in a process of its own, else it hangs; "
+        "0 waits for ever",
+    )
+    max_memory: NonNegative = Field(
+        0.0,
+        description="GiB that a process of its own may take, else it is made anew when its episode "
+        "is over; 0 sets no limit",
     )
     repeat: Count = Field(1, description="raw environment steps per agent step, rewards summed")
     time_limit: Annotated[int, Field(ge=0)] = Field(

@@ -66,7 +66,7 @@ def make(config: AtariEnv, num_envs: int, seed: int, render: bool = False) -> Ba
         pooling=config.pooling,
         clip_reward=config.clip_reward,
     )
-    return VectorEnv(maker, num_envs, seed, config.workers, render)
+    return VectorEnv(maker, config, num_envs, seed, render)
 
 
 class Game(gymnasium.Env):

@@ -9,7 +9,7 @@ Legend: N environments.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dm_env
@@ -17,8 +17,8 @@ import numpy as np
 from ale_py import AtariVectorEnv
 from dm_env import specs
 
-from dreamer.config.env import AtariEnv
-from dreamer.envs.base import FIRST, LAST, MID, Actions, Specs, episode_seed
+from dreamer.config.env import WORKERS, AtariEnv
+from dreamer.envs.base import FIRST, LAST, MID, Actions, Restart, Specs, episode_seed
 from dreamer.envs.episodes import digest_of
 from dreamer.errors import UserError
 
@@ -37,6 +37,8 @@ class AtariVector:
     Raises:
       UserError: ale_py cannot do what the configuration asks.
     """
+
+    restarts: Sequence[Restart] = ()  # nothing is made anew
 
     def __init__(self, config: AtariEnv, max_frames: int, num_envs: int, seed: int) -> None:
         _refuse(config)
@@ -201,8 +203,10 @@ def _refuse(config: AtariEnv) -> None:
             f"env.pooling={config.pooling}: env.backend=vector pools at most {most} of the "
             f"{config.repeat} raw frames of a step; set env.pooling={most} or env.backend=emulator"
         )
-    if config.workers == "process":
-        raise UserError(
-            "env.workers=process: env.backend=vector steps games in threads of one process; leave "
-            "out env.workers, or set env.backend=emulator"
-        )
+    for key in WORKERS:
+        value = getattr(config, key)
+        if value not in (AtariEnv.model_fields[key].default, "serial"):
+            raise UserError(
+                f"env.{key}={value}: env.backend=vector steps games in threads of one process; "
+                f"leave out env.{key}, or set env.backend=emulator"
+            )

@@ -3,8 +3,8 @@
 Legend: N environments stepped together.
 """
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import dm_env
 import numpy as np
@@ -15,6 +15,14 @@ MASK = "action_mask"  # the observation of booleans that masks the action named 
 
 Specs = dict[str, specs.Array]
 Actions = Mapping[str, np.ndarray]
+
+
+class Restart(NamedTuple):
+    """That an environment was made anew: which, why in a line, and whether because it failed."""
+
+    env: int
+    line: str
+    failed: bool
 
 
 class BatchedEnv(Protocol):
@@ -37,6 +45,15 @@ class BatchedEnv(Protocol):
     """
 
     num_envs: int
+
+    @property
+    def restarts(self) -> Sequence[Restart]:
+        """All that were made anew so far, also before `get_state` where it was restored.
+
+        The episode of one that failed ended, with LAST, in the step in which it did, unless it was
+        over.
+        """
+        ...
 
     def observation_spec(self) -> Specs:
         """Returns the specs without the axis N.

@@ -1,116 +1,109 @@
-"""The outermost wrapper of one environment: seeds every episode, can repeat one exactly, and says
-in one line what went wrong."""
+"""One environment, played episode by episode: every episode has a seed of its own and can be
+repeated, and what goes wrong is told in one line."""
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from dreamer.envs import masks
-from dreamer.envs.base import episode_seed
-from dreamer.envs.faults import checker, number, story, wrong_reward
-from dreamer.errors import EnvironmentFault
+from dreamer.envs import masks, slots
+from dreamer.envs.base import FIRST, LAST, MID, episode_seed
+from dreamer.envs.faults import Checker, checker, number, story, wrong_reward
+from dreamer.envs.slots import Slots
+from dreamer.errors import EnvironmentFault, UserError
+
+Row = tuple[int, float, float]  # step type, reward and discount, as in `BatchedEnv`
 
 
-class Episodes(gymnasium.Wrapper):
-    """Counts and seeds the episodes of environment `index`, keeps the actions of the current one.
+class Episodes:
+    """Plays environment `index`, whose observations go into its rows of `place`.
 
-    `reset(options={"restore": states})` restores `states[index]`, a result of `episode_state`, or
-    else starts the episode after it, and reports which as info["restored"]. `info` of the inner
-    environment is dropped, apart from `is_terminal`, which overrides whether a state counts as
-    terminal.
+    Of `info` only `is_terminal` is used, which overrides whether a state counts as terminal.
+
+    Args:
+      make: makes the environment, when its first episode begins.
+      seed: of the whole batch.
+      index: of this environment in it.
+      place: see `slots`; observations that a space does not allow never get there.
 
     Raises:
-      EnvironmentFault: from then on, an exception of the environment, or an observation or reward
-        that its spaces do not allow.
+      EnvironmentFault: from all methods but `close`: the environment raised an exception, or gave
+        an observation or reward that its spaces do not allow.
     """
 
-    def __init__(self, env: gymnasium.Env, seed: int, index: int) -> None:
-        super().__init__(env)
-        self._seed = seed
-        self._index = index
-        self._wrong = checker(env.observation_space)
-        self._episode = -1
-        self._actions: list[Any] = []
-        self._ended = False
-        self._observation: Any = None
+    def __init__(
+        self, make: Callable[[], gymnasium.Env], seed: int, index: int, place: Slots
+    ) -> None:
+        self._make, self._seed, self._index, self._place = make, seed, index, place
+        self.env: Any = None  # until its first episode begins
+        self._wrong: Checker
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Starts the next episode, seeded by its number (`seed` is not used), or restores one."""
-        if options and "restore" in options:
-            restored = self._restore(options["restore"][self._index])
-            if not restored:
-                self._begin(self._episode + 1)
-            return self._observation, {"restored": restored}
-        self._begin(self._episode + 1)
-        return self._observation, {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        # Only after a restore: gymnasium's vector environment does not know that this one is over.
-        if self._ended:
-            self._begin(self._episode + 1)
-            return self._observation, 0.0, False, False, {}
-        self._actions.append(copy.deepcopy(action))
-        try:
-            seen, given, terminated, truncated, info = _five(self.env.step(action))
-            reward, terminated, truncated = number(given), bool(terminated), bool(truncated)
-            _refuse_masks(info)
-            kept = {"is_terminal": bool(info["is_terminal"])} if "is_terminal" in info else {}
-        except (Exception, SystemExit) as error:
-            raise self._fault(error, "step") from error
-        self._accept(seen, self._wrong(seen) or wrong_reward(reward))
-        self._ended = terminated or truncated
-        return self._observation, reward, terminated, truncated, kept
-
-    def episode_state(self) -> dict[str, Any]:
-        """Returns the episode's number, actions and a digest of the observation, in JSON types."""
-        return {
-            "episode": self._episode,
-            "actions": self.action_space.to_jsonable(self._actions),
-            "ended": self._ended,
-            "digest": digest_of(self._observation),
-        }
-
-    def _begin(self, episode: int) -> None:
+    def begin(self, episode: int) -> Row:
+        """Begins the episode of this number."""
+        if self.env is None:
+            self.env = self._try("making", self._make)
+            self._wrong = checker(self.env.observation_space)
         seed = episode_seed(self._seed, self._index, episode)
-        self._episode = episode
-        self._actions = []
-        self._ended = False
-        self.action_space.seed(seed)  # some environments draw from it
-        try:
-            seen, info = self.env.reset(seed=seed)
-            _refuse_masks(info)
-        except (Exception, SystemExit) as error:
-            raise self._fault(error, "reset") from error
+        self.env.action_space.seed(seed)  # some environments draw from it
+        seen = self._try("reset", self._reset, seed)
         self._accept(seen, self._wrong(seen))
+        return FIRST, 0.0, 1.0
 
-    def _fault(self, error: BaseException, method: str) -> EnvironmentFault:
-        told = isinstance(error, EnvironmentFault)
-        what = str(error) if told else f"failed in its {method} with {story(error)}"
-        return EnvironmentFault(f"environment {self._index} {what}")
+    def step(self, action: Any) -> Row:
+        """Takes a step of the episode."""
+        seen, reward, over, terminal = self._try("step", self._step, copy.deepcopy(action))
+        self._accept(seen, self._wrong(seen) or wrong_reward(reward))
+        return LAST if over else MID, reward, 1.0 - terminal
+
+    def repeat(self, episode: int, actions: Sequence[Any]) -> bool | None:
+        """Plays an episode again; returns whether it is over then, None when it went another
+        way."""
+        over = False
+        try:
+            self.begin(episode)
+            for action in actions:
+                if over:
+                    return None
+                over = self.step(action)[0] == LAST
+        except EnvironmentFault:  # it was changed since; a new episode shows whether it works
+            return None
+        return over
+
+    def render(self) -> Any:
+        """Draws a frame; None before the first episode."""
+        return None if self.env is None else self._try("render", self.env.render)
+
+    def close(self) -> None:
+        """Closes the environment if there is one."""
+        if self.env is not None:
+            self.env.close()
+
+    def _reset(self, seed: int) -> Any:
+        seen, info = self.env.reset(seed=seed)
+        _refuse_masks(info)
+        return seen
+
+    def _step(self, action: Any) -> tuple[Any, float, bool, bool]:
+        seen, reward, terminated, truncated, info = _five(self.env.step(action))
+        _refuse_masks(info)
+        terminal = bool(info.get("is_terminal", terminated))
+        return seen, number(reward), bool(terminated) or bool(truncated), terminal
+
+    def _try(self, what: str, function: Callable, *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except (Exception, SystemExit) as error:
+            told = isinstance(error, UserError)
+            wrong = str(error) if told else f"failed in its {what} with {story(error)}"
+            raise EnvironmentFault(f"environment {self._index} {wrong}") from error
 
     def _accept(self, observation: Any, wrong: str) -> None:
         if wrong:
             raise EnvironmentFault(f"environment {self._index} {wrong}")
-        self._observation = observation
-
-    def _restore(self, state: Mapping[str, Any]) -> bool:
-        """Repeats the saved episode; returns whether it led to the saved observation."""
-        try:
-            self._begin(state["episode"])
-            actions = state["actions"]
-            for action in self.action_space.from_jsonable(actions) if actions else []:
-                if self._ended:
-                    return False
-                self.step(action)
-        except EnvironmentFault:  # it was changed since; a new episode shows whether it works
-            return False
-        return self._ended == state["ended"] and digest_of(self._observation) == state["digest"]
+        slots.write(self._place, self._index, observation)
 
 
 def _five(result: Any) -> tuple[Any, Any, Any, Any, Mapping[str, Any]]:

@@ -13,7 +13,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.wrappers import TimeLimit
 
-from dreamer.config.env import GymnasiumEnv
+from dreamer.config.env import WORKERS, GymnasiumEnv
 from dreamer.envs import entry_point, headless
 from dreamer.envs.base import BatchedEnv
 from dreamer.envs.entry_point import EntryPoint
@@ -45,13 +45,13 @@ def make(config: GymnasiumEnv, num_envs: int, seed: int, render: bool = False) -
         spec = _find(config.task)
         with _errors(f"env.task={spec.id}", spec.entry_point):
             maker = functools.partial(_make_registered, spec, config, render)
-            return VectorEnv(maker, num_envs, seed, config.workers, render)
+            return VectorEnv(maker, config, num_envs, seed, render)
     with _errors(f"env.entry_point={config.entry_point}"):
         function = entry_point.find(config.entry_point, config.kwargs)
         if "num_envs" in function.takes:
             return _make_vectorized(function, config, num_envs, seed, render)
         maker = functools.partial(_make_own, config, render)
-        return VectorEnv(maker, num_envs, seed, config.workers, render, function.wants("seed"))
+        return VectorEnv(maker, config, num_envs, seed, render, function.wants("seed"))
 
 
 def _make_registered(spec: EnvSpec, config: GymnasiumEnv, render: bool) -> gymnasium.Env:
@@ -85,7 +85,7 @@ def _make_vectorized(
 ) -> BatchedEnv:
     """Makes several environments at once."""
     base = type(config)()
-    for key in ("repeat", "time_limit", "image_size", "pixels", "workers", "check_bounds"):
+    for key in (*WORKERS, "repeat", "time_limit", "image_size", "pixels", "check_bounds"):
         if getattr(config, key) != getattr(base, key):
             raise UserError(
                 f"env.{key} is for single environments, but this makes several; leave it out"

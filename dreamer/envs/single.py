@@ -34,7 +34,7 @@ def batch(maker: Maker, config: EnvBase, num_envs: int, seed: int, render: bool)
       UserError: naming the task.
     """
     try:
-        return VectorEnv(maker, num_envs, seed, config.workers, render)
+        return VectorEnv(maker, config, num_envs, seed, render)
     except UserError as error:
         raise UserError(f"env.task={config.task}: {error}") from error
 

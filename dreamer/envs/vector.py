@@ -1,65 +1,75 @@
-"""BatchedEnv over gymnasium's vector environments, in this process or in one process each.
+"""BatchedEnv over gymnasium environments, in this process or in one each, made anew when they fail.
 
 Legend: N environments.
 """
 
-import contextlib
 import functools
-import multiprocessing
 import os
-import signal
 import sys
-import types
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from multiprocessing import resource_tracker
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import dm_env
 import gymnasium
 import numpy as np
-from gymnasium import logger
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from gymnasium.vector.async_vector_env import AsyncState
+from gymnasium.vector.utils import batch_space, iterate
 
-from dreamer.envs.base import FIRST, LAST, MID, Actions, Specs, episode_seed
-from dreamer.envs.episodes import Episodes
-from dreamer.envs.faults import story
+from dreamer.config.env import EnvBase
+from dreamer.envs import slots
+from dreamer.envs.base import FIRST, LAST, Actions, Restart, Specs, episode_seed
+from dreamer.envs.episodes import Episodes, Row, digest_of
+from dreamer.envs.pool import Answers, Call, Pool
 from dreamer.envs.spaces import action_codec, observation_codec
+from dreamer.envs.workers import context_of_workers
 from dreamer.errors import EnvironmentFault, UserError
 
-Workers = Literal["auto", "serial", "process"]
 Maker = Callable[..., gymnasium.Env]
-# What a terminal, a scheduler or a service manager sends to all processes of a program alike.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+NOTHING: Mapping[int, Call] = {}
+ROW = ("step_type", "reward", "discount")
+CLOSED: Row = (LAST, 0.0, 1.0)  # of an episode whose environment failed
+
+
+@dataclass
+class Episode:
+    """What repeats an episode, and whether it is over by itself."""
+
+    number: int
+    actions: list[Any] = field(default_factory=list)
+    over: bool = False
 
 
 class VectorEnv:
-    """Adapts gymnasium's vector environments to `BatchedEnv`.
+    """N gymnasium environments as a `BatchedEnv`.
+
+    One that fails is made anew while the others go on. Its episode ends as truncated, with reward 0
+    and what was seen last; the next has another seed. Where a new episode cannot begin, that after
+    it does.
 
     Args:
       maker: Makes one gymnasium environment; a function that pickles, for it also runs in workers.
+      config: What it says of workers. serial steps the environments one after the other in this
+        process; process gives each its own; auto is process for several environments with images
+        on more than two cores, else serial. Images are drawn or emulated, which costs more than the
+        way to a process and back; on two cores, processes only take turns (measured: no faster).
       num_envs: N.
       seed: Of the whole batch; the seeds of episodes derive from it.
-      workers: serial steps the environments one after the other in this process; process gives
-        each its own; auto is process for several environments with images on more than two cores,
-        else serial. Images are drawn or emulated, which costs more than the way to a process and
-        back; on two cores, processes only take turns (measured: no faster).
       render: Whether `render` returns frames.
       seeded: Whether `maker` takes a `seed`, another for every environment.
 
     Raises:
       UserError: A space is not supported.
-      EnvironmentFault: Later, an environment failed, gave what its spaces do not allow, or its
-        process has died. `get_state` then gives a state from which all start new episodes.
+      EnvironmentFault: Later, environments failed more often than `config` allows: raised an
+        exception, gave what their spaces do not allow, or their process died or hung. `get_state`
+        then gives a state from which all start new episodes.
     """
 
     def __init__(
         self,
         maker: Maker,
+        config: EnvBase,
         num_envs: int,
         seed: int,
-        workers: Workers,
         render: bool,
         seeded: bool = False,
     ) -> None:
@@ -67,27 +77,33 @@ class VectorEnv:
         # One in this process first, so that a mistake is refused before any process starts.
         probe = maker(seed=episode_seed(seed, 0, 0)) if seeded else maker()
         try:
-            self._observation = observation_codec(probe.observation_space)
+            self._space = probe.observation_space
+            self._observation = observation_codec(self._space)
             self._action = action_codec(probe.action_space)
             if not self._action.specs:
                 raise UserError(
                     f"the action space {probe.action_space} is empty; give it an action"
                 )
+            self.native_actions = probe.action_space  # of one environment, in its own units
             self._renders = render and probe.render_mode == "rgb_array"
         finally:
             probe.close()
-        slow = any(leaf.dtype == np.uint8 for leaf in self._observation.specs.values())
-        worth_it = slow and num_envs > 1 and _cores() > 2
-        processes = workers == "process" or (workers == "auto" and worth_it)
-        makers: list[Maker] = [
-            functools.partial(_make, maker, seed, i, os.getpid(), seeded) for i in range(num_envs)
-        ]
-        self._vector = _start_processes(makers) if processes else _serial(makers)
-        # At the latest at exit, where multiprocessing would wait for the workers.
-        self._close = weakref.finalize(self, _close, self._vector)
+        self._batched_actions = batch_space(self.native_actions, num_envs)
+        processes = self._worth_processes(config.workers)
+        take = functools.partial(context_of_workers().RawArray, "B") if processes else bytearray
+        memory = slots.allocate(self._space, num_envs, take)
+        self._seen = slots.view(self._space, num_envs, memory)
+        make = functools.partial(_episodes, maker, seed, seeded, self._space, num_envs)
+        self._pool = Pool(make, memory, num_envs, config, processes)
+        self.close = self._pool.close
+        self._episodes = [Episode(-1) for _ in range(num_envs)]
         self._last: dm_env.TimeStep | None = None
-        self._episode = np.full(num_envs, -1)
-        self._failed = False
+        self._frames: dict[int, Any] = {}  # drawn last
+        self._amid = False  # a step that failed
+
+    @property
+    def restarts(self) -> Sequence[Restart]:
+        return tuple(self._pool.restarts)
 
     def observation_spec(self) -> Specs:
         return dict(self._observation.specs)
@@ -95,44 +111,54 @@ class VectorEnv:
     def action_spec(self) -> Specs:
         return dict(self._action.specs)
 
-    @property
-    def native_actions(self) -> gymnasium.Space:
-        """The action space of one environment, in its own units."""
-        return self._vector.single_action_space
-
     def reset(self) -> dm_env.TimeStep:
-        observation, _ = self._ask("reset")
-        self._failed = False
-        return self._keep(self._first(observation), np.ones(self.num_envs, bool))
+        return self._keep(self._begin(range(self.num_envs)))
 
     def step(self, action: Actions) -> dm_env.TimeStep:
         assert self._last is not None, "call reset first"
-        native = self._action.convert(action)
-        observation, reward, terminated, truncated, info = self._ask("step", native)
-        first = self._last.step_type == LAST
-        last = np.logical_or(terminated, truncated)
-        terminal = terminated
-        if "is_terminal" in info:
-            terminal = np.where(info["_is_terminal"], info["is_terminal"], terminated)
-        return self._keep(
-            dm_env.TimeStep(
-                np.where(first, FIRST, np.where(last, LAST, MID)).astype(np.int32),
-                reward.astype(np.float32),
-                1.0 - terminal.astype(np.float32),
-                self._observation.convert(observation),
-            ),
-            first,
-        )
+        over = np.flatnonzero(self._last.step_type == LAST).tolist()
+        self._pool.renew(over)
+        taken = list(iterate(self._batched_actions, self._action.convert(action)))
+        playing = [i for i in range(self.num_envs) if i not in over]
+        rows = self._begin(over, {i: ("step", taken[i]) for i in playing})
+        for i in playing:
+            if rows[i] is None:
+                rows[i] = CLOSED
+            else:
+                self._episodes[i].actions.append(taken[i])
+                self._episodes[i].over = rows[i][0] == LAST
+        return self._keep(rows)
 
     def render(self) -> np.ndarray | None:
-        return np.stack(cast(Any, self._ask("render"))) if self._renders else None
+        """As `BatchedEnv` has it; of one made anew that has not begun, the frame before.
+
+        Raises:
+          EnvironmentFault: one fails in it, which is not mended.
+        """
+        if not self._renders:
+            return None
+        for i, frame in self._pool.call(dict.fromkeys(range(self.num_envs), ("render",))).items():
+            if isinstance(frame, EnvironmentFault):
+                raise frame
+            self._frames[i] = self._frames.get(i) if frame is None else frame
+        frames = list(self._frames.values())
+        return None if any(frame is None for frame in frames) else np.stack(frames)
 
     def get_state(self) -> dict[str, Any]:
         assert self._last is not None, "call reset first"
-        if self._failed:
-            return unrestorable(self._episode)
-        return {
-            "episodes": list(self._ask("call", "episode_state")),
+        restarts = {"restarts": [list(restart) for restart in self.restarts]}
+        if self._amid:
+            return unrestorable(np.array([one.number for one in self._episodes])) | restarts
+        return restarts | {
+            "episodes": [
+                {
+                    "episode": one.number,
+                    "actions": self.native_actions.to_jsonable(one.actions),
+                    "ended": one.over,
+                    "digest": digest_of(slots.read(self._seen, i)),
+                }
+                for i, one in enumerate(self._episodes)
+            ],
             "step_type": self._last.step_type.tolist(),
             "reward": self._last.reward.tolist(),
             "discount": self._last.discount.tolist(),
@@ -143,59 +169,60 @@ class VectorEnv:
             raise ValueError(
                 f"state of {len(state['episodes'])} environments given to {self.num_envs}"
             )
-        observation, info = self._ask("reset", options={"restore": state["episodes"]})
-        restored = info["restored"].astype(bool)
-        self._episode = np.array([one["episode"] for one in state["episodes"]])
-        fresh = self._first(observation)
-        time_step = dm_env.TimeStep(
-            np.where(restored, state["step_type"], fresh.step_type).astype(np.int32),
-            np.where(restored, state["reward"], fresh.reward).astype(np.float32),
-            np.where(restored, state["discount"], fresh.discount).astype(np.float32),
-            fresh.observation,
+        self._amid = True
+        self._pool.restarts = [Restart(*restart) for restart in state.get("restarts", ())]
+        load, saved = self.native_actions.from_jsonable, state["episodes"]
+        self._episodes = [
+            Episode(one["episode"], list(load(one["actions"])) if one["actions"] else [])
+            for one in saved
+        ]
+        over = self._pool.ask(
+            {i: ("repeat", one.number, one.actions) for i, one in enumerate(self._episodes)},
+            steps=1 + max(len(one.actions) for one in self._episodes),
         )
-        return restored, self._keep(time_step, ~restored)
+        rows = dict(enumerate(zip(*(state[name] for name in ROW), strict=True)))
+        restored = np.zeros(self.num_envs, bool)
+        for i, one in enumerate(saved):
+            self._episodes[i].over = one["ended"]
+            same = digest_of(slots.read(self._seen, i)) == one["digest"]
+            restored[i] = same and over[i] == one["ended"]
+        return restored, self._keep(rows | self._begin(np.flatnonzero(~restored).tolist()))
 
-    def close(self) -> None:
-        self._close()
-
-    def _ask(self, method: str, *args: Any, **options: Any) -> Any:
-        """Calls a method of the vector environment."""
-        try:
-            return getattr(self._vector, method)(*args, **options)
-        except Exception as error:
-            self._failed = True
-            if isinstance(error, EnvironmentFault):
-                raise
-            dead = self._dead() if isinstance(error, EOFError | ConnectionError) else ""
-            raise EnvironmentFault(
-                dead or f"the environments failed with {story(error)}"
-            ) from error
-
-    def _dead(self) -> str:
-        """Which process is, and of what."""
-        for i, process in enumerate(getattr(self._vector, "processes", ())):
-            process.join(1)  # its end of the pipe closes a moment before it is dead
-            if not process.is_alive():
-                return (
-                    f"the process of environment {i} died with exit code {process.exitcode} "
-                    "(-9 is also how a machine out of memory ends it)"
-                )
-        return ""
-
-    def _first(self, observation: Any) -> dm_env.TimeStep:
-        shape = (self.num_envs,)
-        return dm_env.TimeStep(
-            np.full(shape, FIRST, np.int32),
-            np.zeros(shape, np.float32),
-            np.ones(shape, np.float32),
-            self._observation.convert(observation),
+    def _keep(self, rows: Mapping[int, Row]) -> dm_env.TimeStep:
+        """Makes a time step of the rows of all environments and of what they see; remembers it."""
+        step_type, reward, discount = zip(*(rows[i] for i in range(self.num_envs)), strict=True)
+        self._amid = False
+        self._last = dm_env.TimeStep(
+            np.array(step_type, np.int32),
+            np.array(reward, np.float32),
+            np.array(discount, np.float32),
+            self._observation.convert(self._seen),
         )
+        return self._last
 
-    def _keep(self, time_step: dm_env.TimeStep, begun: np.ndarray) -> dm_env.TimeStep:
-        """Remembers a time step, and where it begins an episode."""
-        self._episode = self._episode + begun
-        self._last = time_step
-        return time_step
+    def _begin(self, which: Iterable[int], meanwhile: Mapping[int, Call] = NOTHING) -> Answers:
+        """Begins the next episodes of some environments, while others do something else.
+
+        Returns:
+          What all gave; None for others that failed and were made anew.
+        """
+        self._amid = True
+        answers: Answers = {}
+        calls = dict(meanwhile)
+        while True:
+            for i in which:
+                self._episodes[i] = Episode(self._episodes[i].number + 1)
+                calls[i] = "begin", self._episodes[i].number
+            answers |= self._pool.ask(calls)
+            which, calls = [i for i in which if answers[i] is None], {}
+            if not which:
+                return answers
+
+    def _worth_processes(self, workers: str) -> bool:
+        """What is chosen, see the class."""
+        slow = any(leaf.dtype == np.uint8 for leaf in self._observation.specs.values())
+        worth_it = slow and self.num_envs > 1 and _cores() > 2
+        return workers == "process" or (workers == "auto" and worth_it)
 
 
 def unrestorable(episode: np.ndarray) -> dict[str, Any]:
@@ -211,98 +238,20 @@ def unrestorable(episode: np.ndarray) -> dict[str, Any]:
     }
 
 
-class _Processes(AsyncVectorEnv):
-    """Says nothing by itself of an error, which is raised."""
-
-    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
-        level, logger.min_level = logger.min_level, logger.ERROR + 1
-        try:
-            super()._raise_if_errors(successes)
-        finally:
-            logger.min_level = level
-
-
-# Observations are copied once, when they are converted; gymnasium need not copy them too.
-def _serial(makers: list[Maker]) -> SyncVectorEnv:
-    return SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP)
-
-
-def _start_processes(makers: list[Maker]) -> _Processes:
-    """Starts one process per environment, from a server that never saw the main program.
-
-    Forking a process that runs jax's threads can deadlock, so processes come from a fork server
-    (spawned where there is none). They end by themselves when their pipe to this process closes,
-    however it ends.
-    """
-    available = multiprocessing.get_all_start_methods()
-    context = "forkserver" if "forkserver" in available else "spawn"
-    if context == "forkserver":
-        multiprocessing.get_context(context).set_forkserver_preload([__name__])
-    with _hidden_main(), _blocked_signals():
-        return _Processes(
-            makers, copy=False, context=context, autoreset_mode=AutoresetMode.NEXT_STEP
-        )
-
-
-@contextlib.contextmanager
-def _hidden_main() -> Iterator[None]:
-    """Hides the main program, which multiprocessing would import, and jax with it, in workers."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextlib.contextmanager
-def _blocked_signals() -> Iterator[None]:
-    """Blocks signals, which processes started here inherit until `_ignore_signals`.
-
-    This process misses none: another thread takes it, or it waits until the end.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    resource_tracker.ensure_running()  # its start, which a process needs, lets signals through
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _ignore_signals() -> None:
-    """For workers: the main program decides on them, and still asks its workers for their state.
-    Those end when it closes them, and also when it dies, by their pipe."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # drops those that came while starting
-
-
-def _close(vector: SyncVectorEnv | AsyncVectorEnv) -> None:
-    """Closes the environments; kills the workers when one has died or is amid a step."""
-    processes = getattr(vector, "processes", [])
-    idle = getattr(vector, "_state", AsyncState.DEFAULT) is AsyncState.DEFAULT
-    if idle and all(process.is_alive() for process in processes):
-        with contextlib.suppress(EOFError, ConnectionError):
-            vector.close()
-            return
-    for process in processes:
-        process.kill()
-    vars(vector)["_state"] = AsyncState.DEFAULT  # or gymnasium would wait for them
-    vector.close_extras(terminate=True)
-    vector.closed = True
-
-
 def _cores() -> int:
     """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _make(maker: Maker, seed: int, index: int, parent: int, seeded: bool) -> gymnasium.Env:
-    if os.getpid() != parent:
-        _ignore_signals()
-    env = maker(seed=episode_seed(seed, index, 0)) if seeded else maker()
-    return Episodes(env, seed, index)
+def _episodes(
+    maker: Maker,
+    seed: int,
+    seeded: bool,
+    space: gymnasium.Space,
+    num_envs: int,
+    memory: slots.Memory,
+    index: int,
+) -> Episodes:
+    """Those of one environment, made where they are played."""
+    make = functools.partial(maker, seed=episode_seed(seed, index, 0)) if seeded else maker
+    return Episodes(make, seed, index, slots.view(space, num_envs, memory))

@@ -71,9 +71,10 @@ def collect(options: CollectOptions, env_config: Env | None) -> None:
                     folder.write_atomic(out / ENV, compose.to_yaml(env_config))
                 recorded.save(out, number, episode)
                 told.append({key: episode[key] for key in ("reward", "is_first")})
+        restarts = env.restarts
     finally:
         env.close()
-    print("\n".join(_numbers(told)))
+    print("\n".join([restart.line for restart in restarts] + _numbers(told)))
     print(f"saved in {out}; train on them with replay.load={out}")
 
 

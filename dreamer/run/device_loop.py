@@ -5,7 +5,7 @@ passes between host and device but metrics and the returns of ended episodes, re
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import cache, partial
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from dreamer.agent import agent as agents
 from dreamer.agent.agent import Carry, State
 from dreamer.config import Config
 from dreamer.envs import registry
+from dreamer.envs.base import Restart
 from dreamer.envs.jax import batched
 from dreamer.envs.jax.episodes import EnvState
 from dreamer.errors import UserError
@@ -77,6 +78,7 @@ class DeviceLoop:
 
     where = "device"
     stored = "device memory"
+    restarts: Sequence[Restart] = ()  # nothing fails in compiled code
 
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
         _refuse_options(config)

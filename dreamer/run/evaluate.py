@@ -1,6 +1,6 @@
 """Plays a fixed number of whole episodes on fresh environments."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from dreamer.config.env import Env
 from dreamer.envs import registry
-from dreamer.envs.base import BatchedEnv
+from dreamer.envs.base import BatchedEnv, Restart
 from dreamer.run.policy import Policy
 
 MAX_FRAMES = 2000  # of a video; an episode may last for hours
@@ -23,6 +23,7 @@ class Evaluation:
     returns: np.ndarray  # [episodes]
     lengths: np.ndarray  # [episodes], steps
     frames: np.ndarray | None = None  # [T, H, W, 3 or 1] uint8 of the first episode
+    restarts: Sequence[Restart] = ()  # environments made anew, whose broken episodes do not count
 
 
 @dataclass
@@ -120,13 +121,17 @@ def evaluate(
         policy.reset(jax.random.key(seed))
         recorder = Recorder(env) if record else None
         running, step, time_step = Episodes.start(num_envs), 0, env.reset()
+        known = len(env.restarts)
         while any(len(result) < share for result, share in zip(results, shares, strict=True)):
             if interrupted():
                 return None
             if recorder:
                 recorder.add(time_step)
+            broken = {restart.env for restart in env.restarts[known:]}
+            known = len(env.restarts)
             for i, score, length in running.add(time_step):
-                results[i] += [(score, length)] if len(results[i]) < shares[i] else []
+                if i not in broken and len(results[i]) < shares[i]:
+                    results[i].append((score, length))
             action, _ = policy(params, time_step, step)
             time_step = env.step(action)
             step += 1
@@ -135,4 +140,4 @@ def evaluate(
     flat = [result for env_results in results for result in env_results]
     frames = np.stack(recorder.frames) if recorder and recorder.frames else None
     returns, lengths = (np.array(column) for column in zip(*flat, strict=True))
-    return Evaluation(returns, lengths, frames)
+    return Evaluation(returns, lengths, frames, env.restarts)

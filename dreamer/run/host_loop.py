@@ -6,6 +6,7 @@ device from the weights of turns before (`run.policy_device`, `run.policy_lag`).
 """
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import dm_env
@@ -17,6 +18,7 @@ from dreamer.agent import agent as agents
 from dreamer.agent.agent import Agent, State
 from dreamer.config import Config
 from dreamer.envs import registry
+from dreamer.envs.base import Restart
 from dreamer.errors import UserError
 from dreamer.run import device_memory
 from dreamer.run.beginning import NOTHING, Beginning
@@ -77,6 +79,11 @@ class HostLoop:
         """What learning changes, for a checkpoint and as the pattern to restore one."""
         return self.store.state
 
+    @property
+    def restarts(self) -> Sequence[Restart]:
+        """Environments made anew in this run, see `BatchedEnv`."""
+        return self.env.restarts
+
     def start(self, beginning: Beginning = NOTHING) -> None:
         """Starts the first episodes."""
         self.store.start(beginning)
@@ -92,8 +99,8 @@ class HostLoop:
           Return and length of each episode that ended.
 
         Raises:
-          EnvironmentFault: an environment failed. What came before its step stands and can be
-            saved; the environments then start new episodes.
+          EnvironmentFault: environments failed too often. What came before the step stands and can
+            be saved; the environments then start new episodes.
         """
         action, latent = self._actor(self.time_step, self.step)
         self.store.add(transition(self.agent, self.time_step, action, latent))
@@ -148,6 +155,8 @@ class HostLoop:
         if not restored.all():
             number = np.sum(~restored)
             notes.append(f"{number} environments could not be restored and start an episode")
+        known = len(counters["env"].get("restarts", ()))
+        notes += [restart.line for restart in self.restarts[known:]]
         return "; ".join(notes)
 
     def close(self) -> None:

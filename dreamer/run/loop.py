@@ -101,13 +101,14 @@ class Trainer:
         stack.enter_context(folder.locked(self.path))
         self.checkpoints = Checkpointer(checkpoints, config.checkpoint.keep)
         stack.callback(self.checkpoints.close)
+        self._restarts = 0  # environments made anew that were told
         resumed = self._start_or_resume(fresh)
         if not fresh:  # only now is it known that the checkpoint fits a changed configuration
             folder.prepare(self.path, compose.to_yaml(config))
         self.logger = Logger(self.path, config.log.tensorboard)
         stack.callback(self.logger.close)
         self.logger.truncate(self.step if self.step else -1)
-        self.reporter = Reporter(self.loop.agent, config, self.logger)
+        self.reporter = Reporter(self.loop.agent, config, self.logger, self.say)
         mode = "none" if self.leader else config.log.progress
         self.progress = stack.enter_context(
             Progress(mode, config.run.steps, config.log.every_seconds, self.step)
@@ -143,7 +144,7 @@ class Trainer:
         """Trains until `run.steps` or until a signal asks to stop, then saves.
 
         Raises:
-          EnvironmentFault: the environments failed; all that was learned before is saved.
+          EnvironmentFault: environments failed too often; all that was learned before is saved.
         """
         try:
             if self.begin():
@@ -177,6 +178,7 @@ class Trainer:
 
     def after(self, episodes: list[tuple[float, int]]) -> None:
         """What comes after a turn in which these episodes ended."""
+        self._tell_restarts()
         self._tell(episodes)
         self._callbacks("on_step", self)
         if self.updates > self._updates:
@@ -235,6 +237,15 @@ class Trainer:
         for score, length in episodes:
             self._callbacks("on_episode", self, score, length)
 
+    def _tell_restarts(self) -> None:
+        """Of environments that were made anew since."""
+        new = self.loop.restarts[self._restarts :]
+        for restart in new:
+            self.say(restart.line)
+        if new:
+            self._restarts += len(new)
+            self.logger.write(self.step, {"env/restarts": self._restarts})
+
     def _log(self, wait: bool = False) -> None:
         reading = self.loop.read_metrics(wait)
         self._watch(reading)
@@ -291,6 +302,7 @@ class Trainer:
 
     def _close_books(self) -> None:
         """Saves and logs all that there is."""
+        self._tell_restarts()
         self.save()
         self._log(wait=True)
 
@@ -334,4 +346,5 @@ class Trainer:
         self.best, self.evaluated = counters["best"], counters["evaluated"]
         self.skipped = counters.get("skipped", 0)
         note = self.loop.set_state(state, arrays, counters)
+        self._restarts = len(self.loop.restarts)
         return f"resumed {self.path} at step {self.step:,}" + (note and f"; {note}")

@@ -3,6 +3,7 @@
 A step is an update here, for `run.steps` and for all that happens every so many steps.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from dreamer.agent import agent as agents
 from dreamer.agent.agent import State
 from dreamer.config import Config
 from dreamer.envs import registry
+from dreamer.envs.base import Restart
 from dreamer.run.beginning import NOTHING, Beginning
 from dreamer.run.host_loop import make_store
 from dreamer.run.metrics import Reading
@@ -26,6 +28,7 @@ class OfflineLoop:
     """
 
     where = "host"
+    restarts: Sequence[Restart] = ()  # nothing acts
 
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
         self._config = config

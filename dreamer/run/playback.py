@@ -42,6 +42,8 @@ def play(options: EvalOptions) -> dict[str, Any]:
     seed = int(np.random.SeedSequence((options.seed, EVALUATION)).generate_state(1)[0])
     result = evaluate(policy, saved.params, env, options.episodes, seed, record=options.video)
     assert result is not None, "nothing interrupts it"
+    for restart in result.restarts:
+        print(restart.line)
     numbers = summary.summarize(result.returns, result.lengths)
     settings = {key: getattr(options, key) for key in ("seed", "greedy", "checkpoint")}
     episodes = {"returns": result.returns, "lengths": result.lengths}

@@ -10,8 +10,9 @@ import numpy as np
 from dreamer.agent.agent import Agent
 from dreamer.agent.report import open_loop
 from dreamer.config import Config
+from dreamer.errors import EnvironmentFault
 from dreamer.run import summary
-from dreamer.run.evaluate import evaluate
+from dreamer.run.evaluate import Evaluation, evaluate
 from dreamer.run.logger import Logger
 from dreamer.run.policy import Policy
 from dreamer.run.video import open_loop_grid
@@ -29,10 +30,13 @@ class Reporter:
       agent: networks.
       config: of the run.
       logger: gets what is found.
+      say: prints a line.
     """
 
-    def __init__(self, agent: Agent, config: Config, logger: Logger) -> None:
-        self._config, self._logger = config, logger
+    def __init__(
+        self, agent: Agent, config: Config, logger: Logger, say: Callable[[str], None] = print
+    ) -> None:
+        self._config, self._logger, self._say = config, logger, say
         num_envs = min(config.eval.num_envs, config.eval.episodes)
         self._policy = Policy(agent, num_envs, config.eval.greedy)
         self._video_policy = Policy(agent, 1, config.eval.greedy)
@@ -59,6 +63,8 @@ class Reporter:
         )
         if result is None:
             return None
+        for restart in result.restarts:
+            self._say(f"in the evaluation, {restart.line}")
         numbers = summary.summarize(result.returns, result.lengths)
         self._logger.write(step, {f"eval/{key}": value for key, value in numbers.items()})
         return numbers
@@ -75,9 +81,7 @@ class Reporter:
           interrupted: whether to give up.
         """
         config = self._config
-        result = evaluate(
-            self._video_policy, params, config.env, 1, self._seed(step, 2), True, interrupted
-        )
+        result = self._episode(params, step, interrupted)
         if result is None:
             return
         if result.frames is not None:
@@ -91,6 +95,17 @@ class Reporter:
         grids = open_loop_grids(self._agent, batch, predictions, context)
         for name, grid in grids.items():
             self._logger.video(step, f"open_loop/{name}", grid, FPS)
+
+    def _episode(
+        self, params: Any, step: int, interrupted: Callable[[], bool]
+    ) -> Evaluation | None:
+        """Plays an episode and keeps its frames; None if interrupted or not possible."""
+        env, seed = self._config.env, self._seed(step, 2)
+        try:
+            return evaluate(self._video_policy, params, env, 1, seed, True, interrupted)
+        except EnvironmentFault as fault:
+            self._say(f"no video of step {step:,}: {fault}")
+            return None
 
 
 def images(agent: Agent) -> list[str]:

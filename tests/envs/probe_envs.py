@@ -1,5 +1,8 @@
 """Tiny gymnasium environments with known values, for tests; worker processes import this module."""
 
+import os
+import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -9,6 +12,7 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamer.envs.base import episode_seed
+from dreamer.envs.vector import VectorEnv
 
 
 class Probe(gymnasium.Env):
@@ -167,13 +171,11 @@ class Modules(Counter):
     """Observes whether modules of the main program are loaded, and its process id."""
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        import os
-
         return np.array(["jax" in sys.modules, "only_main" in sys.modules, os.getpid()], float), {}
 
 
 class Faulty(Counter):
-    """Environment 1 of seed 0 goes wrong at the second step of its first episode."""
+    """Environment 1 of seed 0 goes wrong at the second step of its first episode, or its reset."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -181,6 +183,8 @@ class Faulty(Counter):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         self._broken = seed == episode_seed(0, 1, 0)
+        if self._broken and self._how == "reset":
+            raise RuntimeError("does not start")
         return super().reset(seed=seed)
 
     def step(self, action: Any) -> Any:
@@ -191,7 +195,24 @@ class Faulty(Counter):
             raise RuntimeError("simulator broke")
         if self._how == "exit":
             sys.exit(3)
-        return observation[:2], *others
+        if self._how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._how == "hang":
+            time.sleep(1000)
+        if self._how == "reward":
+            return observation, np.nan, *others[1:]
+        return observation[:2] if self._how == "shape" else observation * np.nan, *others
+
+
+class Parent(Counter):
+    """Starts another program, whose process id it observes, and hangs."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        child = subprocess.Popen(["sleep", "1000"])
+        return np.array([0, 0, child.pid], float), {}
+
+    def step(self, action: Any) -> Any:
+        time.sleep(1000)
 
 
 class Hanging(Counter):
@@ -229,3 +250,8 @@ class Bad(Counter):
     def __init__(self) -> None:
         super().__init__()
         self.speed = 1 / len(())
+
+
+def played(env: VectorEnv) -> list[Any]:
+    """The environments that it plays in this process, once they are made by a reset."""
+    return [worker.episodes.env for worker in env._pool.workers]

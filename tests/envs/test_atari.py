@@ -10,6 +10,7 @@ from dreamer.envs import atari, registry
 from dreamer.envs.base import LAST, MID, episode_seed
 from dreamer.envs.check import check
 from dreamer.errors import UserError
+from tests.envs.probe_envs import played
 
 
 def plain_episode(config: AtariEnv, seed: int, choose: Any, limit: int) -> list[tuple]:
@@ -128,7 +129,8 @@ def test_noops_are_uniform_from_none_to_the_most():
 def make_game(**options: Any) -> atari.Game:
     """The one game inside the environment that the suite makes."""
     env = registry.make(AtariEnv(**options), 1, 0)
-    return env._vector.envs[0].unwrapped
+    env.reset()
+    return played(env)[0].unwrapped
 
 
 @pytest.mark.parametrize(("repeat", "frames"), [(4, 12), (3, 9)])
@@ -138,7 +140,7 @@ def test_time_limit_is_a_truncation(repeat: int, frames: int):
     steps = [env.step({"action": np.zeros(1, np.int32)}) for _ in range(3)]
     assert [int(step.step_type[0]) for step in steps] == [MID, MID, LAST]
     assert steps[-1].discount.tolist() == [1]
-    assert env._vector.envs[0].unwrapped._played == frames
+    assert played(env)[0].unwrapped._played == frames
 
 
 def test_default_limit_is_half_an_hour_of_raw_frames():
@@ -152,7 +154,7 @@ def test_losing_a_life(lives: str):
     config = AtariEnv(task="breakout", actions="needed", lives=lives, sticky=0.0, noops=0)
     env = registry.make(config, 1, 0)
     env.reset()
-    game = env._vector.envs[0].unwrapped
+    game = played(env)[0].unwrapped
     fire = {"action": np.array([1], np.int32)}
     before = game._ale.lives()
     for _ in range(200):
@@ -185,7 +187,7 @@ def test_render_is_the_raw_screen():
     frames = env.render()
     assert frames is not None
     assert frames.shape == (1, 210, 160, 3)
-    raw = env._vector.envs[0].unwrapped._ale.getScreenRGB()
+    raw = played(env)[0].unwrapped._ale.getScreenRGB()
     np.testing.assert_array_equal(frames[0], raw)
 
 

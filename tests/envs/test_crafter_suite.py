@@ -11,6 +11,7 @@ from dreamer.envs.base import LAST, MID, random_action
 from dreamer.envs.check import check
 from dreamer.errors import UserError
 from tests.envs import suites
+from tests.envs.probe_envs import played
 
 crafter_suite = suites.module("crafter")
 
@@ -28,7 +29,7 @@ def env() -> Any:
 
 
 def world(env: Any) -> Any:
-    return env._vector.envs[0].unwrapped._env
+    return played(env)[0].unwrapped._env
 
 
 def test_keeps_every_promise_of_an_environment() -> None:
@@ -80,7 +81,7 @@ def test_watching_does_not_change_the_world() -> None:
         for _ in range(10):
             found.append(env.step(random_action(env.action_spec(), 1, rng)).observation["image"])
             if watch:
-                np.testing.assert_array_equal(env._vector.render()[0], found[-1][0])
+                np.testing.assert_array_equal(env._pool.call({0: ("render",)})[0], found[-1][0])
         return found
 
     np.testing.assert_array_equal(path(True), path(False))

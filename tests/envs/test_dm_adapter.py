@@ -5,6 +5,7 @@ import pytest
 from dm_env import specs
 from gymnasium import spaces
 
+from dreamer.config.env import EnvBase
 from dreamer.envs import check
 from dreamer.envs.dm_adapter import FromDMEnv, to_space
 from dreamer.envs.vector import VectorEnv
@@ -56,7 +57,7 @@ def reseed(env: Walk, seed: int) -> None:
 
 @pytest.mark.parametrize("how", [None, reseed])
 def test_an_environment_passes_the_check_and_trains_like_any_other(how) -> None:
-    env = VectorEnv(lambda: FromDMEnv(Walk, how), 2, 0, "serial", False)
+    env = VectorEnv(lambda: FromDMEnv(Walk, how), EnvBase(task="walk"), 2, 0, False)
     check.check(env, steps=60)
     assert env.observation_spec().keys() == {"place", "inner_kind"}
     env.close()

@@ -9,6 +9,7 @@ from dreamer.envs.base import LAST, episode_seed
 from dreamer.envs.check import check, check_all
 from dreamer.errors import UserError
 from tests.envs import suites
+from tests.envs.probe_envs import played
 
 dmc_suite = suites.module("dmc")
 control = dmc_suite.suite
@@ -49,7 +50,7 @@ def test_images_have_the_published_size_and_camera() -> None:
     env = registry.make(DmcEnv(task="quadruped_walk", view="vision"), 1, 0, render=True)
     assert env.observation_spec()["image"].shape == (64, 64, 3)
     seen = env.reset().observation["image"][0]
-    physics = env._vector.envs[0].unwrapped._env.physics
+    physics = played(env)[0].unwrapped._env.physics
     np.testing.assert_array_equal(seen, physics.render(64, 64, camera_id=2))
     assert (seen != physics.render(64, 64, camera_id=0)).any()
     np.testing.assert_array_equal(env.render()[0], seen)

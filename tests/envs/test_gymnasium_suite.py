@@ -11,6 +11,7 @@ from dreamer.envs.base import FIRST, LAST, BatchedEnv, random_action
 from dreamer.envs.check import check
 from dreamer.envs.images import resize
 from dreamer.errors import EnvironmentFault, UserError
+from tests.envs.probe_envs import played
 
 
 def run(env: BatchedEnv, steps: int) -> list:
@@ -55,7 +56,7 @@ def test_pendulum_feels_the_whole_torque():
     env = registry.make(GymnasiumEnv(task="Pendulum-v1"), 2, 0)
     env.reset()
     env.step({"action": np.array([[1], [-1]], np.float32)})
-    torques = [float(inner.unwrapped.last_u) for inner in env._vector.envs]
+    torques = [float(inner.unwrapped.last_u) for inner in played(env)]
     assert torques == [2, -2]
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from dreamer.config.env import EnvBase
 from dreamer.envs import base
 from dreamer.envs.masks import with_masks
 from dreamer.envs.spaces import action_codec, observation_codec
@@ -13,7 +14,7 @@ from dreamer.envs.wrappers import Pixels
 from dreamer.errors import EnvironmentFault, UserError
 from dreamer.nets import spaces as networks
 from dreamer.nets.spaces import masked
-from tests.envs.probe_envs import Hinting
+from tests.envs.probe_envs import Hinting, played
 
 FOUR = spaces.Discrete(4, start=1)
 PAIR = spaces.MultiDiscrete([2, 3])
@@ -120,9 +121,10 @@ def test_a_mask_that_does_not_fit_is_refused(action: gymnasium.Space, given: Any
     with pytest.raises(UserError, match=message + ".*rename action_mask in a wrapper"):
         with_masks(Hinting(action, given, inside=False))
     valid = {} if action is MIXED else np.ones(5 if action is PAIR else 4)
-    env = VectorEnv(lambda: with_masks(Hinting(action, valid, inside=False)), 2, 0, "serial", False)
+    config = EnvBase(task="probe", workers="serial", restarts=0)
+    env = VectorEnv(lambda: with_masks(Hinting(action, valid, inside=False)), config, 2, 0, False)
     env.reset()
-    env._vector.envs[1].unwrapped.mask = given
+    played(env)[1].unwrapped.mask = given
     with pytest.raises(EnvironmentFault, match=f"^environment 1 gave action_mask .*{message}"):
         env.reset()
 

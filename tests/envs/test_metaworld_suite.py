@@ -8,6 +8,7 @@ from dreamer.envs import registry
 from dreamer.envs.check import check
 from dreamer.errors import UserError
 from tests.envs import suites
+from tests.envs.probe_envs import played
 
 metaworld_suite = suites.module("metaworld")
 
@@ -20,8 +21,9 @@ def test_keeps_every_promise_of_an_environment() -> None:
 def test_every_episode_draws_one_of_the_same_50_goals() -> None:
     env, goals = registry.make(MetaworldEnv(time_limit=1), 2, 0), set()
     other = registry.make(MetaworldEnv(time_limit=1), 2, 1)
-    known = {task.data for task in env._vector.envs[0].get_wrapper_attr("tasks")}
-    assert known == {task.data for task in other._vector.envs[1].get_wrapper_attr("tasks")}
+    env.reset(), other.reset()
+    known = {task.data for task in played(env)[0].get_wrapper_attr("tasks")}
+    assert known == {task.data for task in played(other)[1].get_wrapper_attr("tasks")}
     assert len(known) == 50
     for _ in range(8):
         goals |= {tuple(goal) for goal in env.reset().observation["observation"][:, -3:]}

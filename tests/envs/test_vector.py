@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from dreamer.config.env import EnvBase
 from dreamer.envs import vector
 from dreamer.envs.base import FIRST, LAST, MID, episode_seed, random_action
 from dreamer.envs.check import check
 from dreamer.envs.vector import VectorEnv
+from dreamer.envs.workers import SIGNALS, Process, Serial
 from dreamer.errors import EnvironmentFault, UserError
 from tests.envs import probe_envs
+from tests.envs.probe_envs import played
 
 Make = Callable[..., VectorEnv]
 WORKERS = ["serial", "process"]
@@ -30,13 +33,20 @@ def make() -> Iterator[Make]:
     """Makes environments that are closed after the test."""
     made: list[VectorEnv] = []
 
-    def function(maker: Callable, num_envs: int = 2, seed: int = 0, workers="serial", render=False):
-        made.append(VectorEnv(maker, num_envs, seed, workers, render))
+    def function(
+        maker: Callable, num_envs: int = 2, seed: int = 0, workers="serial", render=False, **options
+    ):
+        config = EnvBase(task="probe", workers=workers, **{"restarts": 0, **options})
+        made.append(VectorEnv(maker, config, num_envs, seed, render))
         return made[-1]
 
     yield function
     for env in made:
         env.close()
+
+
+def processes(env: VectorEnv) -> list:
+    return [worker.process for worker in env._pool.workers if isinstance(worker, Process)]
 
 
 def counter(**ends: int) -> functools.partial:
@@ -152,7 +162,7 @@ def test_continuous_actions_are_restored_bit_for_bit(make: Make):
     sent = []
     for number in (0.1, -1 / 3, 0.77):
         env.step({"action": np.full((1, 2), number, np.float32)})
-        sent.append(env._vector.envs[0].unwrapped.received)
+        sent.append(played(env)[0].unwrapped.received)
     state = json.loads(json.dumps(env.get_state()))
     actions = box.from_jsonable(state["episodes"][0]["actions"])
     np.testing.assert_array_equal(actions, sent)
@@ -225,25 +235,20 @@ def test_render(make: Make, workers: str):
 
 @pytest.mark.parametrize(
     ("images", "num_envs", "cores", "expected"),
-    [
-        (True, 2, 3, "_Processes"),
-        (True, 2, 2, "SyncVectorEnv"),
-        (True, 1, 3, "SyncVectorEnv"),
-        (False, 2, 3, "SyncVectorEnv"),
-    ],
+    [(True, 2, 3, Process), (True, 2, 2, Serial), (True, 1, 3, Serial), (False, 2, 3, Serial)],
 )
 def test_auto_workers(
     make: Make,
     images: bool,
     num_envs: int,
     cores: int,
-    expected: str,
+    expected: type,
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(vector, "_cores", lambda: cores)
     space = spaces.Box(0, 255, (4, 4, 3), np.uint8) if images else spaces.Box(0, 1, (4,))
     env = make(functools.partial(probe_envs.Probe, space), num_envs, workers="auto")
-    assert type(env._vector).__name__ == expected
+    assert [type(worker) for worker in env._pool.workers] == [expected] * num_envs
 
 
 def test_an_environment_without_actions_is_refused(make: Make):
@@ -259,19 +264,19 @@ def test_unsupported_space_is_refused_before_processes_start(make: Make):
 def test_workers_leave_signals_to_the_main_program(make: Make):
     env = make(counter(), workers="process")
     env.reset()
-    for process in env._vector.processes:
-        for number in vector.SIGNALS:
+    for process in processes(env):
+        for number in SIGNALS:
             os.kill(process.pid, number)
     assert env.step(act(4, 4)).reward.tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("ask", ["step", "get_state"])
-def test_a_dead_worker_is_named(make: Make, ask: str):
+def test_a_dead_worker_is_named(make: Make):
     env = make(counter(), workers="process")
     env.reset()
-    env._vector.processes[1].kill()
+    processes(env)[1].kill()
+    assert [one["episode"] for one in env.get_state()["episodes"]] == [0, 0], "saved without it"
     with pytest.raises(EnvironmentFault, match="process of environment 1 died with exit code -9"):
-        getattr(env, ask)(*([act(0, 0)] if ask == "step" else []))
+        env.step(act(0, 0))
     starts_anew(make(counter()), env.get_state())
 
 
@@ -287,19 +292,19 @@ def test_signals_to_the_group_spare_workers_that_are_starting(make: Make):
     """Workers begin as their server is: deaf to them."""
     make(counter(), workers="process")
     server = multiprocessing.forkserver._forkserver._forkserver_pid
-    for number in vector.SIGNALS:
+    for number in SIGNALS:
         os.kill(server, number)
     make(counter(), workers="process").reset()
     assert multiprocessing.forkserver._forkserver._forkserver_pid == server
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(vector.SIGNALS)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(SIGNALS)
 
 
 def test_close_ends_a_worker_that_hangs(make: Make):
     env = make(probe_envs.Hanging, workers="process")
     env.reset()
-    env._vector.step_async(np.zeros(2, np.int64))
+    env._pool.workers[0].send("step", 0)
     env.close()
-    assert not any(process.is_alive() for process in env._vector.processes)
+    assert not any(process.is_alive() for process in processes(env))
 
 
 @pytest.mark.parametrize("workers", WORKERS)
@@ -316,16 +321,16 @@ def test_close_ends_workers_and_may_be_called_twice(make: Make):
     env = make(counter(), workers="process")
     env.close()
     env.close()
-    assert not any(process.is_alive() for process in env._vector.processes)
+    assert not any(process.is_alive() for process in processes(env))
 
 
 def test_close_after_a_worker_was_killed(make: Make):
     env = make(counter(), workers="process")
     env.reset()
-    env._vector.processes[0].kill()
-    env._vector.processes[0].join()
+    processes(env)[0].kill()
+    processes(env)[0].join()
     env.close()
-    assert not any(process.is_alive() for process in env._vector.processes)
+    assert not any(process.is_alive() for process in processes(env))
 
 
 @pytest.mark.parametrize("workers", WORKERS)
@@ -356,7 +361,7 @@ def test_a_fault_is_told_in_one_line_and_ends_all_episodes(
         env.step(act(0, 0))
     starts_anew(make(counter()), env.get_state())
     env.close()
-    assert not any(process.is_alive() for process in getattr(env._vector, "processes", ()))
+    assert not any(process.is_alive() for process in processes(env))
 
 
 def test_an_episode_that_can_no_longer_be_repeated_is_given_up(make: Make):
@@ -377,7 +382,9 @@ def test_makers_that_take_a_seed_get_one_each(make: Make):
         return probe_envs.Counter()
 
     given: list[int] = []
-    VectorEnv(maker, 2, 5, "serial", False, seeded=True).close()
+    env = VectorEnv(maker, EnvBase(task="probe"), 2, 5, False, seeded=True)
+    env.reset()
+    env.close()
     assert given == [episode_seed(5, 0, 0), episode_seed(5, 0, 0), episode_seed(5, 1, 0)]
 
 
@@ -386,9 +393,10 @@ import sys, time
 import only_main  # at the top of the program and unguarded, as an import of jax would be
 import numpy as np
 from tests.envs import probe_envs
+from dreamer.config.env import EnvBase
 from dreamer.envs.vector import VectorEnv
 print("started", flush=True)
-env = VectorEnv(probe_envs.Modules, 2, 0, "process", False)
+env = VectorEnv(probe_envs.Modules, EnvBase(task="probe", workers="process"), 2, 0, False)
 print(*env.reset().observation["observation"].astype(int).ravel(), flush=True)
 time.sleep(60)
 """

@@ -98,6 +98,23 @@ def test_short_episodes_are_not_favoured(num_envs: int, episodes: int, lengths: 
     assert result.frames is None
 
 
+def test_a_broken_episode_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second environment breaks once in its third step, and plays its share nevertheless."""
+    step, left = probe_envs.Uneven.step, [5]
+
+    def breaking(env: probe_envs.Uneven, action: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            raise RuntimeError("broke")
+        return step(env, action)
+
+    monkeypatch.setattr(probe_envs.Uneven, "step", breaking)
+    result = play("Uneven", 2, 4, seed=probe_envs.SEED)
+    assert result.lengths.tolist() == result.returns.tolist() == [2, 2, 9, 9]
+    (restart,) = result.restarts
+    assert restart.line.startswith("environment 1 failed in its step with RuntimeError: broke (")
+
+
 def test_environments_follow_from_the_seed() -> None:
     one, same, other = (play("Walk", 2, 4, seed=seed) for seed in (1, 1, 2))
     assert one.returns.tolist() == same.returns.tolist()

@@ -11,7 +11,10 @@ import pytest
 
 from dreamer.agent.report import open_loop
 from dreamer.envs import registry
+from dreamer.envs.base import Restart
+from dreamer.errors import EnvironmentFault
 from dreamer.replay import host
+from dreamer.run.evaluate import Evaluation
 from dreamer.run.host_store import sequences
 from dreamer.run.logger import Logger
 from dreamer.run.reporter import Reporter
@@ -93,6 +96,25 @@ def test_evaluations_are_logged_and_differ_by_step_and_seed(
     assert first["episodes"] == 3
     line = tiny_run.lines(tmp_path)[0]
     assert line == {"step": 10} | {f"eval/{key}": value for key, value in first.items()}
+
+
+def test_what_breaks_meanwhile_is_told(
+    config: Any, agent: Any, params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Environments made anew in an evaluation, and a video that there is none of."""
+    told: list[str] = []
+    with Logger(tmp_path, tensorboard=False) as logger:
+        reporter = Reporter(agent, config, logger, told.append)
+        mended = Evaluation(np.ones(3), np.ones(3), None, (Restart(0, "it broke", True),))
+        monkeypatch.setattr("dreamer.run.reporter.evaluate", lambda *_, **__: mended)
+        assert reporter.evaluation(params, 10, never) is not None
+
+        def fail(*_: Any) -> None:
+            raise EnvironmentFault("it broke again")
+
+        monkeypatch.setattr("dreamer.run.reporter.evaluate", fail)
+        reporter.videos(params, partial(sequences, tiny.filled(agent, LENGTH)), 1000, never)
+    assert told == ["in the evaluation, it broke", "no video of step 1,000: it broke again"]
 
 
 def test_open_loop_sees_only_the_context(agent: Any, params: Any) -> None:

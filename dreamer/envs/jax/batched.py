@@ -1,6 +1,6 @@
 """Environments written in JAX behind the interface of all others, for the host."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dm_env
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer.envs.base import Actions, Specs
+from dreamer.envs.base import Actions, Restart, Specs
 from dreamer.envs.jax.episodes import EnvState, JaxEnv
 
 # Their keys are apart from those of the run's other purposes, which have small numbers.
@@ -17,6 +17,8 @@ _PURPOSE = 2**31 - 1
 
 class BatchedJax:
     """N environments, stepped together in one compiled call. See `envs.base.BatchedEnv`."""
+
+    restarts: Sequence[Restart] = ()  # nothing is made anew
 
     def __init__(self, env: JaxEnv, num_envs: int, seed: int) -> None:
         self.num_envs = num_envs

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dreamer.config.env import EnvBase
+from dreamer.config.env import WORKERS, EnvBase
 from dreamer.errors import UserError, nearest
 
 NEVER = 2**30  # steps
@@ -22,11 +22,12 @@ def check(config: EnvBase, package: str, tasks: Collection[str]) -> None:
     Raises:
       UserError: workers were asked for, or the task is unknown.
     """
-    if config.workers != "auto":
-        raise UserError(
-            f"env.workers={config.workers}: environments written in JAX step in compiled code, "
-            "without workers; leave out env.workers"
-        )
+    for key in WORKERS:
+        if getattr(config, key) != EnvBase.model_fields[key].default:
+            raise UserError(
+                f"env.{key}={getattr(config, key)}: environments written in JAX step in compiled "
+                f"code, without workers; leave out env.{key}"
+            )
     if config.task not in tasks:
         raise UserError(
             f"env.task={config.task} is no task of {package}{nearest(config.task, tasks)}; "

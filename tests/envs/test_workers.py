@@ -1,0 +1,55 @@
+import contextlib
+import functools
+import time
+
+import psutil
+
+from dreamer.envs import slots
+from dreamer.envs.base import FIRST, MID
+from dreamer.envs.episodes import Episodes
+from dreamer.envs.workers import Process, context_of_workers
+from tests.envs import probe_envs
+
+SPACE = probe_envs.Counter.observation_space
+
+
+def episodes(maker: type, memory: slots.Memory, index: int) -> Episodes:
+    return Episodes(maker, 0, index, slots.view(SPACE, 2, memory))
+
+
+def test_a_process_answers_and_its_observations_are_seen_here():
+    memory = slots.allocate(SPACE, 2, functools.partial(context_of_workers().RawArray, "B"))
+    worker = Process(functools.partial(episodes, probe_envs.Counter), memory, 1)
+    worker.send("begin", 0)
+    assert worker.receive() == (FIRST, 0, 1)
+    worker.send("step", 2)
+    assert worker.receive(iter(range(60))) == (MID, 2, 1)
+    assert slots.view(SPACE, 2, memory)[:, :2].tolist() == [[0, 0], [1, 2]]
+    assert 0.001 < worker.memory() < 10
+    worker.leave()
+    worker.close()
+    assert worker.process.exitcode == 0
+    assert worker.memory() == 0
+    worker.close()
+
+
+def test_what_a_killed_process_has_started_dies_with_it():
+    memory = slots.allocate(SPACE, 2, functools.partial(context_of_workers().RawArray, "B"))
+    worker = Process(functools.partial(episodes, probe_envs.Parent), memory, 0)
+    worker.send("begin", 0)
+    worker.receive()
+    child = int(slots.view(SPACE, 2, memory)[0, 2])
+    assert alive(child)
+    worker.send("step", 0)
+    worker.leave()  # amid a step
+    worker.close()
+    deadline = time.monotonic() + 10
+    while alive(child):
+        assert time.monotonic() < deadline, "it outlives the worker"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
