@@ -209,6 +209,7 @@ def test_a_state_of_another_number_is_refused():
         ({"pooling": 3}, r"env.pooling=3: .* at most 2 of the 4 raw frames .* set env.pooling=2"),
         ({"repeat": 1}, r"env.pooling=2: .* at most 1 of the 1 raw frames .* or env.backend=emul"),
         ({"workers": "process"}, r"env.workers=process: .* leave out env.workers, or set env.back"),
+        ({"timeout": 9}, r"env.timeout=9: .* leave out env.timeout, or set env.backend=emulator"),
     ],
 )
 def test_what_it_cannot_do_is_refused(options: dict, message: str):

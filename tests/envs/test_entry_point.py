@@ -204,6 +204,7 @@ def test_several_at_once():
             "env.kwargs has siz, but Line takes size, seed, render_mode; did you mean size",
         ),
         ("lines", {"repeat": 2}, "env.repeat is for single environments, but this makes several"),
+        ("lines", {"restarts": 2}, "env.restarts is for single environments, but this makes sev"),
         ("Coin", {"pixels": True}, "env.pixels=true needs an environment that renders"),
     ],
 )

@@ -82,6 +82,7 @@ def test_a_broken_episode_is_closed_and_no_other_is_disturbed(
 ):
     env, whole = make(faulty(how), workers), make(probe_envs.Counter)
     steps = [env.reset(), *play(env, 0, 1)]
+    workers_before = list(env._pool.workers)
     impatient(env, 1)
     steps += play(env, 1, 2)
     impatient(env, 300)
@@ -98,6 +99,8 @@ def test_a_broken_episode_is_closed_and_no_other_is_disturbed(
         [[MID, fourth, 1, 1, fourth, drawn(1)]],
         [[MID, fifth, 1, 2, fourth + fifth, drawn(1)]],
     ]
+    pairs = zip(env._pool.workers, workers_before, strict=True)
+    assert [now is before for now, before in pairs] == [True, False, True]
     (restart,) = env.restarts
     assert (restart.env, restart.failed) == (1, True)
     with pytest.raises(EnvironmentFault, match=f"{told}.*; made anew, 1 of env.restarts=10$"):

@@ -102,9 +102,11 @@ def test_a_state_of_another_task_starts_new_episodes() -> None:
     assert time_step.step_type.tolist() == [0, 0]
 
 
-def test_workers_are_refused() -> None:
-    with pytest.raises(UserError, match=r"env.workers=process: .* leave out env.workers"):
-        registry.make(config(workers="process"), 1, 0)
+@pytest.mark.parametrize("options", [{"workers": "process"}, {"restarts": 3}])
+def test_workers_are_refused(options: dict) -> None:
+    ((key, value),) = options.items()
+    with pytest.raises(UserError, match=f"env.{key}={value}: .* leave out env.{key}"):
+        registry.make(config(**options), 1, 0)
 
 
 def test_an_unknown_task_names_the_nearest() -> None:
