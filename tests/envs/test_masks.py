@@ -167,7 +167,8 @@ def test_a_mask_allows_something_until_the_episode_is_over(inside: bool):
 def test_a_mask_that_comes_later_is_refused(at_reset: bool):
     """As information that nobody reads."""
     hinting = Hinting(FOUR, [1, 0, 0, 0], inside=False, told=False)
-    env = VectorEnv(lambda: with_masks(hinting), 1, 0, "serial", False)
+    config = EnvBase(task="probe", workers="serial", restarts=0)
+    env = VectorEnv(lambda: with_masks(hinting), config, 1, 0, False)
     env.reset()
     hinting.told = True
     with pytest.raises(EnvironmentFault, match="^environment 0 gave action_mask in its info, but"):
