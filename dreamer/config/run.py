@@ -61,7 +61,11 @@ class CheckpointConfig(Section):
     every_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="environment steps between saves; 0 is by time only"
     )
-    keep: Count = Field(1, description="newest checkpoints kept beside the best by evaluation")
+    keep: Count = Field(
+        2,
+        description="newest checkpoints kept beside the best by evaluation; from 2 on, there is "
+        "one to go back to should the newest be damaged",
+    )
 
 
 class LogConfig(Section):

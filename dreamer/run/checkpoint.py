@@ -1,18 +1,15 @@
-"""Checkpoints: train state, replay and counters together, written by orbax in the background.
+"""One checkpoint: the folder of a step with train state, replay and counters together.
 
-Layout: `DIRECTORY/STEP/{state,replay,meta,metrics}`. A checkpoint is written under a temporary name
-and renamed when it is complete.
+Layout: `state/` and `replay/`, arrays written by orbax; `checkpoint.json`, all the rest and the
+checksums of those, is written last. Format 0, before there were checksums, had `meta/metadata` and
+`metrics/metrics` instead.
 """
 
-import contextlib
 import json
 import logging
 import math
-import os
-import re
-import shutil
-import time
-from collections.abc import Iterator
+import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,248 +17,237 @@ import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as ocm
 
 from dreamer import parallel
 from dreamer.errors import UserError
-from dreamer.run import folder
+from dreamer.run import integrity
+from dreamer.run.integrity import Seals
 
 # Orbax tells every step of its work, and prints a traceback of each error that it also raises;
-# asyncio prints those of the writes that go on after the first has failed.
+# asyncio prints those of the writes that go on after the first has failed, and Python those of
+# writes that find nobody any more to tell of their end.
 absl.logging.set_verbosity(absl.logging.FATAL)
 logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+_usual_hook = sys.unraisablehook
+sys.unraisablehook = lambda found: (
+    None if str(found.exc_value) == "Event loop is closed" else _usual_hook(found)
+)
+
+FORMAT = 1  # that is written; older ones are read
+DOCUMENT = "checkpoint.json"
 
 _CHUNK_BYTES = 2**24  # compressed and written at once: larger ones cost memory, smaller ones time
 
 
-class Checkpointer:
-    """Saves and restores the checkpoints of one run.
+class Damaged(UserError):
+    """A checkpoint is not what was written: `what` is it, with the first of its files that is not,
+    or no checkpoint at all."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(
+            f"{what}; name another one, or resume the run, which goes back to the one before"
+        )
+
+
+@dataclass(frozen=True)
+class Document:
+    """All of a checkpoint but its arrays."""
+
+    structure: dict[str, str]  # dtype and shape of every array of the state
+    meta: dict[str, Any]
+    score: float | None = None  # of an evaluation
+    format: int = FORMAT
+    files: Seals = field(default_factory=dict)  # of the arrays; format 0 has none
+
+
+def document(state: Any, meta: dict[str, Any], score: float | None = None) -> Document:
+    """What is to be written of a checkpoint beside its arrays; a copy.
 
     Args:
-        directory: folder of the checkpoints; made if missing.
-        keep: newest checkpoints to keep, beside the one with the best score.
-        asynchronous: `save` returns when the state is copied and writing goes on in the background.
-        read_only: for looking into a run that may be training: makes, cleans and writes nothing.
+        state: pytree of arrays.
+        meta: what JSON can hold. Tuples come back as lists and keys as strings.
+        score: higher is better; not finite counts as none.
+    """
+    counts = score is not None and math.isfinite(score)
+    return Document(_structure(state), json.loads(json.dumps(meta)), score if counts else None)
+
+
+def write(path: Path, state: Any, replay: dict[str, Any] | None, about: Document) -> None:
+    """Writes a checkpoint into a folder that is there and empty.
+
+    Args:
+        path: the folder.
+        state: pytree of numpy arrays.
+        replay: nested dict of numpy arrays, or None.
+        about: of the state.
 
     Raises:
-        UserError: the folder cannot be made or written to.
+        OSError, ValueError: the operating system refused, see `checkpointer.reason`.
     """
-
-    def __init__(
-        self,
-        directory: str | Path,
-        keep: int = 1,
-        asynchronous: bool = True,
-        read_only: bool = False,
-    ) -> None:
-        self.directory = Path(directory).absolute()
-        if not read_only:
-            make(self.directory)
-        best = ocm.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
-        options = ocm.CheckpointManagerOptions(
-            preservation_policy=ocm.AnyPreservationPolicy([ocm.LatestN(keep), best]),
-            best_fn=_score,
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=asynchronous,
-            read_only=read_only,  # orbax then neither makes the folder nor cleans it
-        )
-        # The replay is handed over, so it is written without the copy orbax makes of numpy arrays.
-        numpy_only = ocp.type_handlers.create_type_handler_registry(
-            (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False))
-        )
-        handlers = {
-            "state": ocp.StandardCheckpointHandler(),
-            "replay": ocp.PyTreeCheckpointHandler(type_handler_registry=numpy_only),
-            "meta": ocp.JsonCheckpointHandler(),
-        }
-        self._manager = ocm.CheckpointManager(
-            self.directory, options=options, item_handlers=handlers
-        )
-
-    def save(
-        self,
-        step: int,
-        state: Any,
-        replay: dict[str, Any] | None,
-        meta: dict[str, Any],
-        score: float | None = None,
-    ) -> None:
-        """Saves a checkpoint of a new step, after waiting for the one before.
-
-        Args:
-            step: names the checkpoint; the highest is the newest.
-            state: pytree of jax and numpy arrays; may change once the call returns.
-            replay: nested dict of numpy arrays that do not change until `wait` returns, or None.
-            meta: what JSON can hold; copied. Tuples come back as lists and keys as strings.
-            score: result of an evaluation, higher is better; not finite counts as none.
-
-        Raises:
-            UserError: this checkpoint or the one before it could not be written and is removed.
-        """
-        with self._explaining_failures():
-            document = {"structure": _structure(state), "meta": meta}
-            items = {
-                "state": ocp.args.StandardSave(state),
-                "meta": ocp.args.JsonSave(json.loads(json.dumps(document))),
-            }
-            if replay is not None:
-                chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), replay)
-                items["replay"] = ocp.args.PyTreeSave(replay, save_args=chunked)
-            composite = ocp.args.Composite(**items)
-            self._manager.save(step, args=composite, metrics=_metrics(score), force=True)
-
-    def amend(self, step: int, meta: dict[str, Any], score: float | None = None) -> None:
-        """Replaces the meta of a saved checkpoint, and adds a score; raises like `save`."""
-        with self._explaining_failures():
-            self._manager.wait_until_finished()
-            path = self.directory / str(step)
-            document = json.loads((path / "meta" / "metadata").read_text()) | {"meta": meta}
-            folder.write_atomic(path / "meta" / "metadata", json.dumps(document))
-            metrics = _metrics(score)
-            if metrics is not None:
-                (path / "metrics").mkdir(exist_ok=True)
-                folder.write_atomic(path / "metrics" / "metrics", json.dumps(metrics))
-            self._manager.reload()
-
-    def latest_step(self) -> int | None:
-        """Returns the newest checkpoint, or None."""
-        return self._manager.latest_step()
-
-    def best_step(self) -> int | None:
-        """Returns the checkpoint with the highest score, of equals the newest; or None."""
-        return self._manager.best_step()
-
-    def restore(
-        self, step: int | None, abstract_state: Any
-    ) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
-        """Restores (state, replay, meta); replay is None when it was saved so.
-
-        Args:
-            step: which checkpoint; None is the newest.
-            abstract_state: pytree like the state. Where it has numpy arrays the result has, and
-                elsewhere jax arrays on the leaf's sharding or, if it has none, on the first device,
-                wherever they were when saved.
-
-        Raises:
-            UserError: no such checkpoint, one of another structure, or one that cannot be read.
-        """
-        step, meta, items = self._open(step, abstract_state)
-        if (self.directory / str(step) / "replay").exists():
-            items["replay"] = ocp.args.PyTreeRestore()
-        restored = self._read(step, items)
-        return restored["state"], restored.get("replay"), meta
-
-    def wait(self) -> None:
-        """Returns when the checkpoint being written is complete; raises like `save`."""
-        with self._explaining_failures():
-            self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Waits and ends the background threads; raises like `save`."""
-        with self._explaining_failures():
-            self._manager.close()
-
-    def _open(
-        self, step: int | None, abstract_state: Any
-    ) -> tuple[int, dict[str, Any], dict[str, Any]]:
-        """Returns the step, its meta and how to restore its state, having compared structures."""
-        self.wait()
-        wanted = "" if step is None else f" of step {step}"
-        step = self._manager.latest_step() if step is None else step
-        if step is None or step not in self._manager.all_steps():
-            raise UserError(
-                f"no checkpoint{wanted} in {self.directory}; name the folder of a run that saved it"
-            )
-        saved = self._read(step, {"meta": ocp.args.JsonRestore()})["meta"]
-        _check_structure(saved["structure"], _structure(abstract_state), self.directory / str(step))
-        target = jax.tree.map(_target, abstract_state)
-        return step, saved["meta"], {"state": ocp.args.StandardRestore(target)}
-
-    def _read(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(
-                f"cannot read the checkpoint {self.directory / str(step)}; delete that folder to "
-                f"use an older one: {reason}"
-            ) from error
-
-    @contextlib.contextmanager
-    def _explaining_failures(self) -> Iterator[None]:
-        """Turns what the file system refused into a UserError and removes what is half-written."""
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            reason = _reason(error)
-            if reason is None:
-                raise
-            _remove_temporary(self.directory)
-            self._manager.reload()  # it already forgot what it meant to delete after this save
-            raise UserError(
-                f"cannot save a checkpoint in {self.directory}: {reason}; "
-                "make room there or choose another folder with checkpoint.dir"
-            ) from error
+    _write_arrays(path / "state", state)
+    if replay is not None:
+        _write_arrays(path / "replay", replay)
+    _write_document(path, replace(about, files=integrity.seal(path)))
 
 
-def read_meta(path: Path) -> dict[str, Any]:
-    """The meta of one checkpoint, given its own folder, wherever it was copied to.
+def amend(path: Path, meta: dict[str, Any], score: float | None) -> None:
+    """Replaces the meta of a checkpoint, and its score if there is one; raises like `write`."""
+    old = read(path)
+    new = document({}, meta, old.score if score is None else score)
+    _write_document(path, replace(old, meta=new.meta, score=new.score))
+
+
+def read(path: Path) -> Document:
+    """The document of one checkpoint, given its own folder, wherever it was copied to.
 
     Raises:
-        UserError: the folder is not a checkpoint.
+        Damaged: it is not what was written, or the folder is no checkpoint.
+        UserError: it cannot be read, or is of a newer format.
     """
-    return _document(path)["meta"]
+    try:
+        content = integrity.read_document(path / DOCUMENT)
+    except FileNotFoundError:
+        return _read_format_0(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if content is None:
+        raise Damaged(f"the checkpoint {path} is damaged: {DOCUMENT} has changed")
+    if content["format"] > FORMAT:
+        raise UserError(
+            f"the checkpoint {path} has format {content['format']}, newer than the {FORMAT} that "
+            "is known here; install the version of dreamer that saved it, or a newer one"
+        )
+    return Document(**content)
 
 
-def read_params(path: Path, abstract_params: Any) -> Any:
+def check(path: Path, about: Document, part: str = "") -> None:
+    """Compares the files of a checkpoint, or of a part of it, with their checksums.
+
+    Raises:
+        Damaged: one has changed or is missing.
+        UserError: one cannot be read.
+    """
+    try:
+        found = integrity.damage(path, about.files, part)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if found:
+        raise Damaged(f"the checkpoint {path} is damaged: {found}")
+
+
+def restore(path: Path, pattern: Any) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
+    """A checkpoint as (state, replay, meta), all of it checked; replay is None if saved so.
+
+    Args:
+        path: its own folder.
+        pattern: pytree like the state. Where it has numpy arrays the result has, and elsewhere jax
+            arrays on the leaf's sharding or, if it has none, on the first device, wherever they
+            were when saved.
+
+    Raises:
+        Damaged: it is not what was written.
+        UserError: it is of another structure, or cannot be read.
+    """
+    about = read(path)
+    _check_structure(about.structure, _structure(pattern), path)
+    check(path, about)
+    state = read_arrays(path, "state", about, pattern)
+    replay = read_arrays(path, "replay", about) if (path / "replay").exists() else None
+    return state, replay, about.meta
+
+
+def read_params(path: Path, pattern: Any) -> Any:
     """The parameters alone of one checkpoint, on the first device; the rest is not read.
 
     Args:
         path: the checkpoint's own folder, wherever it was copied to.
-        abstract_params: pytree like them.
+        pattern: pytree like them.
 
     Raises:
-        UserError: the folder is not a checkpoint, of other parameters, or cannot be read.
+        Damaged: they are not what was written.
+        UserError: they are others, or cannot be read.
     """
-    saved = _document(path)["structure"]
-    saved = {key: form for key, form in saved.items() if key.startswith(".params[")}
-    wanted = {f".params{key}": form for key, form in _structure(abstract_params).items()}
+    about = read(path)
+    inside = ".params["
+    saved = {key: form for key, form in about.structure.items() if key.startswith(inside)}
+    wanted = {f".params{key}": form for key, form in _structure(pattern).items()}
     _check_structure(saved, wanted, path)
-    target = {"params": jax.tree.map(_target, abstract_params)}
-    how = ocp.checkpoint_utils.construct_restore_args(target)
+    check(path, about, "state/")
+    return read_arrays(path, "state", about, {"params": pattern}, partial=True)["params"]
+
+
+def read_arrays(
+    path: Path, part: str, about: Document, pattern: Any = None, partial: bool = False
+) -> Any:
+    """Arrays of a checkpoint, whose files are not checked here.
+
+    Args:
+        path: the checkpoint's own folder.
+        part: state or replay.
+        about: its document.
+        pattern: as that of `restore`; none gives everything in nested dicts of numpy.
+        partial: the pattern has only some of the arrays.
+
+    Raises:
+        Damaged: files without checksums do not hold them.
+        UserError: they cannot be read.
+    """
+    how: dict[str, Any] = {}
+    if pattern is not None:
+        target = jax.tree.map(_target, pattern)
+        kinds = ocp.checkpoint_utils.construct_restore_args(target)
+        how = {"item": target, "restore_args": kinds, "partial_restore": partial}
     handler = ocp.PyTreeCheckpointHandler()
     try:
-        return handler.restore(
-            path.absolute() / "state",
-            args=ocp.args.PyTreeRestore(target, restore_args=how, partial_restore=True),
-        )["params"]
+        return handler.restore(path / part, args=ocp.args.PyTreeRestore(**how))
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0].partition(" [tensorstore")[0]
-        raise UserError(
-            f"cannot read the checkpoint {path}; copy it anew, or use another: {reason}"
-        ) from error
+        if about.format == 0:
+            reason = str(error).partition("\n")[0].partition(" [tensorstore")[0]
+            raise Damaged(f"the checkpoint {path} is damaged: {part}: {reason}") from error
+        raise _unreadable(path, error) from error
     finally:
         handler.close()
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _write_arrays(path: Path, arrays: Any) -> None:
+    # They are handed over, and so written without the copy that orbax makes of numpy arrays.
+    plain = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, plain))
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), arrays)
+    path.mkdir()
+    try:
+        handler.save(path, args=ocp.args.PyTreeSave(arrays, save_args=chunked))
+        handler.finalize(path)
+    finally:
+        handler.close()
+
+
+def _write_document(path: Path, about: Document) -> None:
+    integrity.write_document(path / DOCUMENT, dict(vars(about)))
+
+
+def _read_format_0(path: Path) -> Document:
     file = path / "meta" / "metadata"
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        return {"structure": dict(document["structure"]), "meta": dict(document["meta"])}
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        score = path / "metrics" / "metrics"
+        found = json.loads(score.read_text())["score"] if score.exists() else None
+        return Document(dict(saved["structure"]), dict(saved["meta"]), found, 0)
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path} is not a checkpoint of a dreamer run: {file} is not there or not of its form; "
-            "name a run folder, or a numbered folder of its checkpoints"
+        if (path / "state").is_dir():
+            raise Damaged(f"the checkpoint {path} is damaged: {DOCUMENT} is missing") from None
+        raise Damaged(
+            f"{path} is not a checkpoint of a dreamer run: {DOCUMENT} is missing"
         ) from None
 
 
-def _metrics(score: float | None) -> dict[str, float] | None:
-    return {"score": float(score)} if score is not None and math.isfinite(score) else None
-
-
-def _score(metrics: dict[str, float]) -> float:
-    return metrics["score"]
+def _unreadable(path: Path, error: Exception) -> UserError:
+    if isinstance(error, OSError) and error.strerror:
+        return UserError(f"cannot read the checkpoint {path}: {error.filename}: {error.strerror}")
+    reason = str(error).partition("\n")[0].partition(" [tensorstore")[0]
+    return UserError(f"cannot read the checkpoint {path}: {reason}")
 
 
 def _target(leaf: Any) -> Any:
@@ -287,55 +273,3 @@ def _check_structure(saved: dict[str, str], wanted: dict[str, str], where: Path)
                 f"the checkpoint {where} does not fit the configuration: {path} is {there} there "
                 f"and {here} here; use the configuration it was saved with"
             )
-
-
-def check(directory: str | Path) -> None:
-    """Refuses a folder of checkpoints that cannot be made or written to; leaves no trace.
-
-    Raises:
-        UserError: the folder, or the nearest parent there is, cannot be written to.
-    """
-    directory = Path(directory).absolute()
-    with _explaining_refusal(directory):
-        folder.probe(folder.nearest(directory))
-
-
-def make(directory: Path) -> None:
-    """Makes a folder of checkpoints.
-
-    Raises:
-        UserError: it cannot be made or written to.
-    """
-    with _explaining_refusal(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        folder.probe(directory)
-
-
-@contextlib.contextmanager
-def _explaining_refusal(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write checkpoints to {directory}: {error.strerror}; "
-            "choose another folder with checkpoint.dir"
-        ) from error
-
-
-def _reason(error: Exception) -> str | None:
-    """Returns why the operating system refused, or None when it did not."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore writes it
-    return os.strerror(int(code[1])) if code else None
-
-
-def _remove_temporary(directory: Path) -> None:
-    """Removes half-written checkpoints; again while threads of the failed save still write."""
-    for _ in range(20):
-        folders = list(directory.glob("*.orbax-checkpoint-tmp*"))
-        for path in folders:
-            shutil.rmtree(path, ignore_errors=True)
-        if not folders:
-            return
-        time.sleep(0.05)

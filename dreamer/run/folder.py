@@ -170,6 +170,19 @@ def write_atomic(path: str | Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def sync(path: Path) -> None:
+    """Sees that the names in a folder are on the disk.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def versions() -> dict[str, str | None]:
     """Installed versions, read without importing anything; None for what is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}

@@ -1,7 +1,6 @@
 """Reads an agent from the folder of a run, or from a checkpoint that was copied elsewhere.
 
-Nothing but numbers and text is read: no environment is made and no code of others runs, except for
-a checkpoint older than the note of its spaces, whose environment is made to know them.
+Nothing but numbers and text is read: no environment is made and no code of others runs.
 """
 
 from dataclasses import dataclass
@@ -15,10 +14,8 @@ from dreamer.agent import agent as agents
 from dreamer.agent import interface
 from dreamer.agent.agent import Agent
 from dreamer.config import Config
-from dreamer.envs import registry
 from dreamer.errors import UserError
-from dreamer.run import checkpoint, folder, paths
-from dreamer.run.checkpoint import Checkpointer
+from dreamer.run import checkpoint, checkpointer, folder, paths
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def load(path: str | Path, which: str = "newest") -> Saved:
     home = _home(path)
     config = compose.from_yaml(folder.saved_config(home) or "")
     found = path if _is_checkpoint(path) else _choose(path, home, config, which)
-    meta = checkpoint.read_meta(found)
+    meta = checkpoint.read(found).meta
     agent = _agent(config, meta)
     pattern = jax.eval_shape(lambda: agents.init_params(agent, jax.random.key(0)))
     params = checkpoint.read_params(found, pattern)
@@ -80,11 +77,8 @@ def _choose(path: Path, home: Path, config: Config, which: str) -> Path:
     here = next((place for place in (path, inside) if _numbered(place)), None)
     run = config.run.model_copy(update={"dir": str(home)})
     directory = here or paths.checkpoint_folder(config.model_copy(update={"run": run}))
-    checkpoints = Checkpointer(directory, read_only=True)
-    try:
-        step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
-    finally:
-        checkpoints.close()
+    choose = checkpointer.best if which == "best" else checkpointer.newest
+    step = choose(directory)
     if step is None:
         raise UserError(
             f"no {which} checkpoint in {directory}; train first, with eval.every set if the best "
@@ -94,7 +88,7 @@ def _choose(path: Path, home: Path, config: Config, which: str) -> Path:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return (path / "state").is_dir() and (path / "meta").is_dir()
+    return (path / "state").is_dir()
 
 
 def _numbered(path: Path) -> bool:
@@ -104,10 +98,9 @@ def _numbered(path: Path) -> bool:
 
 def _agent(config: Config, meta: dict[str, Any]) -> Agent:
     """The networks for the spaces that the checkpoint tells of."""
-    if "spaces" in meta:
-        return agents.make_agent(config.agent, *interface.load(meta["spaces"]))
-    env = registry.make(config.env, 1, config.seed)
-    try:
-        return agents.make_agent(config.agent, env.observation_spec(), env.action_spec())
-    finally:
-        env.close()
+    if "spaces" not in meta:
+        raise UserError(
+            "the checkpoint is older than the note of its spaces; resume its run once, by which it "
+            "gets one"
+        )
+    return agents.make_agent(config.agent, *interface.load(meta["spaces"]))

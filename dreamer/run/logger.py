@@ -31,8 +31,9 @@ class Logger:
     ...}. A value that is NaN or infinite is null there, because JSON has no such numbers;
     TensorBoard keeps it.
 
-    Once made, the logger never raises for a disk that is full or gone: it warns once, drops what it
-    cannot write and tries again at the next call, so that training goes on.
+    Once made, the logger never raises for a disk that is full or gone, or a folder that somebody
+    removed: it warns once, drops what it cannot write and tries again at the next call, so that
+    training goes on.
 
     Raises:
         UserError: the folder cannot be written.
@@ -45,9 +46,9 @@ class Logger:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             if tensorboard:
-                self._events = AppendFile(self._folder / f"events.out.tfevents.{time.time_ns()}")
-                version = Event(wall_time=time.time(), file_version="brain.Event:2")
-                self._events.append(_record(version))
+                version = _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+                name = f"events.out.tfevents.{time.time_ns()}"
+                self._events = AppendFile(self._folder / name, version)
             self._metrics = AppendFile(self._folder / METRICS)
         except OSError as error:
             if self._events is not None:
@@ -151,29 +152,52 @@ class Logger:
             self._warned = True
             print(
                 f"warning: cannot write logs in {self._folder}: {error.strerror or error}; "
-                "training goes on, metrics and videos are lost until there is room",
+                "training goes on, metrics and videos are lost until it is mended",
                 file=sys.stderr,
             )
 
 
 class AppendFile:
-    """A file to which records are added whole or not at all, each reaching the system at once.
+    """A file to which records are added whole or not at all, each reaching the system at once. When
+    somebody removed it, a new one is begun.
+
+    Args:
+        path: the file.
+        header: what it begins with.
 
     Raises:
         OSError: when made or appended to, if it cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115, closed by close()
+    def __init__(self, path: Path, header: bytes = b"") -> None:
+        self._path, self._header = path, header
+        self._open()
+
+    def _open(self) -> None:
+        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115, closed by close()
         size = self._file.seek(0, os.SEEK_END)
         try:
-            self.append(b"\n")  # opening alone succeeds on a full disk
+            self._write(b"\n")  # opening alone succeeds on a full disk
             self._file.truncate(size)
+            if size == 0:
+                self._write(self._header)
         except OSError:
             self.close()
             raise
 
     def append(self, data: bytes) -> None:
+        if self._file.closed or not self._is_there():
+            self.close()
+            self._open()
+        self._write(data)
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
+
+    def _write(self, data: bytes) -> None:
         size = self._file.seek(0, os.SEEK_END)
         try:
             written = 0

@@ -1,5 +1,6 @@
 """A training run: its loop, and now and then evaluations, logs and checkpoints."""
 
+import contextlib
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,9 +11,9 @@ from dreamer.agent import interface
 from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.errors import EnvironmentFault, UserError
-from dreamer.run import beginning, checkpoint, folder, paths
+from dreamer.run import beginning, checkpointer, folder, paths
 from dreamer.run.callbacks import Callbacks
-from dreamer.run.checkpoint import Checkpointer
+from dreamer.run.checkpointer import Checkpointer, SaveError
 from dreamer.run.clocks import EverySeconds, EverySteps
 from dreamer.run.device_loop import DeviceLoop
 from dreamer.run.host_loop import HostLoop
@@ -23,6 +24,7 @@ from dreamer.run.plan import plan
 from dreamer.run.policy import transition_spec
 from dreamer.run.progress import Progress
 from dreamer.run.reporter import Reporter
+from dreamer.run.saving import Saving
 from dreamer.run.signals import StopRequest
 
 SHOWN = ("loss/total", "loss/reward", "kl", "return", "value")  # metrics in the progress display
@@ -69,7 +71,7 @@ class Trainer:
         self.path = paths.run_folder(config)
         folder.check(self.path)
         paths.refuse_changes(config, self.path)
-        checkpoint.check(paths.checkpoint_folder(config))
+        checkpointer.check(paths.checkpoint_folder(config))
         self.devices = parallel.local_devices(
             config.platform, config.devices, config.replay.batch_size
         )
@@ -93,14 +95,15 @@ class Trainer:
         fresh = folder.saved_config(self.path) is None
         checkpoints = paths.checkpoint_folder(config)
         if config.checkpoint.dir:  # which the lock of the run folder does not cover
-            checkpoint.make(checkpoints)
+            checkpointer.make(checkpoints)
             stack.enter_context(folder.locked(checkpoints))
         paths.refuse_strange_checkpoints(config, fresh)
         if fresh:
             folder.prepare(self.path, compose.to_yaml(config))
         stack.enter_context(folder.locked(self.path))
         self.checkpoints = Checkpointer(checkpoints, config.checkpoint.keep)
-        stack.callback(self.checkpoints.close)
+        stack.push(self._end_saving)
+        self._saving = Saving(self.checkpoints, self._save, self.say)
         self._restarts = 0  # environments made anew that were told
         resumed = self._start_or_resume(fresh)
         if not fresh:  # only now is it known that the checkpoint fits a changed configuration
@@ -152,11 +155,12 @@ class Trainer:
                     self.after(self.loop.turn())
                 self.finish()
         except EnvironmentFault as fault:
-            self._close_books()
-            raise EnvironmentFault(
-                f"{fault}; all that was learned until step {self.step:,} is saved in {self.path}, "
-                "and the same command resumes"
-            ) from fault
+            kept = f"all that was learned until step {self.step:,} is saved in {self.path}"
+            try:
+                self._close_books()
+            except SaveError as error:
+                kept = str(error)
+            raise EnvironmentFault(f"{fault}; {kept}, and the same command resumes") from fault
 
     @property
     def unfinished(self) -> bool:
@@ -199,6 +203,13 @@ class Trainer:
         else:
             self.progress.close(last)
 
+    @property
+    def kept(self) -> str:
+        """What would be left if the run ended now, in words."""
+        step = self.checkpoints.latest_step()
+        saved = "nothing is saved" if step is None else f"the newest checkpoint is of step {step:,}"
+        return f"{saved} in {self.path}"
+
     def say(self, line: str) -> None:
         """Prints a line, on the display of the leader if there is one."""
         if self.leader:
@@ -226,9 +237,10 @@ class Trainer:
             self.reporter.videos(
                 self.loop.params, self.loop.sequences, self.step, self._interrupted
             )
-        # Both clocks are asked every time, so that neither falls behind.
+        # All are asked every time, so that none falls behind.
         if any([self._save_clock(), self._save_step_clock(self.step)]):
-            self._save()
+            self._saving()
+        self._saving.look()
 
     def _tell(self, episodes: list[tuple[float, int]]) -> None:
         for score, length in episodes:
@@ -296,18 +308,28 @@ class Trainer:
         )
         if self.best is None or numbers["mean"] > self.best:
             self.best = float(numbers["mean"])
-            self._save(score=self.best)
+            self._saving(self.best)
 
     # ------------------------------------------------------------------------------- checkpoints
 
     def _close_books(self) -> None:
         """Saves and logs all that there is."""
         self._tell_restarts()
-        self.save()
-        self._log(wait=True)
+        try:
+            self.save()
+        except SaveError as error:
+            raise SaveError(f"{error}; {self.kept}") from error
+        finally:
+            self._log(wait=True)
 
     def save(self) -> None:
-        """Saves, and returns when it is written."""
+        """Saves, and returns when it is written.
+
+        Raises:
+          SaveError: it cannot be written.
+        """
+        with contextlib.suppress(SaveError):  # of the save before, after which this one comes
+            self.checkpoints.wait()
         self._save()
         self.checkpoints.wait()
 
@@ -315,6 +337,7 @@ class Trainer:
         """Saves everything that influences the rest of the run."""
         self._tell(self.loop.drain())
         self.checkpoints.wait()  # or the copies of two saves would be in memory
+        self._make_folders()
         own = {
             "run": str(self.path.absolute()),
             "best": self.best,
@@ -324,7 +347,7 @@ class Trainer:
         }
         counters = own | self.loop.get_counters()
         step = self.step
-        if self.checkpoints.latest_step() == step:  # since when no array has changed
+        if self.checkpoints.holds(step):  # since when no array has changed
             self.checkpoints.amend(step, counters, score)
             return
         arrays, copied = self.loop.get_arrays()
@@ -335,11 +358,28 @@ class Trainer:
         if told:
             self._callbacks("on_checkpoint", self, self.checkpoints.directory / str(step))
 
+    def _make_folders(self) -> None:
+        """Makes again what somebody removed during the training."""
+        directory = self.checkpoints.directory
+        try:
+            if not self.path.exists():
+                folder.prepare(self.path, compose.to_yaml(self.config))
+                self._stack.enter_context(folder.locked(self.path))
+            if not directory.exists():
+                checkpointer.make(directory)
+        except (UserError, OSError) as error:
+            raise SaveError(f"cannot save a checkpoint in {directory}: {error}") from error
+
+    def _end_saving(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Waits for the save under way, but not when a second Ctrl-C ends all at once."""
+        if kind is None or issubclass(kind, Exception):
+            self.checkpoints.close()
+
     def _start_or_resume(self, fresh: bool) -> str:
         """Goes back to the newest checkpoint if there is one; what to say of the start."""
         if self.checkpoints.latest_step() is None:
             return self.begun if fresh else f"{self.path} had saved nothing yet and starts anew"
-        state, arrays, counters = self.checkpoints.restore(None, self.loop.state)
+        state, arrays, counters = self.checkpoints.restore_newest(self.loop.state)
         assert arrays is not None, "every save has a replay"
         paths.refuse_checkpoint_of(counters["run"], self.config)
         paths.refuse_other_kind(counters.get("offline", False), self.config)

@@ -16,7 +16,7 @@ from dreamer.envs.recorded import ENV, Episode, Recording, Spaces
 from dreamer.errors import UserError
 from dreamer.explain import validate
 from dreamer.replay import tree
-from dreamer.run import folder, paths, weights
+from dreamer.run import checkpoint, folder, paths, weights
 
 MINARI = "minari:"
 
@@ -71,7 +71,9 @@ def env_of(source: str, key: str) -> Env:
 
 def _of_replay(source: str, key: str, spaces: Spaces) -> Recording:
     """The episodes, or parts of them, that the newest checkpoint of a run has in its replay."""
-    path = weights.find(source, key) / "replay"
+    home = weights.find(source, key)
+    checkpoint.check(home, checkpoint.read(home), "replay/")
+    path = home / "replay"
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             arguments = ocp.args.PyTreeRestore(**_without_latents(reader.metadata(path)))

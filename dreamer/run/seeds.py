@@ -22,6 +22,7 @@ from dreamer.envs import registry
 from dreamer.errors import UserError
 from dreamer.run import device_memory, folder, paths
 from dreamer.run.callbacks import Callback, Callbacks
+from dreamer.run.checkpointer import SaveError
 from dreamer.run.device_loop import Call, DeviceLoop, World, program
 from dreamer.run.loop import Trainer
 from dreamer.run.policy import transition_spec
@@ -52,8 +53,7 @@ def train(
             leader = leader or trainers[0]
         begun = [trainer for trainer in trainers if trainer.begin()]
         _run(begun)
-        for trainer in reversed(begun):  # the others use the display of the first
-            trainer.finish()
+        _finish(begun)
 
 
 def split(config: Config) -> list[Config]:
@@ -120,6 +120,18 @@ def _run(trainers: list[Trainer]) -> None:
     while trainers[0].unfinished:
         for trainer, episodes in zip(trainers, together.turn(), strict=True):
             trainer.after(episodes)
+
+
+def _finish(trainers: list[Trainer]) -> None:
+    """Ends every run, also when one before it could not be saved."""
+    failures = []
+    for trainer in reversed(trainers):  # the others use the display of the first
+        try:
+            trainer.finish()
+        except SaveError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 class Together:

@@ -30,7 +30,7 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)  # not its parents: whoever removed them must make them
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         # Encoded in memory: a full disk is then an ordinary failed write, and never half a video.

@@ -1,6 +1,5 @@
 """Weights of another run, whole or network by network."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from dreamer import compose
 from dreamer.errors import UserError
-from dreamer.run import folder, paths
+from dreamer.run import checkpoint, checkpointer, folder, paths
 
 
 def load(source: str, modules: Sequence[str], params: Any) -> dict[str, Any]:
@@ -25,22 +23,16 @@ def load(source: str, modules: Sequence[str], params: Any) -> dict[str, Any]:
       params: those of this run, for everything else and to compare shapes with.
 
     Raises:
-      UserError: no checkpoint, one that cannot be read, a network that is not there, or one of
+      UserError: no checkpoint, one that is damaged, a network that is not there, or one of
         another shape.
     """
     path = find(source, "run.init_from")
     chosen = {name: _part(name, params, source) for name in modules or params}
-    try:
-        saved = json.loads((path / "meta" / "metadata").read_text(encoding="utf-8"))["structure"]
-        _compare(source, saved, chosen)
-        target = {"params": jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), chosen)}
-        kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-        arguments = ocp.args.PyTreeRestore(target, restore_args=kinds, partial_restore=True)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            restored = reader.restore(path / "state", args=arguments)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"run.init_from={source}: {path} cannot be read: {reason}") from error
+    about = checkpoint.read(path)
+    _compare(source, about.structure, chosen)
+    checkpoint.check(path, about, "state/")
+    pattern = {"params": jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), chosen)}
+    restored = checkpoint.read_arrays(path, "state", about, pattern, partial=True)
     # Copies, in memory of the device alone: an update takes it.
     return jax.tree.map(jnp.array, {**params, **restored["params"]})
 
@@ -60,13 +52,13 @@ def find(source: str, key: str) -> Path:
         path = (
             path / "checkpoints" if not config.checkpoint.dir else paths.checkpoint_folder(config)
         )
-    steps = [int(entry.name) for entry in path.glob("*") if entry.name.isdigit()]
-    if not steps:
+    step = checkpointer.newest(path)
+    if step is None:
         raise UserError(
             f"{key}={source} holds no checkpoint; name the folder of a run that saved one, "
             "or of one checkpoint"
         )
-    return path / str(max(steps))
+    return path / str(step)
 
 
 def _part(name: str, params: Any, source: str) -> Any:

@@ -13,7 +13,7 @@ import pytest
 
 import dreamer
 from dreamer.errors import UserError
-from dreamer.run.checkpoint import Checkpointer
+from dreamer.run import checkpointer
 from tests import tiny_run
 from tests.run.test_device_loop import config as device_config
 
@@ -222,7 +222,7 @@ def test_what_the_device_loop_tells(tmp_path: Path) -> None:
         assert len(notes.steps) < 20  # calls of several steps
         assert notes.updates == sorted(set(notes.updates))
         assert notes.episodes == logged(folder)
-        assert Checkpointer(folder / "checkpoints", read_only=True).latest_step() == 92
+        assert checkpointer.newest(folder / "checkpoints") == 92
 
 
 def test_an_exception_saves_all_runs_that_are_computed_together(tmp_path: Path) -> None:

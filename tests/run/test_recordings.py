@@ -58,7 +58,7 @@ def test_a_replay_that_cannot_be_read_is_refused(
 ) -> None:
     broken = tiny_run.copy(run[0], tmp_path / "run")
     shutil.rmtree(broken / "checkpoints" / "100" / "replay")
-    with pytest.raises(UserError, match=f"^source={broken}: .*replay cannot be read: "):
+    with pytest.raises(UserError, match=f"^the checkpoint {broken}/.* is damaged: replay/"):
         recordings.open_recording(str(broken), "source", spaces)
     shutil.rmtree(broken / "checkpoints" / "100")
     with pytest.raises(UserError, match=f"^source={broken} holds no checkpoint"):

@@ -10,7 +10,7 @@ import pytest
 
 from dreamer.errors import UserError
 from dreamer.run import seeds
-from dreamer.run.checkpoint import Checkpointer
+from dreamer.run.checkpointer import Checkpointer
 from dreamer.run.device_loop import DeviceLoop
 from dreamer.run.loop import Trainer
 from tests import tiny_run

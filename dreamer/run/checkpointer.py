@@ -1,0 +1,293 @@
+"""The checkpoints of a run: written in the background, the newest and the best kept.
+
+Layout: `DIRECTORY/STEP/`, see `checkpoint`. A folder has this name only while all of it is there:
+it is written under a temporary name, and renamed again before it is deleted.
+"""
+
+import contextlib
+import itertools
+import os
+import re
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dreamer.errors import UserError
+from dreamer.run import checkpoint, folder
+from dreamer.run.checkpoint import Damaged, Document
+
+TEMPORARY = ".tmp"
+DAMAGED = ".damaged"
+
+
+class SaveError(UserError):
+    """A checkpoint could not be written: where and why."""
+
+
+class Checkpointer:
+    """Saves and restores the checkpoints of one run, which alone may write in their folder.
+
+    Args:
+        directory: folder of the checkpoints; made if missing.
+        keep: newest checkpoints to keep, beside the one with the best score.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, directory: str | Path, keep: int = 2) -> None:
+        self.directory = Path(directory).absolute()
+        self._keep = keep
+        self.completed = 0  # saves so far
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None  # that ended it
+        make(self.directory)
+        _remove_temporary(self.directory)
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        replay: dict[str, Any] | None,
+        meta: dict[str, Any],
+        score: float | None = None,
+    ) -> None:
+        """Saves a checkpoint of a new step, after waiting for the one before.
+
+        Args:
+            step: names the checkpoint; the highest is the newest.
+            state: pytree of jax and numpy arrays; may change once the call returns.
+            replay: nested dict of numpy arrays that do not change until `wait` returns, or None.
+            meta: what JSON can hold; copied. Tuples come back as lists and keys as strings.
+            score: result of an evaluation, higher is better; not finite counts as none.
+
+        Raises:
+            SaveError: the one before could not be written. Of this one the next call tells.
+        """
+        self.wait()
+        about = checkpoint.document(state, meta, score)
+        copy = jax.tree.map(lambda x: np.array(x), state)  # leaves of numpy too
+        write = partial(self._write, step, copy, replay, about)
+        self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def amend(self, step: int, meta: dict[str, Any], score: float | None = None) -> None:
+        """Replaces the meta of a saved checkpoint, and adds a score; raises like `wait`."""
+        self.wait()
+        with self._explaining():
+            checkpoint.amend(self._path(step), meta, score)
+        self.completed += 1
+
+    def holds(self, step: int) -> bool:
+        """Whether there is a checkpoint of a step; raises like `wait`."""
+        with self._explaining():
+            return step in steps(self.directory)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Returns when the checkpoint being written is complete.
+
+        Raises:
+            SaveError: it could not be written and is removed.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Waits; raises like `wait`."""
+        self.wait()
+
+    def latest_step(self) -> int | None:
+        """Returns the newest checkpoint, or None."""
+        return newest(self.directory)
+
+    def best_step(self) -> int | None:
+        """Returns the checkpoint with the highest score, of equals the newest; or None."""
+        return best(self.directory)
+
+    def restore(self, step: int, pattern: Any) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
+        """Restores (state, replay, meta), see `checkpoint.restore`."""
+        self.wait()
+        return checkpoint.restore(self._path(step), pattern)
+
+    def restore_newest(self, pattern: Any) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
+        """Restores the newest that is whole, as `checkpoint.restore`.
+
+        Newer ones, which are damaged, are renamed, and a line of standard error tells of each.
+
+        Raises:
+            UserError: there is none, all are damaged, which leaves them as they are, or the newest
+                that is whole does not fit or cannot be read.
+        """
+        self.wait()
+        damaged: dict[int, Damaged] = {}
+        for step in reversed(steps(self.directory)):
+            try:
+                restored = self.restore(step, pattern)
+            except Damaged as error:
+                damaged[step] = error
+                continue
+            for number, found in damaged.items():
+                print(
+                    f"warning: {found.what}; it is now named {self._set_aside(number)}, and "
+                    f"training goes back to step {step:,}",
+                    file=sys.stderr,
+                )
+            return restored
+        all_of_them = (
+            "; ".join([each.what for each in damaged.values()]) or "there is no checkpoint"
+        )
+        raise UserError(
+            f"{all_of_them}, and no other is in {self.directory}; put back a copy of "
+            "one, or start over with another run.dir"
+        )
+
+    def _path(self, step: int) -> Path:
+        return self.directory / str(step)
+
+    def _set_aside(self, step: int) -> str:
+        """Renames a damaged checkpoint; gives its name."""
+        names = (f"{step}{DAMAGED}{number or ''}" for number in itertools.count())
+        free = next(name for name in names if not (self.directory / name).exists())
+        self._path(step).rename(self.directory / free)
+        return free
+
+    # ------------------------------------------------------------------------ in the background
+
+    def _write(self, step: int, state: Any, replay: dict[str, Any] | None, about: Document) -> None:
+        temporary = self.directory / f"{step}{TEMPORARY}"
+        try:
+            with self._explaining():
+                temporary.mkdir()
+                checkpoint.write(temporary, state, replay, about)
+                temporary.rename(self._path(step))
+                folder.sync(self.directory)
+            self.completed += 1
+            self._remove_old()
+        except SaveError as error:
+            error.__context__ = None  # whose traceback would hold the arrays, as would its own
+            self._error = error.with_traceback(None)
+        except Exception as error:
+            self._error = error
+
+    def _remove_old(self) -> None:
+        """What cannot be removed now is tried again after the next save."""
+        with contextlib.suppress(OSError):
+            there = steps(self.directory)
+            kept = {*there[-self._keep :], best(self.directory)}
+            for step in there:
+                if step not in kept:
+                    self._path(step).rename(self.directory / f"{step}{TEMPORARY}")
+            _remove_temporary(self.directory)
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Turns what the file system refused into a SaveError and removes what is half-written."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            why = reason(error)
+            if why is None:
+                raise
+            with contextlib.suppress(OSError):
+                _remove_temporary(self.directory)
+            raise SaveError(
+                f"cannot save a checkpoint in {self.directory}: {why}; "
+                "make room there or choose another folder with checkpoint.dir"
+            ) from error
+
+
+def steps(directory: Path) -> list[int]:
+    """The checkpoints in a folder, the oldest first."""
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+
+
+def newest(directory: Path) -> int | None:
+    """The newest checkpoint in a folder, or None."""
+    return max(steps(directory), default=None)
+
+
+def best(directory: Path) -> int | None:
+    """The checkpoint with the highest score, of equals the newest; None if none has a score."""
+    scores = {step: _score(directory / str(step)) for step in steps(directory)}
+    scored = [(score, step) for step, score in scores.items() if score is not None]
+    return max(scored)[1] if scored else None
+
+
+def _score(path: Path) -> float | None:
+    try:
+        return checkpoint.read(path).score
+    except UserError:  # a damaged one is nobody's best; who reads it is told
+        return None
+
+
+def check(directory: str | Path) -> None:
+    """Refuses a folder of checkpoints that cannot be made or written to; leaves no trace.
+
+    Raises:
+        UserError: the folder, or the nearest parent there is, cannot be written to.
+    """
+    directory = Path(directory).absolute()
+    with _explaining_refusal(directory):
+        folder.probe(folder.nearest(directory))
+
+
+def make(directory: Path) -> None:
+    """Makes a folder of checkpoints.
+
+    Raises:
+        UserError: it cannot be made or written to.
+    """
+    with _explaining_refusal(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        folder.probe(directory)
+
+
+@contextlib.contextmanager
+def _explaining_refusal(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write checkpoints to {directory}: {error.strerror}; "
+            "choose another folder with checkpoint.dir"
+        ) from error
+
+
+def reason(error: Exception) -> str | None:
+    """Returns why the operating system refused, or None when it did not."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore writes it
+    return os.strerror(int(code[1])) if code else None
+
+
+def _remove_temporary(directory: Path) -> None:
+    """Removes what is half-written or half-deleted; again while threads of a failed save write."""
+    for _ in range(20):
+        folders = [path for path in directory.glob("[0-9]*.*") if _is_temporary(path.name)]
+        for path in folders:
+            shutil.rmtree(path, ignore_errors=True)
+        if not folders:
+            return
+        time.sleep(0.05)
+
+
+def _is_temporary(name: str) -> bool:
+    return re.fullmatch(r"\d+(\.tmp|\.orbax-checkpoint-tmp.*)", name) is not None
