@@ -32,6 +32,7 @@ FREE_ON_RESUME = (
     "run.dir",
     "run.accept_changes",
     "run.seeds",
+    "run.grace_seconds",
     "run.policy_device",
     "replay.where",
     "replay.folder",

@@ -99,6 +99,11 @@ class RunConfig(Section):
     init_modules: tuple[Module, ...] = Field(
         (), description="networks that come from run.init_from; none named is all"
     )
+    grace_seconds: NonNegative = Field(
+        0.0,
+        description="seconds after SIGTERM at which the run ends even if it is not saved yet; 0 is "
+        "as many as the system lets it have",
+    )
     updates_per_call: Count = Field(1, description="gradient updates compiled into one call")
     loop: Literal["auto", "host", "device"] = Field(
         "auto",

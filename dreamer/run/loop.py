@@ -175,6 +175,7 @@ class Trainer:
             return False
         self._set_clocks()
         self._updates = self.updates  # that callbacks were told of
+        self._saves_asked = 0  # that were heeded
         self._callbacks.watch(self)
         if self._eval_clock(self.step) and self.step < total:  # interrupted by the stop before
             self._evaluate()
@@ -238,9 +239,16 @@ class Trainer:
                 self.loop.params, self.loop.sequences, self.step, self._interrupted
             )
         # All are asked every time, so that none falls behind.
-        if any([self._save_clock(), self._save_step_clock(self.step)]):
+        if any([self._save_clock(), self._save_step_clock(self.step), self._save_is_asked()]):
             self._saving()
         self._saving.look()
+
+    def _save_is_asked(self) -> bool:
+        """Whether a signal came since this was asked last."""
+        asked, self._saves_asked = self._saves_asked, self.stop.saves
+        if asked < self._saves_asked:
+            self.say(f"saving at step {self.step:,}, because SIGUSR1 asks for it")
+        return asked < self._saves_asked
 
     def _tell(self, episodes: list[tuple[float, int]]) -> None:
         for score, length in episodes:

@@ -38,22 +38,35 @@ def train(
       UserError: what the user can mend, before anything is written.
     """
     told = Callbacks(callbacks)
-    if config.run.seeds == 1:
-        with Trainer(config, stop, callbacks=told) as trainer:
-            trainer.run()
-        return
     stop = stop or StopRequest()
+    trainers: list[Trainer] = []
+    with stop.grace(config.run.grace_seconds, partial(_last_words, config, trainers)):
+        if config.run.seeds == 1:
+            with Trainer(config, stop, callbacks=told) as trainer:
+                trainers.append(trainer)
+                trainer.run()
+        else:
+            _train_together(config, stop, told, trainers)
+
+
+def _train_together(
+    config: Config, stop: StopRequest, told: Callbacks, trainers: list[Trainer]
+) -> None:
+    """Trains `run.seeds` runs, which are put into the list as they are made."""
     configs = split(config)
     _check(config, configs)
     with ExitStack() as stack:
-        leader: Trainer | None = None
-        trainers: list[Trainer] = []
         for one in configs:
+            leader = trainers[0] if trainers else None
             trainers.append(stack.enter_context(Trainer(one, stop, leader, told)))
-            leader = leader or trainers[0]
         begun = [trainer for trainer in trainers if trainer.begin()]
         _run(begun)
         _finish(begun)
+
+
+def _last_words(config: Config, trainers: list[Trainer]) -> str:
+    kept = "; ".join([trainer.kept for trainer in trainers]) or "nothing was begun"
+    return f"run.grace_seconds={config.run.grace_seconds:g} are over, this is the end: {kept}"
 
 
 def split(config: Config) -> list[Config]:

@@ -1,12 +1,18 @@
-"""Ctrl-C, SIGTERM and a closed terminal as a wish to stop at the next safe point."""
+"""Signals as wishes for the next safe point: Ctrl-C, SIGTERM and a closed terminal to stop there,
+SIGUSR1 to save and go on."""
 
 import contextlib
 import os
 import signal
+import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from dreamer.run.grace import Grace
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+SAVE = signal.SIGUSR1 if hasattr(signal, "SIGUSR1") else None
 
 
 class StopRequest:
@@ -18,14 +24,21 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: dict[signal.Signals, Any] = {}
+        self.saves = 0  # asked for so far
+        self._terminated: float | None = None  # when, by `time.monotonic`
+        self._heard = False  # otherwise signals are left to the program
+        self._stops: dict[signal.Signals, Any] = {}  # the handlers before
+        self._saves: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         for number in SIGNALS:
             # SIGINT too is ignored where a shell starts a program in the background, but nohup's
             # ignored SIGHUP is a wish of the user.
             if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._note)
+                self._stops[number] = signal.signal(number, self._note)
+        if SAVE is not None:
+            self._saves[SAVE] = signal.signal(SAVE, self._note_save)
+        self._heard = True
         return self
 
     def __exit__(
@@ -34,17 +47,28 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._restore()
+        _put_back(self._stops)
+        _put_back(self._saves)
+
+    def grace(self, seconds: float, last_words: Callable[[], str]) -> Grace:
+        """Where a SIGTERM, also one that came before, leaves so many seconds; see `Grace`."""
+        return Grace(seconds if self._heard else 0, last_words, self._terminated)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        self._restore()
+        if number == signal.SIGTERM:
+            self._terminated = time.monotonic()
+        _put_back(self._stops)
         if number == signal.SIGINT:
             # Not by print, which may be what it interrupts.
             with contextlib.suppress(OSError):
                 os.write(2, b"stopping after this step, then saving; Ctrl-C again stops at once\n")
 
-    def _restore(self) -> None:
-        while self._before:
-            number, handler = self._before.popitem()
-            signal.signal(number, handler)
+    def _note_save(self, number: int, frame: FrameType | None) -> None:
+        self.saves += 1
+
+
+def _put_back(handlers: dict[signal.Signals, Any]) -> None:
+    while handlers:
+        number, handler = handlers.popitem()
+        signal.signal(number, handler)

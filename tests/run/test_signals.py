@@ -43,6 +43,33 @@ def test_handlers_are_put_back_also_on_an_error() -> None:
     assert handlers() == before
 
 
+def test_sigusr1_is_counted_until_the_end() -> None:
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert (stop.saves, stop.requested) == (1, False)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGUSR1)  # while the run saves for its end
+            assert (stop.saves, stop.requested) == (2, True)
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_only_sigterm_leaves_a_time_of_grace() -> None:
+    for number, counts in ((signal.SIGINT, False), (signal.SIGTERM, True)):
+        with StopRequest() as stop:
+            os.kill(os.getpid(), number)
+            with stop.grace(1000, str) as grace:
+                assert (grace._deadline is not None) == counts
+
+
+def test_signals_that_are_left_to_the_program_leave_no_time_of_grace() -> None:
+    with StopRequest().grace(1000, str):
+        assert signal.set_wakeup_fd(-1) == -1
+
+
 def test_nohup_is_respected() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

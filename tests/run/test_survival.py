@@ -1,7 +1,9 @@
 """A run goes on when its disk is full or its folder gone, and learns what it would have learned."""
 
+import os
 import resource
 import shutil
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +161,21 @@ def test_a_fault_of_an_environment_is_told_although_nothing_can_be_saved(
         monkeypatch.setattr(run.checkpoints, "save", fail)
         with pytest.raises(EnvironmentFault, match="^environment 0 failed; no room; nothing is "):
             run.run()
+
+
+def test_sigusr1_saves_and_the_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there: list[list[int]] = []
+    deeds = {
+        20: lambda: os.kill(os.getpid(), signal.SIGUSR1),
+        22: lambda: there.append(checkpointer.steps(tmp_path / "checkpoints")),
+    }
+    config = tiny_run.config(tmp_path, "log.progress=plain", "run.steps=30")
+    dreamer.train(config, [At(deeds)])
+    assert there == [[20]]
+    assert checkpointer.steps(tmp_path / "checkpoints") == [20, 30]
+    assert "saving at step 20, because SIGUSR1 asks for it" in capsys.readouterr().out
 
 
 def test_a_second_ctrl_c_does_not_wait_for_a_save(

@@ -1,0 +1,134 @@
+"""The end that comes so many seconds after SIGTERM, or does not."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dreamer.run import checkpointer
+from dreamer.run.grace import STATUS, Grace
+from dreamer.run.loop import Trainer
+from tests import tiny_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(code: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+    )
+
+
+BUSY = """
+    import hashlib, signal, sys, time
+    from dreamer.run.grace import Grace
+
+    seconds, since = map(float, sys.argv[1:])
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    with Grace(seconds, lambda: "farewell", time.monotonic() - since if since else None):
+        print("busy", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # no handler runs until it is done
+"""
+
+
+def wait_for(process: subprocess.Popen[str]) -> tuple[float, str]:
+    """Seconds until its end, and what it said."""
+    start = time.monotonic()
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return time.monotonic() - start, err
+
+
+def test_it_comes_although_the_main_thread_is_deep_in_compiled_code() -> None:
+    process = python(BUSY, "1", "0")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(1.2)
+    assert process.poll() is None
+    for _ in range(3):  # the first counts
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.4)
+    seconds, err = wait_for(process)
+    assert seconds < 20
+    assert (process.returncode, err) == (STATUS, "farewell\n")
+
+
+def test_it_counts_from_a_signal_that_came_before() -> None:
+    process = python(BUSY, "1000", "999.9")
+    _, err = wait_for(process)
+    assert (process.returncode, err) == (STATUS, "farewell\n")
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate()]
+
+
+def test_who_is_done_in_time_is_left_alone() -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with Grace(0.3, lambda: pytest.fail("too early")):
+            assert "grace" in threads()
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.6)
+        assert "grace" not in threads()
+        assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_without_a_limit_nothing_is_watched() -> None:
+    with Grace(0, lambda: "", time.monotonic() - 5):
+        assert "grace" not in threads()
+        assert signal.set_wakeup_fd(-1) == -1
+
+
+SLOW = """
+    import os, signal, sys, time
+    from dreamer import train
+    from dreamer.run import checkpoint, saving
+    from dreamer.run.loop import Trainer
+
+    write, after = checkpoint.write, Trainer.after
+
+    def slowly(path, *rest):
+        if path.name != "14.tmp":
+            write(path, *rest)
+            time.sleep(100)
+        write(path, *rest)
+
+    def stopped(trainer, episodes):
+        after(trainer, episodes)
+        trainer.checkpoints.wait()
+        if trainer.step == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    checkpoint.write, Trainer.after = slowly, stopped
+    train.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_save_that_takes_too_long_is_given_up_and_the_one_before_resumed(tmp_path: Path) -> None:
+    changes = ("checkpoint.every_steps=14", "run.grace_seconds=2", "log.progress=plain")
+    process = python(SLOW, *tiny_run.argv(tmp_path, *changes))
+    _, err = wait_for(process)
+    assert (process.returncode, err) == (
+        STATUS,
+        "run.grace_seconds=2 are over, this is the end: the newest checkpoint is of step 14 in "
+        f"{tmp_path}\n",
+    )
+    assert checkpointer.steps(tmp_path / "checkpoints") == [14]
+    assert (tmp_path / "checkpoints" / "20.tmp" / "checkpoint.json").exists()
+    with Trainer(tiny_run.config(tmp_path, *changes)) as again:
+        assert again.step == 14
