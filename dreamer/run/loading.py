@@ -15,7 +15,7 @@ from dreamer.agent import interface
 from dreamer.agent.agent import Agent
 from dreamer.config import Config
 from dreamer.errors import UserError
-from dreamer.run import checkpoint, checkpointer, folder, paths
+from dreamer.run import checkpoint, finding, folder, paths
 
 
 @dataclass(frozen=True)
@@ -45,55 +45,24 @@ def load(path: str | Path, which: str = "newest") -> Saved:
     path = paths.expand(str(path), "run").absolute()
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; name the folder of a training run")
-    home = _home(path)
+    home = finding.home(path)
+    if home is None:
+        raise UserError(
+            f"{path} is not the folder of a run: it has no config.yaml of one; name a run folder, "
+            "or a checkpoint with the config.yaml of its run beside it"
+        )
     config = compose.from_yaml(folder.saved_config(home) or "")
-    found = path if _is_checkpoint(path) else _choose(path, home, config, which)
+    found = finding.checkpoint(path, which)
+    if found is None:
+        raise UserError(
+            f"no {which} checkpoint in {path}; train first, with eval.every set if the best is "
+            "wanted"
+        )
     meta = checkpoint.read(found).meta
     agent = _agent(config, meta)
     pattern = jax.eval_shape(lambda: agents.init_params(agent, jax.random.key(0)))
     params = checkpoint.read_params(found, pattern)
     return Saved(home, config, agent, params, int(meta["step"]))
-
-
-def _home(path: Path) -> Path:
-    """The folder of config.yaml: this one, or for checkpoints one above it."""
-    places = [path]
-    if _is_checkpoint(path):
-        places += [path.parent, path.parent.parent]
-    elif _numbered(path):
-        places.append(path.parent)
-    for place in places:
-        if folder.saved_config(place) is not None:
-            return place
-    raise UserError(
-        f"{path} is not the folder of a run: it has no config.yaml of one; name a run folder, or a "
-        "checkpoint with the config.yaml of its run beside it"
-    )
-
-
-def _choose(path: Path, home: Path, config: Config, which: str) -> Path:
-    """The newest or best checkpoint of a folder."""
-    inside = path / "checkpoints"
-    here = next((place for place in (path, inside) if _numbered(place)), None)
-    run = config.run.model_copy(update={"dir": str(home)})
-    directory = here or paths.checkpoint_folder(config.model_copy(update={"run": run}))
-    choose = checkpointer.best if which == "best" else checkpointer.newest
-    step = choose(directory)
-    if step is None:
-        raise UserError(
-            f"no {which} checkpoint in {directory}; train first, with eval.every set if the best "
-            "is wanted"
-        )
-    return directory / str(step)
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return (path / "state").is_dir()
-
-
-def _numbered(path: Path) -> bool:
-    """Whether there are checkpoints directly in a folder."""
-    return any(place.name.isdigit() and _is_checkpoint(place) for place in path.glob("*"))
 
 
 def _agent(config: Config, meta: dict[str, Any]) -> Agent:

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer import compose
 from dreamer.errors import UserError
-from dreamer.run import checkpoint, checkpointer, folder, paths
+from dreamer.run import checkpoint, finding, paths
 
 
 def load(source: str, modules: Sequence[str], params: Any) -> dict[str, Any]:
@@ -43,22 +42,13 @@ def find(source: str, key: str) -> Path:
     Raises:
       UserError: there is none.
     """
-    path = paths.expand(source, key).absolute()
-    if path.name.isdigit() and (path / "state").is_dir():
-        return path
-    saved = folder.saved_config(path)
-    if saved is not None:
-        config = compose.from_yaml(saved)
-        path = (
-            path / "checkpoints" if not config.checkpoint.dir else paths.checkpoint_folder(config)
-        )
-    step = checkpointer.newest(path)
-    if step is None:
+    found = finding.checkpoint(paths.expand(source, key).absolute())
+    if found is None:
         raise UserError(
             f"{key}={source} holds no checkpoint; name the folder of a run that saved one, "
             "or of one checkpoint"
         )
-    return path / str(step)
+    return found
 
 
 def _part(name: str, params: Any, source: str) -> Any:
