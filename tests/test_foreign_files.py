@@ -67,7 +67,7 @@ def finished(tmp_path_factory: Any) -> Path:
 @pytest.mark.parametrize(
     "line",
     [
-        "seed: !!python/object/apply:pathlib.Path.touch [{mark}]",
+        "seed: !!python/object/apply:os.mkdir [{mark}]",
         "seed: ${{oc.env:HOME}}",
         "xla_flags: ${{oc.create:1}}",
     ],
