@@ -1,8 +1,12 @@
 """Errors that a user can cause and mend: one line each, no traceback at the command line."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+INTERRUPTED = 130  # the exit status that shells expect after Ctrl-C
 
 
 class UserError(Exception):
@@ -22,12 +26,21 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 def exit_on_user_error(main: Callable[[], int]) -> int:
     """Runs `main`; a UserError becomes one line on standard error and exit status 2, a Ctrl-C that
-    `main` did not take for a wish the word and status 130 that shells expect."""
+    `main` did not take for a wish the word and status 130."""
     try:
         return main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def exit_at_once_when_interrupted(status: int) -> NoReturn:
+    """Exits; after a Ctrl-C without waiting for threads that are writing a checkpoint."""
+    if status == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -8,7 +8,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from dreamer.errors import exit_on_user_error
+from dreamer.errors import exit_at_once_when_interrupted, exit_on_user_error
 from dreamer.run.signals import StopRequest
 
 
@@ -40,6 +40,6 @@ class _Callable(ModuleType):
 
 
 if __name__ == "__main__":
-    sys.exit(exit_on_user_error(main))
+    exit_at_once_when_interrupted(exit_on_user_error(main))
 else:
     sys.modules[__name__].__class__ = _Callable

@@ -232,6 +232,22 @@ def test_ctrl_c_that_is_no_wish_is_one_word(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == "interrupted\n"
 
 
+@pytest.mark.parametrize(("status", "waits"), [(130, False), (0, True), (2, True)])
+def test_only_ctrl_c_does_not_wait_for_threads_that_write(status: int, waits: bool) -> None:
+    code = """
+import sys, threading, time
+from dreamer.errors import exit_at_once_when_interrupted
+write = lambda: (time.sleep(0.5), print("written"))
+threading.Thread(target=write).start()
+print("begun")
+exit_at_once_when_interrupted(int(sys.argv[1]))
+"""
+    command = [sys.executable, "-c", code, str(status)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status
+    assert done.stdout == ("begun\nwritten\n" if waits else "begun\n")
+
+
 def test_a_second_run_in_the_same_folder_is_refused(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
