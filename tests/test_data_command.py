@@ -47,6 +47,18 @@ def test_rows_are_aligned(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
         assert not episode["is_terminal"][:-1].any()
 
 
+def test_what_breaks_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """And its episode is truncated."""
+    probe_envs.Fragile.steps_left = 2
+    options = ("episodes=2", "num_envs=1")
+    main(["collect", f"out={tmp_path / 'walk'}", probe_envs.task("Fragile"), *options])
+    line, *_ = capsys.readouterr().out.splitlines()
+    assert line.startswith("environment 0 failed in its step with RuntimeError: out of order")
+    broken, _ = episodes_of(tmp_path / "walk")
+    assert broken["is_last"].tolist() == [False, False, True]
+    assert not broken["is_terminal"].any()
+
+
 def test_every_environment_plays_its_share() -> None:
     """Episodes of environment i have 2 + 7 i steps."""
     env = registry.make(GymnasiumEnv(task="tests.probe_envs:probe/Uneven-v0"), 3, probe_envs.SEED)

@@ -71,6 +71,7 @@ def check(env: BatchedEnv, steps: int = 100, seed: int = 0, path: Path | None = 
     _check_actions(env.action_spec())
     _check_masks(env.observation_spec(), env.action_spec())
     time_step = env.reset()
+    _require_whole(env, "reset")
     _require_all(time_step.step_type == FIRST, "reset must give FIRST everywhere", "reset")
     _check_time_step(env, time_step, "reset")
     for number in range(steps):
@@ -80,6 +81,7 @@ def check(env: BatchedEnv, steps: int = 100, seed: int = 0, path: Path | None = 
         if path is not None and number < SAME:
             path.append((time_step, action))
         following = env.step(action)
+        _require_whole(env, where)
         for key, value in before.items():
             unchanged = np.array_equal(value, time_step.observation[key], equal_nan=True)
             _require(unchanged, f"{where}: observation '{key}' of the step before was overwritten")
@@ -204,6 +206,7 @@ def _check_same(env: BatchedEnv, path: Path) -> None:
     """Another environment of the same seed goes the same way."""
     found = env.reset()
     for number, (expected, action) in enumerate(path):
+        _require_whole(env, f"step {number} of another environment")
         differing = _differing(expected, found)
         what = f"{differing} of step {number} differs between two environments of one seed"
         _require(not differing, what)
@@ -218,6 +221,7 @@ def _check_limit(env: BatchedEnv, path: Path) -> bool:
     where = f"with a time limit of {LIMIT} steps"
     found = env.reset()
     for number, (expected, action) in enumerate(path[: LIMIT + 1]):
+        _require_whole(env, where)
         if number == LIMIT:
             _require_all(found.step_type == LAST, "the episode goes on", where)
             alike = found.discount == expected.discount
@@ -253,6 +257,12 @@ def _differing(left: dm_env.TimeStep, right: dm_env.TimeStep) -> str:
 def _require(condition: bool | np.bool_, message: str) -> None:
     if not condition:
         raise CheckError(message)
+
+
+def _require_whole(env: BatchedEnv, where: str) -> None:
+    """Refuses one that failed, although a run would go on."""
+    for restart in env.restarts:
+        raise CheckError(f"{where}: {restart.line}")
 
 
 def _require_all(

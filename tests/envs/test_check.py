@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from dm_env import specs
 
-from dreamer.envs.base import FIRST, LAST, MID
+from dreamer.envs.base import FIRST, LAST, MID, Restart
 from dreamer.envs.check import CheckError, Endings, check, check_all
 
 
@@ -13,6 +13,7 @@ class Fake:
     """Two environments with episodes of two steps; `wrong` maps a time step to a broken one."""
 
     num_envs = 2
+    restarts: tuple = ()
 
     def __init__(self, wrong: Any = None, low: float = -1.0) -> None:
         self._wrong = wrong or (lambda step, time: step)
@@ -113,6 +114,27 @@ def test_reused_buffers_are_named():
 
     with pytest.raises(CheckError, match="overwritten"):
         check(Fake(reuse), 10)
+
+
+def test_one_that_fails_is_refused_although_it_is_made_anew():
+    class Mended(Fake):
+        def __init__(self, fails_at: int) -> None:
+            super().__init__()
+            self._fails_at = fails_at
+
+        @property
+        def restarts(self) -> tuple:
+            mended = Restart(1, "environment 1 broke; made anew", True)
+            return (mended,) if self._time >= self._fails_at else ()
+
+    for where, *made in (
+        ("reset", Mended(0)),
+        ("step 2", Mended(3)),
+        ("step 3 of another environment", Fake(), Mended(3)),
+        ("with a time limit of 5 steps", Fake(), Fake(), Mended(0)),
+    ):
+        with pytest.raises(CheckError, match=f"^{where}: environment 1 broke; made anew$"):
+            check_all(lambda made=made, **_: made.pop(0), 20)
 
 
 def test_unrepeatable_environments_are_named():

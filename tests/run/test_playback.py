@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from dreamer import eval as command
+from dreamer.envs.base import Restart
 from dreamer.errors import UserError
+from dreamer.run.evaluate import Evaluation
 from tests import tiny_run
 
 
@@ -47,6 +49,18 @@ def test_table_json_and_video(
     video = out.with_suffix(".mp4")
     assert f"written to {out}, the first episode to {video}" in text
     assert video.stat().st_size > 500
+
+
+def test_what_breaks_is_told(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mended = Evaluation(np.ones(2), np.ones(2), None, (Restart(0, "it broke", True),))
+    monkeypatch.setattr("dreamer.run.playback.evaluate", lambda *_, **__: mended)
+    play(run, tmp_path / "result.json", "episodes=2")
+    assert capsys.readouterr().out.startswith("it broke\n")
 
 
 def test_greedy_repeats_and_differs_from_samples(run: Path, tmp_path: Path) -> None:
