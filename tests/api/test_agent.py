@@ -115,7 +115,7 @@ def test_what_is_no_agent_is_refused(run: Path, tmp_path: Path) -> None:
     )
     assert "it has no config.yaml of one" in refused(tmp_path)
     assert refused(run, which="first") == "which=first: expected newest or best"
-    assert f"no best checkpoint in {run}/checkpoints; train first" in refused(run, which="best")
+    assert f"no best checkpoint in {run}; train first" in refused(run, which="best")
 
     other = tmp_path / "other"  # as other programs leave them
     other.mkdir()

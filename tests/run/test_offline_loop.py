@@ -186,7 +186,7 @@ def test_the_device_loop_begins_with_them_too(tmp_path: Path) -> None:
         ),
         (
             ("env.task=CartPole-v1",),
-            r"000000.npz does not fit the environment CartPole-v1: a row of observation.observation is",
+            r"000000.npz does not fit the environment CartPole-v1: a row of observation.obs\w+ is",
         ),
         (("run.init_modules=[rssm]",), r"run.init_modules=\[rssm\] come from another run; name it"),
     ],

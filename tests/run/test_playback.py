@@ -116,7 +116,7 @@ def test_a_missing_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:
     assert "no best checkpoint" in refused(f"run={run}", "checkpoint=best")
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
     message = refused(f"run={tmp_path}")
-    assert message.startswith(f"no newest checkpoint in {tmp_path}/checkpoints; train first")
+    assert message.startswith(f"no newest checkpoint in {tmp_path}; train first")
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
 
 
