@@ -87,7 +87,7 @@ def test_chance_keeps_to_masks(tmp_path: Path) -> None:
 
 
 def test_an_environment_that_fails_leaves_no_folder(tmp_path: Path) -> None:
-    argv = ["collect", probe_envs.task("Broken"), "episodes=2"]
+    argv = ["collect", probe_envs.task("Broken"), "env.restarts=0", "episodes=2"]
     with pytest.raises(EnvironmentFault):
         main([*argv, f"out={tmp_path / 'new'}"])
     assert list(tmp_path.iterdir()) == []

@@ -171,7 +171,8 @@ def parts(subject: Subject, budget: Budget) -> Iterator[Result]:
     given = params, state.slow_critic, imagined, feature(latents)
     yield run("actor and critic", budget, _learned(actor_critic), *given)
     descend = partial(agents.descend, agent)
-    yield run("optimizer", budget, descend, state, agents.packed(params), params)
+    finite = jnp.array(True)
+    yield run("optimizer", budget, descend, state, agents.packed(params), params, finite)
 
 
 def act(subject: Subject, budget: Budget) -> Iterator[Result]:

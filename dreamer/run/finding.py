@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dreamer import compose
 from dreamer.run import checkpointer, folder, paths
+from dreamer.run.checkpoint import DOCUMENT
 
 
 def checkpoint(path: Path, which: str = "newest") -> Path | None:
@@ -35,7 +36,7 @@ def home(path: Path) -> Path | None:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether this is the folder of one checkpoint."""
-    return (path / "state").is_dir()
+    return (path / "state").is_dir() or (path / DOCUMENT).is_file()
 
 
 def _directory(path: Path) -> Path:
