@@ -232,7 +232,8 @@ def train(trial: Trial, rng: random.Random, seconds: float, kills: int, rows: di
         done += 1
         row = rows[trial.doing]
         row.kills += 1
-        row.lost = max(row.lost, trial.logged - max(trial.newest, 0))
+        if trial.doing != "starting":  # which loses nothing more than the kill before
+            row.lost = max(row.lost, trial.logged - max(trial.newest, 0))
 
 
 def main() -> int:
