@@ -144,18 +144,14 @@ class Checkpointer:
                 damaged[step] = error
                 continue
             for number, found in damaged.items():
-                print(
-                    f"warning: {found.what}; it is now named {self._set_aside(number)}, and "
-                    f"training goes back to step {step:,}",
-                    file=sys.stderr,
-                )
+                aside = self._set_aside(number)
+                now = f"it is now named {aside}, and training goes back to step {step:,}"
+                print(f"warning: {found.what}; {now}", file=sys.stderr)
             return restored
-        all_of_them = (
-            "; ".join([each.what for each in damaged.values()]) or "there is no checkpoint"
-        )
+        what = "; ".join([each.what for each in damaged.values()]) or "there is no checkpoint"
         raise UserError(
-            f"{all_of_them}, and no other is in {self.directory}; put back a copy of "
-            "one, or start over with another run.dir"
+            f"{what}, and no other is in {self.directory}; put back a copy of one, or start over "
+            "with another run.dir"
         )
 
     def _path(self, step: int) -> Path:
@@ -181,8 +177,7 @@ class Checkpointer:
             self.completed += 1
             self._remove_old()
         except SaveError as error:
-            error.__context__ = None  # whose traceback would hold the arrays, as would its own
-            self._error = error.with_traceback(None)
+            self._error = SaveError(str(error))  # without a traceback, which holds the arrays
         except Exception as error:
             self._error = error
 

@@ -380,7 +380,7 @@ class Trainer:
 
     def _end_saving(self, kind: type[BaseException] | None, *_: object) -> None:
         """Waits for the save under way, but not when a second Ctrl-C ends all at once."""
-        if kind is None or issubclass(kind, Exception):
+        if kind is None or not issubclass(kind, KeyboardInterrupt):
             self.checkpoints.close()
 
     def _start_or_resume(self, fresh: bool) -> str:

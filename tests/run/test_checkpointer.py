@@ -277,7 +277,7 @@ def test_a_failure_is_told_by_the_next_call_and_once(opened):
     )
     with refusal as error:
         save(writer, 3)
-    assert error.value.__context__ is None  # or it would hold the arrays
+    assert error.value.__context__ is error.value.__cause__ is None  # they would hold the arrays
     assert writer.completed == 1
     save(writer, 3)
     writer.wait()
