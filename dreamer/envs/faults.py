@@ -54,9 +54,10 @@ def checker(space: gymnasium.Space, key: str = "") -> Checker:
 def _leaf_checker(space: gymnasium.Space, name: str) -> Checker:
     dtype, shape = np.dtype(space.dtype), space.shape or ()
     whole = None if dtype == np.uint8 and len(shape) > 1 and _is_bytes(space) else classes(space)
-    low, high = (whole[0], whole[0] + whole[1] - 1) if whole else (None, None)
-
-    bounds = None if whole else _bounds(space)
+    limits = _bounds(space)
+    if whole:
+        low, high = whole[0], whole[0] + whole[1] - 1
+        limits = low, high, _range(low, high)
 
     def check(value: Any) -> str:
         try:
@@ -70,32 +71,28 @@ def _leaf_checker(space: gymnasium.Space, name: str) -> Checker:
                 f"gave {name} of shape {array.shape} and type {array.dtype}, expected shape "
                 f"{shape} and type {dtype}"
             )
-        if whole and ((array < low) | (array > high)).any():
-            wrong = array[(array < low) | (array > high)].flat[0]
-            return f"gave {name} with the value {wrong}, expected {_range(low, high)}"
         if dtype.kind == "f" and not (np.abs(array) <= LARGEST).all():
             return f"gave NaN or infinity as {name}, {UNDEFINED}"
-        if (
-            bounds
-            and isinstance(space, spaces.Box)
-            and ((array < bounds[0]) | (array > bounds[1])).any()
-        ):
-            wrong = array[(array < bounds[0]) | (array > bounds[1])].flat[0]
-            promised = _range(space.low, space.high)
-            return f"gave {name} with the value {wrong}, expected {promised}{BOUNDS}"
+        if limits:
+            low, high, promised = limits
+            outside = (array < low) | (array > high)
+            if outside.any():
+                wrong = array[outside].flat[0]
+                return f"gave {name} with the value {wrong}, expected {promised}"
         return ""
 
     return check
 
 
-def _bounds(space: gymnasium.Space) -> tuple[np.ndarray, np.ndarray] | None:
-    """Those of a Box, and a little more for rounding; None where it has none."""
+def _bounds(space: gymnasium.Space) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """Those of a Box with a little more for rounding, and in words; None where it has none."""
     if not isinstance(space, spaces.Box) or _is_bytes(space):
         return None
     low, high = (bound.astype(np.float64) for bound in (space.low, space.high))
     if not (np.isfinite(low).any() or np.isfinite(high).any()):
         return None
-    return low - 1e-5 * (1 + np.abs(low)), high + 1e-5 * (1 + np.abs(high))
+    promised = f"{_range(space.low, space.high)}{BOUNDS}"
+    return low - 1e-5 * (1 + np.abs(low)), high + 1e-5 * (1 + np.abs(high)), promised
 
 
 def number(reward: Any) -> float:
