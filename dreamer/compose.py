@@ -33,6 +33,8 @@ FREE_ON_RESUME = (
     "run.accept_changes",
     "run.seeds",
     "run.grace_seconds",
+    "run.max_skipped",
+    "run.max_rollbacks",
     "run.policy_device",
     "replay.where",
     "replay.folder",

@@ -125,7 +125,10 @@ class RunConfig(Section):
     max_skipped: Count = Field(
         100,
         description="updates in a row that may be skipped, because loss or gradient is not finite, "
-        "before the run ends",
+        "before the run goes back to its last good checkpoint",
+    )
+    max_rollbacks: Annotated[int, Field(ge=0)] = Field(
+        3, description="times that the run may go back so, before it ends"
     )
     accept_changes: bool = Field(
         False, description="resume although the configuration differs from the saved one"

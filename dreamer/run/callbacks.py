@@ -44,8 +44,8 @@ class Callbacks:
         self._runs: list[Trainer] = []
 
     def watch(self, run: "Trainer") -> None:
-        """Takes a run that is ready, to be saved with the others."""
-        self._runs.append(run)
+        """Takes a run that is ready, to be saved with the others; again when it begins anew."""
+        self._runs = [each for each in self._runs if each.path != run.path] + [run]
 
     def __call__(self, hook: str, run: "Trainer", *told: object) -> None:
         """Calls one hook of all; raises what a callback raises."""

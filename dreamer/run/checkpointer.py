@@ -113,6 +113,15 @@ class Checkpointer:
         """Waits; raises like `wait`."""
         self.wait()
 
+    def remove_newer(self, step: int) -> None:
+        """Removes the checkpoints newer than one; raises like `wait`."""
+        self.wait()
+        with self._explaining():
+            for newer in reversed(steps(self.directory)):
+                if newer > step:
+                    self._path(newer).rename(self.directory / f"{newer}{TEMPORARY}")
+            _remove_temporary(self.directory)
+
     def latest_step(self) -> int | None:
         """Returns the newest checkpoint, or None."""
         return newest(self.directory)

@@ -2,7 +2,7 @@
 
 import contextlib
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -11,7 +11,7 @@ from dreamer.agent import interface
 from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.errors import EnvironmentFault, UserError
-from dreamer.run import beginning, checkpointer, folder, paths
+from dreamer.run import beginning, checkpointer, folder, paths, rollback
 from dreamer.run.callbacks import Callbacks
 from dreamer.run.checkpointer import Checkpointer, SaveError
 from dreamer.run.clocks import EverySeconds, EverySteps
@@ -24,6 +24,7 @@ from dreamer.run.plan import plan
 from dreamer.run.policy import transition_spec
 from dreamer.run.progress import Progress
 from dreamer.run.reporter import Reporter
+from dreamer.run.rollback import RolledBack
 from dreamer.run.saving import Saving
 from dreamer.run.signals import StopRequest
 
@@ -76,7 +77,8 @@ class Trainer:
             config.platform, config.devices, config.replay.batch_size
         )
         with ExitStack() as stack:
-            self.loop = make_loop(config, self.devices)
+            self._rollbacks = rollback.count(paths.checkpoint_folder(config))
+            self.loop = make_loop(rollback.rekeyed(config, self._rollbacks), self.devices)
             stack.callback(self.loop.close)
             self.begun = ""  # with what, in words
             if not paths.holds_checkpoints(paths.checkpoint_folder(config)):
@@ -86,6 +88,7 @@ class Trainer:
             self.best: float | None = None  # mean return of the best evaluation
             self.evaluated = 0  # step of the last evaluation
             self.skipped = 0  # updates, whose loss or gradient was not finite
+            self._skipping = False  # the last of them
             self._open(stack)
             self._stack = stack.pop_all()
 
@@ -106,6 +109,7 @@ class Trainer:
         self._saving = Saving(self.checkpoints, self._save, self.say)
         self._restarts = 0  # environments made anew that were told
         resumed = self._start_or_resume(fresh)
+        self._began = self.step
         if not fresh:  # only now is it known that the checkpoint fits a changed configuration
             folder.prepare(self.path, compose.to_yaml(config))
         self.logger = Logger(self.path, config.log.tensorboard)
@@ -148,6 +152,8 @@ class Trainer:
 
         Raises:
           EnvironmentFault: environments failed too often; all that was learned before is saved.
+          RolledBack: the run went back to an earlier checkpoint, and must be made anew.
+          UserError: too many updates in a row were skipped; all that was learned before is saved.
         """
         try:
             if self.begin():
@@ -227,6 +233,7 @@ class Trainer:
         self._video_clock = EverySteps(config.log.video_every, self.step)
         self._save_clock = EverySeconds(config.checkpoint.every_seconds)
         self._save_step_clock = EverySteps(config.checkpoint.every_steps, self.step)
+        self._save_due = False
 
     def _now_and_then(self) -> None:
         self.progress.update(self.step, self.loop.updates)
@@ -239,7 +246,11 @@ class Trainer:
                 self.loop.params, self.loop.sequences, self.step, self._interrupted
             )
         # All are asked every time, so that none falls behind.
-        if any([self._save_clock(), self._save_step_clock(self.step), self._save_is_asked()]):
+        due = [self._save_due, self._save_clock(), self._save_step_clock(self.step)]
+        asked, self._save_due = self._save_is_asked(), any(due)
+        # While updates are skipped, a save would take the place of the one to go back to.
+        if asked or (self._save_due and not self._skipping):
+            self._save_due = False
             self._saving()
         self._saving.look()
 
@@ -278,25 +289,41 @@ class Trainer:
             self.progress.update(self.step, self.loop.updates, shown)
 
     def _watch(self, reading: Reading) -> None:
-        """Says which updates were skipped; ends a run in which nothing else happens.
-
-        Raises:
-          UserError: too many were, one after the other.
-        """
+        """Says which updates were skipped; goes back when too many were, one after the other."""
+        self._skipping = reading.in_a_row > 0
         if not reading.skipped:
             return
         self.skipped += reading.skipped
         what = f"not finite: {', '.join(reading.not_finite)}"
         self.say(f"{reading.skipped:,} updates skipped, {self.skipped:,} in all; {what}")
-        limit = self.config.run.max_skipped
-        if reading.in_a_row > limit:
-            self.save()
-            raise UserError(
-                f"{reading.in_a_row:,} updates in a row were skipped, more than "
-                f"run.max_skipped={limit}; {what}; the weights before them are saved in "
-                f"{self.path}; look at rewards and observations, or try "
-                "agent.compute_dtype=float32 or a smaller agent.optimizer.learning_rate"
-            )
+        if reading.in_a_row > self.config.run.max_skipped:
+            last = self.loop.read_metrics(wait=True)
+            self.skipped += last.skipped
+            if last.in_a_row >= reading.in_a_row:  # else one of those since was not skipped
+                self._go_back(last.in_a_row, what)
+
+    def _go_back(self, in_a_row: int, what: str) -> NoReturn:
+        """To the newest checkpoint of before so many updates; or ends the run, with advice."""
+        run, times = self.config.run, self._rollbacks + 1
+        why = f"{in_a_row:,} updates in a row were skipped, more than"
+        why = f"{why} run.max_skipped={run.max_skipped}; {what}"
+        with contextlib.suppress(SaveError):
+            self.checkpoints.wait()
+        tried = self._began if self._rollbacks else None
+        step = rollback.good(self.checkpoints.directory, self.updates - in_a_row, tried)
+        if step is not None and times <= run.max_rollbacks:
+            rollback.go_back(self.checkpoints, step, times, skipped=self.skipped)
+            new = "with other random keys"
+            self.say(f"{why}; back to step {step:,} {new}, {times} of {run.max_rollbacks} times")
+            raise RolledBack(self.path)
+        self.save()
+        often = f"the run went back {self._rollbacks} times, as run.max_rollbacks allows"
+        none = "there is no checkpoint of before them to go back to"
+        raise UserError(
+            f"{why}; {none if step is None else often}; the weights before them are saved in "
+            f"{self.path}; look at rewards and observations, or try run.accept_changes=true with "
+            "agent.compute_dtype=float32 or a smaller agent.optimizer.learning_rate"
+        )
 
     def _evaluation_is_due(self) -> bool:
         """Whether the agent of this step is still to be evaluated, at the end of the run."""
@@ -351,6 +378,7 @@ class Trainer:
             "best": self.best,
             "evaluated": self.evaluated,
             "skipped": self.skipped,
+            rollback.COUNT: self._rollbacks,
             "spaces": interface.dump(self.loop.agent),
         }
         counters = own | self.loop.get_counters()

@@ -26,6 +26,7 @@ from dreamer.run.checkpointer import SaveError
 from dreamer.run.device_loop import Call, DeviceLoop, World, program
 from dreamer.run.loop import Trainer
 from dreamer.run.policy import transition_spec
+from dreamer.run.rollback import RolledBack
 from dreamer.run.signals import StopRequest
 
 
@@ -39,14 +40,23 @@ def train(
     """
     told = Callbacks(callbacks)
     stop = stop or StopRequest()
+    once = _train_alone if config.run.seeds == 1 else _train_together
     trainers: list[Trainer] = []
     with stop.grace(config.run.grace_seconds, partial(_last_words, config, trainers)):
-        if config.run.seeds == 1:
-            with Trainer(config, stop, callbacks=told) as trainer:
-                trainers.append(trainer)
-                trainer.run()
-        else:
-            _train_together(config, stop, told, trainers)
+        while True:
+            try:
+                return once(config, stop, told, trainers)
+            except RolledBack:
+                trainers.clear()
+
+
+def _train_alone(
+    config: Config, stop: StopRequest, told: Callbacks, trainers: list[Trainer]
+) -> None:
+    """Trains one run, which is put into the list when it is made."""
+    with Trainer(config, stop, callbacks=told) as trainer:
+        trainers.append(trainer)
+        trainer.run()
 
 
 def _train_together(
@@ -60,7 +70,13 @@ def _train_together(
             leader = trainers[0] if trainers else None
             trainers.append(stack.enter_context(Trainer(one, stop, leader, told)))
         begun = [trainer for trainer in trainers if trainer.begin()]
-        _run(begun)
+        try:
+            _run(begun)
+        except RolledBack as back:
+            for trainer in begun:
+                if trainer.path != back.path:
+                    trainer.save()
+            raise
         _finish(begun)
 
 

@@ -1,5 +1,6 @@
 """Runs computed together are the runs that they would be alone."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 from dreamer.errors import UserError
-from dreamer.run import seeds
-from dreamer.run.checkpointer import Checkpointer, SaveError
+from dreamer.run import rollback, seeds
+from dreamer.run.checkpointer import Checkpointer, SaveError, newest
 from dreamer.run.device_loop import DeviceLoop
 from dreamer.run.loop import Trainer
+from dreamer.run.metrics import Reading
 from tests import tiny_run
 from tests.run.test_device_loop import config
 
@@ -110,6 +112,31 @@ def test_one_that_stopped_behind_the_other_catches_up(
     seeds.train(config("run.steps=92", "seed=3", "run.seeds=2", folder=tmp_path / "run"))
     assert_equal(tmp_path / "run", alone, 3)
     assert_equal(tmp_path / "run", alone, 4)
+
+
+@pytest.mark.slow
+def test_only_the_one_that_diverged_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    read, told = DeviceLoop.read_metrics, []
+
+    def diverged(loop: DeviceLoop, wait: bool = False) -> Reading:
+        reading = read(loop, wait)
+        if loop._config.seed == 4 and loop.step >= 72 and len(told) < 2:
+            told.append(loop.step)
+            return Reading({}, 2, 2, ("loss/total",))
+        return reading
+
+    monkeypatch.setattr(DeviceLoop, "read_metrics", diverged)
+    never = ("run.max_skipped=1", "run.max_rollbacks=1", "log.progress=plain")
+    seeds.train(config("run.seeds=2", "seed=3", *EVERY, *never, folder=tmp_path / "run"))
+    assert re.search(r"seed 4: .* back to step \d+ with other random keys", capsys.readouterr().out)
+    counted = {}
+    for seed in (3, 4):
+        checkpoints = tmp_path / f"run-seed{seed}" / "checkpoints"
+        counted[seed] = rollback.count(checkpoints)
+        assert newest(checkpoints) == 132
+    assert counted == {3: 0, 4: 1}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,127 @@
+"""Runs whose updates are skipped go back to a checkpoint of before, and end when that is no use."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamer.errors import UserError
+from dreamer.run import checkpoint, checkpointer, rollback, seeds
+from dreamer.run.callbacks import Callback
+from dreamer.run.checkpointer import Checkpointer
+from dreamer.run.loop import Trainer
+from tests import tiny_run
+
+OFTEN = ("run.max_skipped=3", "checkpoint.every_steps=10", "log.progress=plain")
+
+
+class Poison(Callback):
+    """Makes all weights of a run not finite, once."""
+
+    def __init__(self, step: int, seed: int = 0) -> None:
+        self._step, self._seed = step, seed
+        self.done = False
+
+    def on_step(self, run: Trainer) -> None:
+        if run.step >= self._step and run.config.seed == self._seed and not self.done:
+            self.done = True
+            store = run.loop.store
+            state = store.learner.state
+            params = jax.tree.map(lambda x: x * jnp.nan, state.params)
+            store.learner.state = state.replace(params=params)
+
+
+def saved(folder: Path) -> checkpoint.Document:
+    directory = folder / "checkpoints"
+    return checkpoint.read(directory / str(checkpointer.newest(directory)))
+
+
+@pytest.mark.parametrize(("step", "back"), [(62, [60]), (60, [60, 50])])
+def test_a_run_goes_back_and_reaches_its_end(
+    step: int, back: list[int], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """One step further back where the checkpoint itself was of no use."""
+    config = tiny_run.config(tmp_path / "run", *OFTEN)
+    seeds.train(config, callbacks=[Poison(step)])
+    said = capsys.readouterr().out
+    found = re.findall(r"back to step (\d+) with other random keys, (\d) of 3 times", said)
+    assert found == [(str(to), str(times)) for times, to in enumerate(back, 1)]
+    meta = saved(tmp_path / "run").meta
+    assert meta["step"] == 100
+    assert meta["rollbacks"] == len(back)
+    assert meta["skipped"] > 3
+    with Trainer(config) as trainer:
+        weights = jax.tree.leaves(jax.device_get(trainer.loop.params))
+        assert all(np.isfinite(x).all() for x in weights)
+    steps = [line["step"] for line in tiny_run.lines(tmp_path / "run")]
+    assert steps == sorted(steps)  # what was measured after the checkpoint is gone
+
+
+def test_a_run_that_was_sent_back_resumes_bit_for_bit(tmp_path: Path) -> None:
+    """Its new keys are those of its checkpoint."""
+    runs: dict[str, Any] = {}
+    for name, stops in (("whole", ()), ("parts", (80,))):
+        folder = tmp_path / name
+        seeds.train(tiny_run.config(folder, *OFTEN, "run.steps=70"), callbacks=[Poison(42)])
+        for steps in (*stops, 100):
+            runs[name] = tiny_run.train(folder, *OFTEN, f"run.steps={steps}")
+    tiny_run.assert_same(runs["parts"], runs["whole"])
+
+
+def test_a_run_that_fails_again_and_again_ends_with_advice(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Its first update throws the weights far away, each time."""
+    far = ("agent.optimizer.learning_rate=1e30", "run.max_rollbacks=2")
+    with pytest.raises(UserError) as e:
+        seeds.train(tiny_run.config(tmp_path / "run", *OFTEN, *far))
+    assert re.match(r"\d+ updates in a row were skipped, more than run.max_skipped=3", str(e.value))
+    assert "not finite: " in str(e.value)
+    assert "the run went back 2 times, as run.max_rollbacks allows" in str(e.value)
+    assert "agent.optimizer.learning_rate" in str(e.value)
+    said = capsys.readouterr().out
+    assert re.search(r"\d updates? skipped, \d+ in all; not finite: .*loss/total", said)
+    assert [found[1] for found in re.finditer(r"keys, (\d) of 2 times", said)] == ["1", "2"]
+    assert saved(tmp_path / "run").meta["rollbacks"] == 2
+
+
+def test_without_a_checkpoint_the_run_ends_at_once(tmp_path: Path) -> None:
+    never = ("checkpoint.every_steps=0", "agent.optimizer.learning_rate=1e30")
+    with pytest.raises(UserError, match="there is no checkpoint of before them to go back to"):
+        seeds.train(tiny_run.config(tmp_path / "run", *OFTEN, *never))
+    assert saved(tmp_path / "run").meta["rollbacks"] == 0
+
+
+def test_going_back_leaves_the_last_good_checkpoint_as_the_newest(tmp_path: Path) -> None:
+    state = {"params": np.zeros(2)}
+    checkpoints = Checkpointer(tmp_path / "saved", keep=9)
+    for step, updates in ((10, 0), (20, 4), (30, 9)):
+        checkpoints.save(step, state, None, {"learner": {"updates": updates}, "skipped": 0})
+    checkpoints.wait()
+    directory = checkpoints.directory
+    assert [rollback.good(directory, updates) for updates in (-1, 0, 8, 9)] == [None, 10, 20, 30]
+    assert [rollback.good(directory, 8, tried) for tried in (10, 20, 30)] == [20, 10, 20]
+    assert rollback.good(directory, 0, tried=10) == 10
+    (directory / "20" / checkpoint.DOCUMENT).write_text("{")
+    assert rollback.good(directory, 8) == 10
+    assert rollback.count(directory) == 0
+    rollback.go_back(checkpoints, 10, 2, skipped=5)
+    assert checkpointer.steps(directory) == [10]
+    assert rollback.count(directory) == 2
+    assert saved_meta(directory, 10) == {"learner": {"updates": 0}, "skipped": 5, "rollbacks": 2}
+
+
+def saved_meta(directory: Path, step: int) -> dict[str, Any]:
+    return checkpoint.read(directory / str(step)).meta
+
+
+def test_each_time_has_keys_of_its_own(tmp_path: Path) -> None:
+    config = tiny_run.config(tmp_path / "run", "seed=3")
+    assert rollback.rekeyed(config, 0) == config
+    found = [rollback.rekeyed(config, times).seed for times in range(4)]
+    assert len(set(found)) == 4
+    assert found == [rollback.rekeyed(config, times).seed for times in range(4)]
