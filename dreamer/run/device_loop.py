@@ -33,7 +33,7 @@ from dreamer.run.learner import purpose_key
 from dreamer.run.metrics import LateMetrics, Reading
 from dreamer.run.policy import transition
 
-MOST_TURNS = 1000  # of a cycle
+MOST_TURNS, MOST_UPDATES = 10_000, 1000  # of a cycle, which is the least that a call does
 
 
 @struct.dataclass
@@ -339,11 +339,12 @@ def cycle(config: Config) -> tuple[int, int]:
     replay, num_envs = config.replay, config.env.num_envs
     per_turn = Fraction(replay.train_ratio) * num_envs / (replay.batch_size * replay.batch_length)
     exact = per_turn.limit_denominator(MOST_TURNS)
-    if exact == 0 or abs(exact / per_turn - 1) > Fraction(1, 10**6):
+    too_long = exact.denominator > 1 and exact.numerator > MOST_UPDATES
+    if too_long or exact == 0 or abs(exact / per_turn - 1) > Fraction(1, 10**6):
         raise UserError(
             f"replay.train_ratio={replay.train_ratio:g} is {float(per_turn):g} updates per turn of "
-            f"env.num_envs={num_envs} environments, which no cycle of {MOST_TURNS} turns meets; "
-            "choose a rounder or larger ratio, or run.loop=host"
+            f"env.num_envs={num_envs} environments, which no cycle of {MOST_TURNS:,} turns and "
+            f"{MOST_UPDATES:,} updates meets; choose a rounder or larger ratio, or run.loop=host"
         )
     return exact.denominator, exact.numerator
 

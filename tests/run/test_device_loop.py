@@ -247,6 +247,8 @@ def test_no_ring_is_copied() -> None:
         ((), (5, 1)),
         (("replay.train_ratio=16",), (1, 4)),
         (("replay.train_ratio=6",), (2, 3)),
+        (("replay.train_ratio=0.00125",), (3200, 1)),
+        (("replay.train_ratio=6000",), (1, 1500)),
     ],
 )
 def test_a_cycle_meets_the_ratio_exactly(changes: tuple, expected: tuple) -> None:
@@ -254,8 +256,9 @@ def test_a_cycle_meets_the_ratio_exactly(changes: tuple, expected: tuple) -> Non
 
 
 def test_what_does_not_fit_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"replay.train_ratio=0.0031416 is .* run.loop=host"):
-        cycle(config("replay.train_ratio=0.0031416"))
+    for ratio in ("0.0003", "0.031416", "800.25"):  # too rarely, too odd, too many in a cycle
+        with pytest.raises(UserError, match=rf"replay.train_ratio={ratio} is .* run.loop=host"):
+            cycle(config(f"replay.train_ratio={ratio}"))
     with pytest.raises(UserError, match=r"env.num_envs=3 cannot be spread over 2 devices"):
         device_loop("env.num_envs=3", devices=2)
     monkeypatch.setattr(parallel, "memory_limit", lambda device: 10_000)
