@@ -1,11 +1,12 @@
 PYTHON ?= python
 
-.PHONY: help install test test-all lint format types ci
+.PHONY: help install test test-all fuzz lint format types ci
 
 help:
 	@echo "install   this package and the tools to work on it, into the current environment"
 	@echo "test      the tests, on two cores"
 	@echo "test-all  the tests, those that learn a task included"
+	@echo "fuzz      the fuzz tests for FUZZ=N new examples each, 2,000 if not said"
 	@echo "lint      ruff        format    ruff, writing the changes"
 	@echo "types     mypy        ci        lint, types and test"
 
@@ -17,6 +18,9 @@ test:
 
 test-all:
 	$(PYTHON) -m pytest -m ''
+
+fuzz:
+	FUZZ=$(or $(FUZZ),2000) $(PYTHON) -m pytest -m '' tests/fuzz
 
 lint:
 	$(PYTHON) -m ruff check .

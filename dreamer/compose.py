@@ -66,9 +66,11 @@ def compose(argv: list[str]) -> Config:
     tree, choices = _compose_groups({group: given.pop(group) for group in GROUPS if group in given})
     refuse_two_names(given)
     _assign(tree, given, Config, tree.env.suite)
-    values = _resolve(tree)
-    values["run"]["dir"] = values["run"]["dir"] or _run_folder(values, choices)
-    return validate(Config, values)
+    config = validate(Config, _resolve(tree))
+    if config.run.dir:
+        return config
+    run = config.run.model_copy(update={"dir": _run_folder(config, choices)})
+    return config.model_copy(update={"run": run})
 
 
 def refuse_two_names(given: Mapping[str, Any]) -> None:
@@ -205,14 +207,14 @@ def _compose_groups(chosen: dict[str, str]) -> tuple[DictConfig, dict[str, str |
     return OmegaConf.masked_copy(tree, [str(key) for key in tree if key != "hydra"]), choices
 
 
-def _run_folder(values: dict[str, Any], choices: dict[str, str | None]) -> str:
+def _run_folder(config: Config, choices: dict[str, str | None]) -> str:
     """A name made of what the run is, so that the same command finds it again."""
     agent = [] if choices["agent"] == "default" else [choices["agent"]]
     first = choices["experiment"] or choices["env"]
-    task = values["env"].get("entry_point") or values["env"]["task"]
+    task = getattr(config.env, "entry_point", "") or config.env.task
     parts = [first, task, choices["size"], *agent]
     name = "runs/" + "-".join(str(part).replace("/", "-") for part in parts)
-    return name if values["run"]["seeds"] > 1 else f"{name}-seed{values['seed']}"
+    return name if config.run.seeds > 1 else f"{name}-seed{config.seed}"
 
 
 def _assign(tree: DictConfig, given: dict[str, str], schema: type[BaseModel], suite: str) -> None:

@@ -10,7 +10,13 @@ INTERRUPTED = 130  # the exit status that shells expect after Ctrl-C
 
 
 class UserError(Exception):
-    """A mistake in what the user asked for: what was wrong, where, what is allowed, what to do."""
+    """A mistake in what the user asked for: what was wrong, where, what is allowed, what to do.
+
+    One line, whatever the values in it hold.
+    """
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())
 
 
 class EnvironmentFault(UserError):
@@ -33,7 +39,7 @@ def exit_on_user_error(main: Callable[[], int]) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
 
 

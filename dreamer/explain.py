@@ -34,7 +34,7 @@ def joined(problems: list[str]) -> str:
 def unknown_key(path: str, value: str, schema: type[BaseModel], suite: str) -> str:
     """Returns why `path` cannot be set: a section, a key of another suite, or nothing at all."""
     sections = keys.sections(schema, suite)
-    if path in sections:
+    if path and path in sections:
         inside = ", ".join(f"{path}.{name}" for name in sections[path])
         return f"{path}={value}: a section takes no value; set one of {inside}"
     parent, _, name = path.rpartition(".")
