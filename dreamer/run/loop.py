@@ -79,6 +79,7 @@ class Trainer:
         with ExitStack() as stack:
             self.loop = make_loop(shares.share(config), self.devices)
             stack.callback(self.loop.close)
+            shares.compare_devices(len(self.devices), self.loop.stored == "device memory")
             self.begun = ""  # with what, in words
             self._saved = paths.holds_checkpoints(paths.checkpoint_folder(config))
             if not self._saved:
@@ -103,7 +104,7 @@ class Trainer:
         stack.enter_context(folder.locked(self.path))
         self.checkpoints = Checkpointer(checkpoints, config.checkpoint.keep)
         stack.push(self._end_saving)
-        self._saving = Saving(self.checkpoints, self._save, self.say, self._count == 1)
+        self._saving = Saving(self.checkpoints, self._save, self.say, alone=self._count == 1)
         self._restarts = 0  # environments made anew that were told
         resumed = self._start_or_resume(fresh)
         if not fresh:  # only now is it known that the checkpoint fits a changed configuration

@@ -15,8 +15,8 @@ class Saving:
       checkpoints: where to.
       save: starts a save, with the score of an evaluation if there is one.
       say: shows a line.
-      alone: whether this host saves when it wants to; else `overdue` says that it does.
       now: seconds.
+      alone: whether this host saves when it wants to; else `overdue` says that it does.
     """
 
     def __init__(
@@ -24,8 +24,8 @@ class Saving:
         checkpoints: Checkpointer,
         save: Callable[[float | None], None],
         say: Callable[[str], None],
-        alone: bool = True,
         now: Callable[[], float] = time.monotonic,
+        alone: bool = True,
     ) -> None:
         self._checkpoints, self._save, self._say, self._now = checkpoints, save, say, now
         self._alone = alone

@@ -92,6 +92,26 @@ def _compare(config: Config) -> None:
                 )
 
 
+def compare_devices(count: int, holds_replay: bool) -> None:
+    """Refuses hosts that would compute another program.
+
+    Args:
+      count: of devices of this host.
+      holds_replay: whether the replay lies in their memory.
+
+    Raises:
+      UserError: hosts differ.
+    """
+    where = "device" if holds_replay else "host"
+    texts = parallel.exchange(f"{count} devices and replay.where={where}")
+    for number, text in enumerate(texts):
+        if text != texts[0]:
+            raise UserError(
+                f"host {number} has {text}, host 0 has {texts[0]}; set devices=N and "
+                "replay.where to what all hosts can do"
+            )
+
+
 def _without_own(config: Config) -> Config:
     parts = {
         name: getattr(config, name).model_copy(
