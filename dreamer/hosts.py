@@ -59,6 +59,19 @@ def wanted(run: RunConfig, env: Mapping[str, str] = os.environ) -> bool:
     return run.num_processes > 1
 
 
+def refuse(run: RunConfig) -> None:
+    """Refuses several hosts where Python calls, which does not start the program on each.
+
+    Raises:
+      UserError: the settings ask for them.
+    """
+    if run.coordinator not in ("", "none"):
+        raise UserError(
+            f"run.coordinator={run.coordinator} is for the command line: start python -m "
+            "dreamer.train on every host; leave it out here"
+        )
+
+
 def detected(env: Mapping[str, str]) -> str:
     """What started several processes that belong together; empty if nothing did."""
     # Of a step of SLURM: in a script that srun does not start, only SLURM_NTASKS tells of others.
@@ -143,16 +156,18 @@ class Bond:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: object
     ) -> None:
-        if kind is None:
-            parallel.leave()
-            self._witness.dismiss()
-            return
-        if (
-            isinstance(error, Exception)
-            and not isinstance(error, UserError)
-            and _BOND.search(str(error))
-        ):
-            _end(STATUS)  # the witness says why
+        if error is None:
+            try:
+                parallel.leave()
+            except RuntimeError as lost:
+                error = lost
+            else:
+                self._witness.dismiss()
+                return
+        if not isinstance(error, UserError) and _BOND.search(str(error)):
+            what = str(error).partition("\n")[0]
+            print(f"{type(error).__name__}: {what}", file=sys.stderr)
+            _end(STATUS)  # the witness says what that means
         self._witness.dismiss()
         # The others are not waited for at exit, so that they soon miss this one.
         atexit.register(_end, 2 if isinstance(error, UserError) else 1)

@@ -8,6 +8,7 @@ host; only the axis goes over all.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -237,7 +238,7 @@ def unite(coordinator: str, count: int, number: int, seconds: float, lost_after:
         num_processes=count if coordinator else None,
         process_id=number if coordinator else None,
         cluster_detection_method="deactivate" if coordinator else None,
-        initialization_timeout=int(seconds),
+        initialization_timeout=math.ceil(seconds),
         heartbeat_timeout_seconds=lost_after,
         shutdown_timeout_seconds=lost_after,
     )

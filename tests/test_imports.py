@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "replay/": SCHEMA,
     "run/": ("agent", "envs", "replay", "parallel", *COMMAND_LINE),
     "bench/": ("run", "agent", "nets", "envs", "replay", "parallel", "start", *COMMAND_LINE),
-    "api/": ("run", "agent", "envs", "parallel", "start", *COMMAND_LINE),
+    "api/": ("run", "agent", "envs", "parallel", "start", "hosts", *COMMAND_LINE),
     "exporting/": ("api", "run", "agent", "envs", *COMMAND_LINE),
     "export.py": ("exporting", "api", "run", "start", *COMMAND_LINE),
     "train.py": ("api", "run", "start", "hosts", *COMMAND_LINE),

@@ -42,7 +42,7 @@ class HostLoop:
     where = "host"
 
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
-        self._config = config
+        self._config, self._hosts = config, parallel.hosts()
         self.env = registry.make(config.env, config.env.num_envs, config.seed)
         try:
             specs = self.env.observation_spec(), self.env.action_spec()
@@ -102,7 +102,7 @@ class HostLoop:
           EnvironmentFault: environments failed too often. What came before the step stands and can
             be saved; the environments then start new episodes.
         """
-        action, latent = self._actor(self.time_step, self.step * parallel.hosts())
+        action, latent = self._actor(self.time_step, self.step * self._hosts)
         self.store.add(transition(self.agent, self.time_step, action, latent))
         self.step += self._config.env.num_envs
         if self.loaded + self.step >= self._config.first_update:
