@@ -60,6 +60,8 @@ def local_devices(platform: str, count: int, batch_size: int) -> list[jax.Device
 
 def everywhere(devices: Sequence[jax.Device]) -> list[jax.Device]:
     """As many devices of every host as these of this host, in the order of the axis."""
+    if hosts() == 1:
+        return list(devices)
     found = jax.devices(devices[0].platform)
     own = [[d for d in found if d.process_index == one] for one in range(hosts())]
     return [device for each in own for device in each[: len(devices)]]

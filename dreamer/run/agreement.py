@@ -44,12 +44,13 @@ class Alone:
         """Fires on all hosts when the first's does."""
         return clock
 
-    def meet(self, updates: int, save: bool) -> list[Any]:
+    def meet(self, updates: int, save: bool = False, now: bool = False) -> list[Any]:
         """After every turn: makes `stop`, `saves` and clocks those of all hosts.
 
         Args:
           updates: done so far.
           save: whether this host wants all to save.
+          now: whether they meet in any case, as they all know.
 
         Returns:
           What other hosts had to `post`, on the first.
@@ -91,9 +92,9 @@ class Several(Alone):
         self._clocks.append(clock)
         return lambda: number < len(self._fired) and self._fired[number]
 
-    def meet(self, updates: int, save: bool) -> list[Any]:
+    def meet(self, updates: int, save: bool = False, now: bool = False) -> list[Any]:
         self._fired, self._left = [], self._left - 1
-        if self._left > 0:
+        if self._left > 0 and not now:
             return []
         letters, self._letters = self._letters, []
         says = {

@@ -200,6 +200,7 @@ class Trainer:
         if self.step >= self.config.run.steps and self._evaluation_is_due():
             self._evaluate()
         self._close_books()
+        self._read(self._hosts.meet(self.updates, now=True))
         done = self.step >= self.config.run.steps and not self._evaluation_is_due()
         state = "done" if done else "stopped, the same command resumes"
         last = f"{state}: step {self.step:,}, {self.loop.updates:,} updates, in {self.path}"
