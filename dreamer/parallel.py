@@ -168,7 +168,12 @@ def repeat(
 
 
 def compile_shares(
-    function: Callable, devices: Sequence[jax.Device], in_axes: Any, out_axes: Any, donate: Any
+    function: Callable,
+    devices: Sequence[jax.Device],
+    in_axes: Any,
+    out_axes: Any,
+    donate: Any,
+    meet: bool = True,
 ) -> Callable:
     """Compiles a function of one device's share of everything for all devices.
 
@@ -178,8 +183,9 @@ def compile_shares(
       in_axes, out_axes: of each argument and result: 0 for one spread as [X, ...], None for one
         that is whole on every device.
       donate: arguments whose memory the results may take.
+      meet: whether hosts begin the first call together, to which then all must come.
     """
-    return jax.pmap(
+    mapped = jax.pmap(
         function,
         axis_name=AXIS,
         devices=everywhere(devices),
@@ -187,6 +193,23 @@ def compile_shares(
         out_axes=out_axes,
         donate_argnums=donate,
     )
+    return _after_all_have_compiled(mapped) if meet and hosts() > 1 else mapped
+
+
+def _after_all_have_compiled(mapped: Any) -> Callable:
+    """On CPU a host gives up one that is 30 s behind it, as one may be that compiles what the
+    others find in a cache."""
+    compiled = False
+
+    def call(*arguments: Any) -> Any:
+        nonlocal compiled
+        if not compiled:
+            mapped.lower(*arguments).compile()
+            exchange("")
+            compiled = True
+        return mapped(*arguments)
+
+    return call
 
 
 def compile_updates(step: Callable, devices: Sequence[jax.Device]) -> Callable:

@@ -120,7 +120,7 @@ class DeviceMemory:
             length = settings.batch_length + 1
             return device.init(self._spec, each, self.envs_each, length, settings.online)
 
-        make = parallel.compile_shares(init, self.devices, (0,), 0, donate=())
+        make = parallel.compile_shares(init, self.devices, (0,), 0, donate=(), meet=False)
         return self._complete(make(np.arange(count)), None)
 
     def get_arrays(self, remembered: Memory, updated: bool) -> tuple[dict[str, Any], bool]:
