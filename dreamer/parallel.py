@@ -1,10 +1,14 @@
-"""Devices: the only file that knows how many there are. One device is the case of a mesh of size
-one.
+"""Devices and hosts: the only file that knows how many there are. One device is the case of a mesh
+of size one.
 
-`jax.pmap` compiles the update over all chosen local devices with the axis named "data". The state
-is the same on every device; batches are split by sequences.
+`jax.pmap` compiles the update over the chosen devices of all hosts with the axis named "data". The
+state is the same on every device; batches are split by sequences. Every host, which is a process of
+its own, puts in and gets out what lies on its own devices, so lists of devices are those of this
+host; only the axis goes over all.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -44,12 +48,28 @@ def local_devices(platform: str, count: int, batch_size: int) -> list[jax.Device
             f"allowed are 0 (all) to {len(found)}"
         )
     chosen = found[: count or len(found)]
-    if batch_size % len(chosen):
+    axis = len(chosen) * hosts()
+    if batch_size % axis:
+        where = f" of {hosts()} hosts" if hosts() > 1 else ""
         raise UserError(
-            f"replay.batch_size={batch_size} cannot be split over {len(chosen)} devices; make it a "
-            f"multiple of {len(chosen)}, or use fewer with devices=N"
+            f"replay.batch_size={batch_size} cannot be split over {axis} devices{where}; make it a "
+            f"multiple of {axis}, or use fewer with devices=N"
         )
     return chosen
+
+
+def everywhere(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """As many devices of every host as these of this host, in the order of the axis."""
+    if hosts() == 1:
+        return list(devices)
+    found = jax.devices(devices[0].platform)
+    own = [[d for d in found if d.process_index == one] for one in range(hosts())]
+    return [device for each in own for device in each[: len(devices)]]
+
+
+def place(devices: Sequence[jax.Device]) -> jax.Array:
+    """In compiled code, the number of a device among these of its host."""
+    return jax.lax.axis_index(AXIS) % len(devices)
 
 
 def peak_memory(device: jax.Device) -> int | None:
@@ -148,25 +168,48 @@ def repeat(
 
 
 def compile_shares(
-    function: Callable, devices: Sequence[jax.Device], in_axes: Any, out_axes: Any, donate: Any
+    function: Callable,
+    devices: Sequence[jax.Device],
+    in_axes: Any,
+    out_axes: Any,
+    donate: Any,
+    meet: bool = True,
 ) -> Callable:
     """Compiles a function of one device's share of everything for all devices.
 
     Args:
       function: to compile; the axis of the devices is named in it.
-      devices: X of them.
+      devices: X of this host.
       in_axes, out_axes: of each argument and result: 0 for one spread as [X, ...], None for one
         that is whole on every device.
       donate: arguments whose memory the results may take.
+      meet: whether hosts begin the first call together, to which then all must come.
     """
-    return jax.pmap(
+    mapped = jax.pmap(
         function,
         axis_name=AXIS,
-        devices=list(devices),
+        devices=everywhere(devices),
         in_axes=in_axes,
         out_axes=out_axes,
         donate_argnums=donate,
     )
+    return _after_all_have_compiled(mapped) if meet and hosts() > 1 else mapped
+
+
+def _after_all_have_compiled(mapped: Any) -> Callable:
+    """On CPU a host gives up one that is 30 s behind it, as one may be that compiles what the
+    others find in a cache."""
+    compiled = False
+
+    def call(*arguments: Any) -> Any:
+        nonlocal compiled
+        if not compiled:
+            mapped.lower(*arguments).compile()
+            exchange("")
+            compiled = True
+        return mapped(*arguments)
+
+    return call
 
 
 def compile_updates(step: Callable, devices: Sequence[jax.Device]) -> Callable:
@@ -193,3 +236,100 @@ def compile_updates(step: Callable, devices: Sequence[jax.Device]) -> Callable:
         return state, latents, metrics
 
     return compile_shares(updates, devices, (None, 0, None), (None, 0, None), donate=0)
+
+
+# ------------------------------------------------------------------------------------------- hosts
+
+_numbers = itertools.count()  # of the exchanges, which come in the same order on every host
+
+
+def unite(coordinator: str, count: int, number: int, seconds: float, lost_after: int) -> None:
+    """Makes this process one of several hosts; before jax is used.
+
+    Args:
+      coordinator: host:port of the first; empty for what jax finds of SLURM, Open MPI or TPUs.
+      count: of hosts, where there is a coordinator.
+      number: of this one.
+      seconds: to wait for the others. Then the process aborts, from C++.
+      lost_after: seconds of silence after which a host is lost, and all others abort likewise.
+
+    Raises:
+      RuntimeError, ValueError: they cannot be found, or the port is taken.
+    """
+    # Its handler of SIGTERM would take the place of ours.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        coordinator_address=coordinator or None,
+        num_processes=count if coordinator else None,
+        process_id=number if coordinator else None,
+        cluster_detection_method="deactivate" if coordinator else None,
+        initialization_timeout=math.ceil(seconds),
+        heartbeat_timeout_seconds=lost_after,
+        shutdown_timeout_seconds=lost_after,
+    )
+
+
+def leave() -> None:
+    """Waits until every host has come here, and ends their bond."""
+    exchange("")
+    jax.distributed.shutdown()
+
+
+def host() -> int:
+    """The number of this host."""
+    return jax.process_index()
+
+
+def hosts() -> int:
+    """How many hosts there are."""
+    return jax.process_count()
+
+
+def exchange(text: str) -> list[str]:
+    """The texts of all hosts in their order, when all have come here; of one, its own at once.
+
+    They pass beside the devices, which need not be done with anything.
+
+    Raises:
+      RuntimeError: another host is lost.
+    """
+    if hosts() == 1:
+        return [text]
+    # The store behind `jax.distributed`, which has no public name.
+    from jax._src.distributed import global_state
+
+    client: Any = global_state.client
+    number = next(_numbers)
+    client.key_value_set(f"dreamer/{number}/{host()}", text)
+    found = [_wait(client, f"dreamer/{number}/{one}") for one in range(hosts())]
+    if number:  # whoever is here has read the one before
+        client.key_value_delete(f"dreamer/{number - 1}/{host()}")
+    return found
+
+
+def _wait(client: Any, key: str) -> str:
+    """The text under a key once it is there; a host that is lost ends the wait. In between, Python
+    hears its signals."""
+    while True:
+        try:
+            return str(client.blocking_key_value_get(key, 1000))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+
+
+def fingerprint(tree: Any) -> int:
+    """A number of 32 bits that any other bit in any of the arrays would change."""
+    return int(_fingerprint(unreplicate(tree)))
+
+
+@jax.jit
+def _fingerprint(tree: Any) -> jax.Array:
+    def one(x: jax.Array) -> jax.Array:
+        flat = jnp.ravel(x)
+        raw = jax.lax.bitcast_convert_type(flat, jnp.dtype(f"uint{8 * flat.dtype.itemsize}"))
+        odd = 2 * jnp.arange(raw.size, dtype=jnp.uint32) + 1
+        return jnp.sum(raw.astype(jnp.uint32) * odd, dtype=jnp.uint32)
+
+    sums = [one(leaf) * jnp.uint32(2 * i + 1) for i, leaf in enumerate(jax.tree.leaves(tree))]
+    return jnp.sum(jnp.stack(sums), dtype=jnp.uint32)

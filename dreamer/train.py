@@ -26,9 +26,12 @@ def main(argv: list[str] | None = None) -> int:
         from dreamer import start
 
         start.runtime(config.platform, config.xla_flags)
-        from dreamer.run import seeds
+        from dreamer import hosts
 
-        seeds.train(config, stop)
+        with hosts.bond(config.run):  # before jax is used
+            from dreamer.run import seeds
+
+            seeds.train(config, stop)
     return 0
 
 

@@ -182,6 +182,7 @@ def act(
     is_first: Array,
     key: Array,
     greedy: bool,
+    share: tuple[int, int] = (0, 1),
 ) -> tuple[Carry, dict[str, Array], Latent]:
     """One step of the policy.
 
@@ -193,11 +194,16 @@ def act(
       is_first: [N]; such an environment starts from the zero state.
       key: random key of this step.
       greedy: mode of the policy instead of a sample; latents are sampled either way.
+      share: these N are that part of so many times N, for which the draws are.
 
     Returns:
       The carry, actions for the environment [N, *shape] by key, and the latent as replay stores it.
     """
-    noise = acting_noise(agent, key, is_first.shape[0], greedy)
+    number, count = share
+    size = is_first.shape[0]
+    noise = acting_noise(agent, key, count * size, greedy)
+    if count > 1:
+        noise = jax.tree.map(lambda x: x[number * size : (number + 1) * size], noise)
     return act_with(agent, params, carry, observation, is_first, *noise)
 
 

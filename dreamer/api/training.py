@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from dreamer import compose, start
+from dreamer import compose, hosts, start
 from dreamer.api import arguments
 from dreamer.api.agent import TrainedAgent, load
 from dreamer.config import Config
@@ -39,6 +39,7 @@ def train(options: Options = (), callbacks: Sequence[Callback] = ()) -> TrainedA
         *("callbacks", callbacks, "a list of objects of dreamer.Callback"),
     )
     config = _config(options)
+    hosts.refuse(config.run)
     start.runtime(config.platform, config.xla_flags)
     in_main = threading.current_thread() is threading.main_thread()
     stop = StopRequest()

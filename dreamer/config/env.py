@@ -17,6 +17,9 @@ class EnvBase(Section):
 
     task: str = Field(description="name of the task within the suite")
     num_envs: Count = Field(1, description="environments stepped together for training")
+    first: Annotated[int, Field(ge=0)] = Field(
+        0, description="number of the first of them, by which they are seeded"
+    )
     workers: Literal["auto", "serial", "process"] = Field(
         "auto",
         description="where they run: this process, one process each, or whichever is faster",

@@ -130,6 +130,20 @@ class RunConfig(Section):
     max_rollbacks: Annotated[int, Field(ge=0)] = Field(
         3, description="times that the run may go back so, before it ends"
     )
+    coordinator: str = Field(
+        "",
+        description="host:port of process 0 of several hosts; empty is one process, or what SLURM, "
+        "Open MPI and TPU pods say; auto is what jax finds, none is one process in any case",
+    )
+    num_processes: Annotated[int, Field(ge=0)] = Field(
+        0, description="processes that train together, with run.coordinator=HOST:PORT"
+    )
+    process_id: Annotated[int, Field(ge=-1)] = Field(
+        -1, description="number of this one, from 0 on, with run.coordinator=HOST:PORT"
+    )
+    join_seconds: Positive = Field(
+        300.0, description="seconds until all of several hosts must have come"
+    )
     accept_changes: bool = Field(
         False, description="resume although the configuration differs from the saved one"
     )

@@ -143,7 +143,10 @@ class AtariVector:
         theirs count: uint8 [N, H, W, C]."""
         self._episode[where] += 1
         index = where.nonzero()[0].tolist()
-        seeds = np.array([episode_seed(self._seed, i, int(self._episode[i])) for i in index])
+        first = self._config.first
+        seeds = np.array(
+            [episode_seed(self._seed, first + i, int(self._episode[i])) for i in index]
+        )
         options = None if where.all() else {"reset_mask": where}
         seen, info = self._vector.reset(seed=seeds, options=options)
         self._lives = np.where(where, info["lives"], self._lives)

@@ -28,6 +28,7 @@ class Episodes:
       seed: of the whole batch.
       index: of this environment in it.
       place: see `slots`; observations that a space does not allow never get there.
+      number: by which its seeds derive; None is the index.
 
     Raises:
       EnvironmentFault: from all methods but `close`: the environment raised an exception, or gave
@@ -35,9 +36,15 @@ class Episodes:
     """
 
     def __init__(
-        self, make: Callable[[], gymnasium.Env], seed: int, index: int, place: Slots
+        self,
+        make: Callable[[], gymnasium.Env],
+        seed: int,
+        index: int,
+        place: Slots,
+        number: int | None = None,
     ) -> None:
         self._make, self._seed, self._index, self._place = make, seed, index, place
+        self._number = index if number is None else number
         self.env: Any = None  # until its first episode begins
         self._wrong: Checker
 
@@ -46,7 +53,7 @@ class Episodes:
         if self.env is None:
             self.env = self._try("making", self._make)
             self._wrong = checker(self.env.observation_space)
-        seed = episode_seed(self._seed, self._index, episode)
+        seed = episode_seed(self._seed, self._number, episode)
         self.env.action_space.seed(seed)  # some environments draw from it
         seen = self._try("reset", self._reset, seed)
         self._accept(seen, self._wrong(seen))

@@ -93,7 +93,9 @@ class VectorEnv:
         take = functools.partial(context_of_workers().RawArray, "B") if processes else bytearray
         memory = slots.allocate(self._space, num_envs, take)
         self._seen = slots.view(self._space, num_envs, memory)
-        make = functools.partial(_episodes, maker, seed, seeded, self._space, num_envs)
+        make = functools.partial(
+            _episodes, maker, seed, seeded, self._space, num_envs, config.first
+        )
         self._pool = Pool(make, memory, num_envs, config, processes)
         self.close = self._pool.close
         self._episodes = [Episode(-1) for _ in range(num_envs)]
@@ -249,9 +251,11 @@ def _episodes(
     seeded: bool,
     space: gymnasium.Space,
     num_envs: int,
+    first: int,
     memory: slots.Memory,
     index: int,
 ) -> Episodes:
     """Those of one environment, made where they are played."""
-    make = functools.partial(maker, seed=episode_seed(seed, index, 0)) if seeded else maker
-    return Episodes(make, seed, index, slots.view(space, num_envs, memory))
+    number = first + index
+    make = functools.partial(maker, seed=episode_seed(seed, number, 0)) if seeded else maker
+    return Episodes(make, seed, index, slots.view(space, num_envs, memory), number)

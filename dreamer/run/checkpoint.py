@@ -17,6 +17,7 @@ import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint._src.multihost import multihost
 
 from dreamer import parallel
 from dreamer.errors import UserError
@@ -198,6 +199,7 @@ def read_arrays(
         target = jax.tree.map(_target, pattern)
         kinds = ocp.checkpoint_utils.construct_restore_args(target)
         how = {"item": target, "restore_args": kinds, "partial_restore": partial}
+    _save_alone()
     handler = ocp.PyTreeCheckpointHandler()
     try:
         return handler.restore(path / part, args=ocp.args.PyTreeRestore(**how))
@@ -210,7 +212,17 @@ def read_arrays(
         handler.close()
 
 
+def _save_alone() -> None:
+    """Of several hosts each has checkpoints of its own. Orbax knows only one that all write
+    together, numpy arrays on the first alone (0.12.8, also with a `primary_host`); so here every
+    process is the first, and waits for no other."""
+    if parallel.hosts() > 1:
+        multihost.process_index = lambda: 0
+        multihost.should_skip_process_sync = lambda processes=None: True
+
+
 def _write_arrays(path: Path, arrays: Any) -> None:
+    _save_alone()
     # They are handed over, and so written without the copy that orbax makes of numpy arrays.
     plain = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, plain))

@@ -47,6 +47,7 @@ class Checkpointer:
         self.directory = Path(directory).absolute()
         self._keep = keep
         self.completed = 0  # saves so far
+        self.shared: int | None = None  # the newest that all hosts have, which is kept too
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None  # that ended it
         make(self.directory)
@@ -153,7 +154,7 @@ class Checkpointer:
                 damaged[step] = error
                 continue
             for number, found in damaged.items():
-                aside = self._set_aside(number)
+                aside = self.set_aside(number)
                 now = f"it is now named {aside}, and training goes back to step {step:,}"
                 print(f"warning: {found.what}; {now}", file=sys.stderr)
             return restored
@@ -166,7 +167,7 @@ class Checkpointer:
     def _path(self, step: int) -> Path:
         return self.directory / str(step)
 
-    def _set_aside(self, step: int) -> str:
+    def set_aside(self, step: int) -> str:
         """Renames a damaged checkpoint; gives its name."""
         names = (f"{step}{DAMAGED}{number or ''}" for number in itertools.count())
         free = next(name for name in names if not (self.directory / name).exists())
@@ -194,7 +195,7 @@ class Checkpointer:
         """What cannot be removed now is tried again after the next save."""
         with contextlib.suppress(OSError):
             there = steps(self.directory)
-            kept = {*there[-self._keep :], best(self.directory)}
+            kept = {*there[-self._keep :], best(self.directory), self.shared}
             for step in there:
                 if step not in kept:
                     self._path(step).rename(self.directory / f"{step}{TEMPORARY}")

@@ -167,7 +167,7 @@ class DeviceLoop:
         """Acts, remembers and steps the environments."""
         world, step = carried
         seen = world.time_step
-        key = self._memory.key(world.memory, "act", step)
+        key = self._memory.key(world.memory, "act", step * parallel.hosts())
         first = seen.step_type == dm_env.StepType.FIRST
         carry, action, latent = agents.act(
             self.agent, params, world.carry, seen.observation, first, key, greedy=False
@@ -197,7 +197,8 @@ class DeviceLoop:
         if beginning.params is not None:
             state = agents.state_of(self.agent, beginning.params)
             self._state = parallel.replicate(state, self.devices)
-        keys = batched.env_keys(self._config.seed, self._config.env.num_envs)
+        env = self._config.env
+        keys = batched.env_keys(self._config.seed, env.num_envs, env.first)
         envs, time_step = jax.device_get(jax.jit(jax.vmap(self._env.reset))(keys))
         zeros = np.zeros(len(keys), np.float32), np.zeros(len(keys), np.int32)
         carry = jax.device_get(agents.initial_carry(self.agent, len(keys)))
@@ -280,7 +281,7 @@ class DeviceLoop:
         memory, lost = self._memory.set_state(arrays)
         if counters["ratio"]["remainder"] or counters["learner"]["owed"]:
             lost.append("updates half owed")
-        keys = batched.env_keys(self._config.seed, num_envs)
+        keys = batched.env_keys(self._config.seed, num_envs, self._config.env.first)
         reset = jax.jit(jax.vmap(self._env.reset))
         loaded = batched.load(counters["env"], jax.eval_shape(reset, keys))
         if loaded is None:

@@ -76,7 +76,7 @@ class DeviceMemory:
     def key(self, remembered: Memory, purpose: str, number: Array) -> Array:
         """With one device the draws of acting are those of the host loop."""
         key = jax.random.fold_in(jax.random.wrap_key_data(remembered.keys[purpose]), number)
-        if len(self.devices) == 1:
+        if len(self.devices) * parallel.hosts() == 1:
             return key
         return jax.random.fold_in(key, jax.lax.axis_index(parallel.AXIS))
 
@@ -120,7 +120,7 @@ class DeviceMemory:
             length = settings.batch_length + 1
             return device.init(self._spec, each, self.envs_each, length, settings.online)
 
-        make = parallel.compile_shares(init, self.devices, (0,), 0, donate=())
+        make = parallel.compile_shares(init, self.devices, (0,), 0, donate=(), meet=False)
         return self._complete(make(np.arange(count)), None)
 
     def get_arrays(self, remembered: Memory, updated: bool) -> tuple[dict[str, Any], bool]:

@@ -60,7 +60,7 @@ class DeviceStore:
     def _put(self, memory: Memory, transition: Any) -> Memory:
         """Adds this device's share of a step of all environments, leaves [N, ...]."""
         count = self._plan.envs_each
-        first = jax.lax.axis_index(parallel.AXIS) * count
+        first = parallel.place(self._devices) * count
         share = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, count), transition)
         return dataclasses.replace(memory, replay=device.add(memory.replay, share))
 

@@ -21,6 +21,7 @@ from dreamer.errors import UserError
 CONFIG = "config.yaml"
 VERSION = "version.json"
 LOCK = ".lock"
+HOSTS = "hosts"  # the folder with those of all hosts but the first
 HEADER = (
     "# Configuration of a dreamer run, complete and resolved. The same run.dir resumes the run.\n"
 )
@@ -235,7 +236,10 @@ def _version_json(path: Path, command: Sequence[str] | None) -> str:
 def _is_ours(path: Path) -> bool:
     """Whether the folder is empty, but for what an interrupted write may leave, or holds a run."""
     foreign = [
-        name for name in os.listdir(path) if not (name.startswith(".") and name.endswith(".tmp"))
+        name
+        for name in os.listdir(path)
+        # Another host may have been here before this one.
+        if not (name.startswith(".") and name.endswith(".tmp")) and name != HOSTS
     ]
     return not foreign or saved_config(path) is not None
 

@@ -42,7 +42,7 @@ class HostLoop:
     where = "host"
 
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
-        self._config = config
+        self._config, self._hosts = config, parallel.hosts()
         self.env = registry.make(config.env, config.env.num_envs, config.seed)
         try:
             specs = self.env.observation_spec(), self.env.action_spec()
@@ -102,7 +102,7 @@ class HostLoop:
           EnvironmentFault: environments failed too often. What came before the step stands and can
             be saved; the environments then start new episodes.
         """
-        action, latent = self._actor(self.time_step, self.step)
+        action, latent = self._actor(self.time_step, self.step * self._hosts)
         self.store.add(transition(self.agent, self.time_step, action, latent))
         self.step += self._config.env.num_envs
         if self.loaded + self.step >= self._config.first_update:
@@ -185,7 +185,8 @@ class Actor:
         # Learning takes the memory of weights that it has left behind.
         self._must_copy = lag > 0 or self._device != devices[0]
         self._weights: deque[Any] = deque(maxlen=lag + 1)
-        self._policy = Policy(agent, config.env.num_envs, device=self._device)
+        share = parallel.host(), parallel.hosts()
+        self._policy = Policy(agent, config.env.num_envs, device=self._device, share=share)
         self._policy.reset(purpose_key(config.seed, "act"))
 
     def __call__(self, time_step: dm_env.TimeStep, step: int) -> tuple[Any, Any]:

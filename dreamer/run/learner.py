@@ -67,7 +67,9 @@ class Learner:
         self.updates = 0
         self.pending: Pending | None = None
         self._dtype = agent.dtype
-        self._seed, self._batch_size, self._per_call = seed, batch_size, updates_per_call
+        self._batch_size, self._per_call = batch_size, updates_per_call
+        # Every host samples from its own replay.
+        self._seeds = (seed, parallel.host()) if parallel.hosts() > 1 else (seed,)
         init_key, train_key = purpose_key(seed, "init"), purpose_key(seed, "train")
         self.state: State = parallel.replicate(
             jax.jit(partial(agents.init, agent))(init_key), devices
@@ -119,7 +121,7 @@ class Learner:
     def _take(self, replay: Replay, update: int) -> Batches:
         """The batches of a call that begins with this update."""
         sampled = [
-            host.sample(replay, (self._seed, update + i), self._batch_size)[1:]
+            host.sample(replay, (*self._seeds, update + i), self._batch_size)[1:]
             for i in range(self._per_call)
         ]
         data = jax.tree.map(lambda *x: np.stack(x), *[batch for batch, _ in sampled])

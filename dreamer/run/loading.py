@@ -62,7 +62,7 @@ def load(path: str | Path, which: str = "newest") -> Saved:
     agent = _agent(config, meta)
     pattern = jax.eval_shape(lambda: agents.init_params(agent, jax.random.key(0)))
     params = checkpoint.read_params(found, pattern)
-    return Saved(home, config, agent, params, int(meta["step"]))
+    return Saved(home, config, agent, params, int(meta["step"]) * meta.get("hosts", 1))
 
 
 def _agent(config: Config, meta: dict[str, Any]) -> Agent:

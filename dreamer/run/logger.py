@@ -157,6 +157,25 @@ class Logger:
             )
 
 
+class Silent(Logger):
+    """Writes nothing: of several hosts one logs."""
+
+    def __init__(self) -> None:
+        pass
+
+    def truncate(self, step: int) -> None:
+        pass
+
+    def write(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
+        pass
+
+    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 class AppendFile:
     """A file to which records are added whole or not at all, each reaching the system at once. When
     somebody removed it, a new one is begun.

@@ -11,13 +11,13 @@ from dreamer.agent import interface
 from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.errors import EnvironmentFault, UserError
-from dreamer.run import beginning, checkpointer, folder, paths, rollback
+from dreamer.run import agreement, beginning, checkpointer, common, folder, paths, rollback, shares
 from dreamer.run.callbacks import Callbacks
 from dreamer.run.checkpointer import Checkpointer, SaveError
 from dreamer.run.clocks import EverySeconds, EverySteps
 from dreamer.run.device_loop import DeviceLoop
 from dreamer.run.host_loop import HostLoop
-from dreamer.run.logger import Logger
+from dreamer.run.logger import Logger, Silent
 from dreamer.run.metrics import SKIPPED, Reading
 from dreamer.run.offline_loop import OfflineLoop
 from dreamer.run.plan import plan
@@ -67,6 +67,7 @@ class Trainer:
         self.config = config
         self.leader = leader
         self.stop = stop or StopRequest()
+        self._hosts, self._count = agreement.make(self.stop), parallel.hosts()
         self._callbacks = callbacks or Callbacks()
         self.metrics: dict[str, float] = {}  # those last written
         self.path = paths.run_folder(config)
@@ -77,14 +78,16 @@ class Trainer:
             config.platform, config.devices, config.replay.batch_size
         )
         with ExitStack() as stack:
-            self._rollbacks = rollback.count(paths.checkpoint_folder(config))
-            self.loop = make_loop(rollback.rekeyed(config, self._rollbacks), self.devices)
+            saved = paths.checkpoint_folder(config)
+            self._rollbacks: int = self._hosts.told(lambda: rollback.count(saved))
+            own = shares.share(rollback.rekeyed(config, self._rollbacks))
+            self.loop = make_loop(own, self.devices)
             stack.callback(self.loop.close)
+            shares.compare_devices(len(self.devices), self.loop.stored == "device memory")
             self.begun = ""  # with what, in words
-            if not paths.holds_checkpoints(paths.checkpoint_folder(config)):
-                first = beginning.choose(config, self.loop.agent, self.loop.params)
-                self.loop.start(first)  # now, while nothing is written yet
-                self.begun = str(first)
+            self._saved = paths.holds_checkpoints(saved)
+            if not self._saved:
+                self._begin_anew()  # now, while nothing is written yet
             self.best: float | None = None  # mean return of the best evaluation
             self.evaluated = 0  # step of the last evaluation
             self.skipped = 0  # updates, whose loss or gradient was not finite
@@ -106,24 +109,25 @@ class Trainer:
         stack.enter_context(folder.locked(self.path))
         self.checkpoints = Checkpointer(checkpoints, config.checkpoint.keep)
         stack.push(self._end_saving)
-        self._saving = Saving(self.checkpoints, self._save, self.say)
+        self._saving = Saving(self.checkpoints, self._save, self.say, alone=self._count == 1)
         self._restarts = 0  # environments made anew that were told
         resumed = self._start_or_resume(fresh)
         self._began = self.step
         if not fresh:  # only now is it known that the checkpoint fits a changed configuration
             folder.prepare(self.path, compose.to_yaml(config))
-        self.logger = Logger(self.path, config.log.tensorboard)
+        self.logger = Logger(self.path, config.log.tensorboard) if self._hosts.first else Silent()
         stack.callback(self.logger.close)
         self.logger.truncate(self.step if self.step else -1)
         self.reporter = Reporter(self.loop.agent, config, self.logger, self.say)
-        mode = "none" if self.leader else config.log.progress
+        mode = "none" if self.leader or not self._hosts.first else config.log.progress
         self.progress = stack.enter_context(
             Progress(mode, config.run.steps, config.log.every_seconds, self.step)
         )
-        if not self.leader:
+        if not self.leader and self._hosts.first:
             weights = sum(x.size for x in jax.tree.leaves(self.loop.params))
             spec = transition_spec(self.loop.agent)
-            self.say(plan(config, weights, spec, self.devices, self.loop.stored, self.loop.loaded))
+            everywhere = parallel.everywhere(self.devices)
+            self.say(plan(config, weights, spec, everywhere, self.loop.stored, self.loop.loaded))
         if resumed:
             self.say(resumed)
 
@@ -136,7 +140,7 @@ class Trainer:
     @property
     def step(self) -> int:
         """Environment steps so far, or updates of an offline run."""
-        return self.loop.step
+        return self.loop.step * self._count
 
     @property
     def updates(self) -> int:
@@ -161,6 +165,8 @@ class Trainer:
                     self.after(self.loop.turn())
                 self.finish()
         except EnvironmentFault as fault:
+            if self._count > 1:  # the others do not know, and do not save
+                raise EnvironmentFault(f"{fault}; {self.kept}, the same command resumes") from fault
             kept = f"all that was learned until step {self.step:,} is saved in {self.path}"
             try:
                 self._close_books()
@@ -171,7 +177,7 @@ class Trainer:
     @property
     def unfinished(self) -> bool:
         """Whether there is another turn to do."""
-        return self.step < self.config.run.steps and not self.stop.requested
+        return self.step < self.config.run.steps and not self._hosts.stop
 
     def begin(self) -> bool:
         """What comes before the first turn; whether there is anything to do."""
@@ -202,6 +208,7 @@ class Trainer:
         if self.step >= self.config.run.steps and self._evaluation_is_due():
             self._evaluate()
         self._close_books()
+        self._read(self._hosts.meet(self.updates, now=True))
         done = self.step >= self.config.run.steps and not self._evaluation_is_due()
         state = "done" if done else "stopped, the same command resumes"
         last = f"{state}: step {self.step:,}, {self.loop.updates:,} updates, in {self.path}"
@@ -219,7 +226,9 @@ class Trainer:
 
     def say(self, line: str) -> None:
         """Prints a line, on the display of the leader if there is one."""
-        if self.leader:
+        if not self._hosts.first:
+            self._hosts.post([f"host {parallel.host()}: {line}"])
+        elif self.leader:
             self.leader.say(f"seed {self.config.seed}: {line}")
         else:
             self.progress.print(line)
@@ -228,20 +237,21 @@ class Trainer:
 
     def _set_clocks(self) -> None:
         config = self.config
-        self._log_clock = EverySeconds(config.log.every_seconds)
+        self._log_clock = self._hosts.clock(EverySeconds(config.log.every_seconds))
         self._eval_clock = EverySteps(config.eval.every, self.evaluated)
         self._video_clock = EverySteps(config.log.video_every, self.step)
-        self._save_clock = EverySeconds(config.checkpoint.every_seconds)
+        self._save_clock = self._hosts.clock(EverySeconds(config.checkpoint.every_seconds))
         self._save_step_clock = EverySteps(config.checkpoint.every_steps, self.step)
         self._save_due = False
 
     def _now_and_then(self) -> None:
         self.progress.update(self.step, self.loop.updates)
+        self._read(self._hosts.meet(self.updates, self._saving.overdue))
         if self._log_clock():
             self._log()
         if self._eval_clock(self.step) and self.step < self.config.run.steps:
             self._evaluate()
-        if self._video_clock(self.step):
+        if self._video_clock(self.step) and self._hosts.first:
             self.reporter.videos(
                 self.loop.params, self.loop.sequences, self.step, self._interrupted
             )
@@ -256,12 +266,24 @@ class Trainer:
 
     def _save_is_asked(self) -> bool:
         """Whether a signal came since this was asked last."""
-        asked, self._saves_asked = self._saves_asked, self.stop.saves
+        asked, self._saves_asked = self._saves_asked, self._hosts.saves
         if asked < self._saves_asked:
             self.say(f"saving at step {self.step:,}, because SIGUSR1 asks for it")
         return asked < self._saves_asked
 
+    def _read(self, letters: list[Any]) -> None:
+        """What other hosts wrote: lines, and episodes that ended there."""
+        for letter in letters:
+            if len(letter) == 1:
+                self.say(*letter)
+            else:
+                self._tell([(letter[0], letter[1])])
+
     def _tell(self, episodes: list[tuple[float, int]]) -> None:
+        if not self._hosts.first:
+            for episode in episodes:
+                self._hosts.post(episode)
+            return
         for score, length in episodes:
             self.progress.episode(score, length)
             self.logger.write(self.step, {"episode/return": score, "episode/length": length})
@@ -310,7 +332,8 @@ class Trainer:
         with contextlib.suppress(SaveError):
             self.checkpoints.wait()
         tried = self._began if self._rollbacks else None
-        step = rollback.good(self.checkpoints.directory, self.updates - in_a_row, tried)
+        whole = self.updates - in_a_row
+        step = self._hosts.told(lambda: rollback.good(self.checkpoints.directory, whole, tried))
         if step is not None and times <= run.max_rollbacks:
             rollback.go_back(self.checkpoints, step, times, skipped=self.skipped)
             new = "with other random keys"
@@ -333,7 +356,9 @@ class Trainer:
         return self.stop.requested
 
     def _evaluate(self) -> None:
-        numbers = self.reporter.evaluation(self.loop.params, self.step, self._interrupted)
+        numbers = self._hosts.told(
+            lambda: self.reporter.evaluation(self.loop.params, self.step, self._interrupted)
+        )
         if numbers is None:
             return
         self.evaluated = self.step
@@ -370,6 +395,7 @@ class Trainer:
 
     def _save(self, score: float | None = None) -> None:
         """Saves everything that influences the rest of the run."""
+        common.compare(self.checkpoints, self.loop.params, self.step)
         self._tell(self.loop.drain())
         self.checkpoints.wait()  # or the copies of two saves would be in memory
         self._make_folders()
@@ -380,6 +406,7 @@ class Trainer:
             "skipped": self.skipped,
             rollback.COUNT: self._rollbacks,
             "spaces": interface.dump(self.loop.agent),
+            "hosts": self._count,
         }
         counters = own | self.loop.get_counters()
         step = self.step
@@ -411,11 +438,19 @@ class Trainer:
         if kind is None or not issubclass(kind, KeyboardInterrupt):
             self.checkpoints.close()
 
+    def _begin_anew(self) -> None:
+        first = beginning.choose(self.config, self.loop.agent, self.loop.params)
+        self.loop.start(first)
+        self.begun = str(first)
+
     def _start_or_resume(self, fresh: bool) -> str:
         """Goes back to the newest checkpoint if there is one; what to say of the start."""
-        if self.checkpoints.latest_step() is None:
+        restored = common.restore(self.checkpoints, self.loop.state, fresh)
+        if restored is None:
+            if self._saved:  # what some other host has not
+                self._begin_anew()
             return self.begun if fresh else f"{self.path} had saved nothing yet and starts anew"
-        state, arrays, counters = self.checkpoints.restore_newest(self.loop.state)
+        state, arrays, counters = restored
         assert arrays is not None, "every save has a replay"
         paths.refuse_checkpoint_of(counters["run"], self.config)
         paths.refuse_other_kind(counters.get("offline", False), self.config)

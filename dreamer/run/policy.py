@@ -24,6 +24,7 @@ class Policy:
       greedy: mode of the policy instead of a sample.
       device: that of the parameters; None is the first.
       act: of `compile_act`, to share it between policies.
+      share: number of this policy, and of how many that draw as one with all their environments.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Policy:
         greedy: bool = False,
         device: jax.Device | None = None,
         act: Callable | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.num_envs = num_envs
         self._device = device
@@ -41,7 +43,7 @@ class Policy:
         self._seen = [key for key, _ in agent.model.encoder.observations]
         self._key: jax.Array
 
-        self._act = act or compile_act(agent, greedy)
+        self._act = act or compile_act(agent, greedy, share)
 
     def reset(self, key: jax.Array) -> None:
         """Forgets everything; from here on the draws of step n follow from `key` and n."""
@@ -82,12 +84,12 @@ class Policy:
         return jax.device_get(action), dict(latent)
 
 
-def compile_act(agent: Agent, greedy: bool) -> Callable:
+def compile_act(agent: Agent, greedy: bool, share: tuple[int, int] = (0, 1)) -> Callable:
     """One step of the policy, with the number of the step for its draws, see `agents.act`."""
 
     def act(params: Any, carry: Carry, observation: Any, first: Any, key: Any, step: Any) -> Any:
         key = jax.random.fold_in(key, step)
-        return agents.act(agent, params, carry, observation, first, key, greedy)
+        return agents.act(agent, params, carry, observation, first, key, greedy, share)
 
     return jax.jit(act)
 

@@ -16,6 +16,7 @@ class Saving:
       save: starts a save, with the score of an evaluation if there is one.
       say: shows a line.
       now: seconds.
+      alone: whether this host saves when it wants to; else `overdue` says that it does.
     """
 
     def __init__(
@@ -24,8 +25,10 @@ class Saving:
         save: Callable[[float | None], None],
         say: Callable[[str], None],
         now: Callable[[], float] = time.monotonic,
+        alone: bool = True,
     ) -> None:
         self._checkpoints, self._save, self._say, self._now = checkpoints, save, say, now
+        self._alone = alone
         self._wait = 0.0  # from the last failure to the next attempt; 0 when all is well
         self._again = 0.0  # when that is
         self._completed = checkpoints.completed  # before the last failure
@@ -48,8 +51,13 @@ class Saving:
         if self._wait and self._checkpoints.completed > self._completed:
             self._wait, self._told = 0.0, ""
             self._say("checkpoints can be saved again")
-        elif self._wait and self._now() >= self._again:
+        elif self.overdue and self._alone:
             self()
+
+    @property
+    def overdue(self) -> bool:
+        """Whether it is time to try again after a failure."""
+        return bool(self._wait) and self._now() >= self._again
 
     def _failed(self, error: SaveError) -> None:
         self._completed = self._checkpoints.completed

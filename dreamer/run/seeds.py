@@ -20,7 +20,7 @@ from dreamer.agent.agent import State
 from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.errors import UserError
-from dreamer.run import device_memory, folder, paths
+from dreamer.run import device_memory, folder, paths, shares
 from dreamer.run.callbacks import Callback, Callbacks
 from dreamer.run.checkpointer import SaveError
 from dreamer.run.device_loop import Call, DeviceLoop, World, program
@@ -38,6 +38,7 @@ def train(
     Raises:
       UserError: what the user can mend, before anything is written.
     """
+    config = shares.joined(config)
     told = Callbacks(callbacks)
     stop = stop or StopRequest()
     once = _train_alone if config.run.seeds == 1 else _train_together

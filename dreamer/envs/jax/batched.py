@@ -20,10 +20,10 @@ class BatchedJax:
 
     restarts: Sequence[Restart] = ()  # nothing is made anew
 
-    def __init__(self, env: JaxEnv, num_envs: int, seed: int) -> None:
+    def __init__(self, env: JaxEnv, num_envs: int, seed: int, first: int = 0) -> None:
         self.num_envs = num_envs
         self._env = env
-        self._keys = env_keys(seed, num_envs)
+        self._keys = env_keys(seed, num_envs, first)
         self._reset, self._step = jax.jit(jax.vmap(env.reset)), jax.jit(env.step_all)
         self._state: Any = None
         self._last: dm_env.TimeStep | None = None
@@ -72,10 +72,10 @@ class BatchedJax:
         return self._last
 
 
-def env_keys(seed: int, num_envs: int) -> np.ndarray:
-    """The data of a random key per environment: uint32 [N, 2]."""
+def env_keys(seed: int, num_envs: int, first: int = 0) -> np.ndarray:
+    """The data of a random key per environment, from number `first` on: uint32 [N, 2]."""
     key = jax.random.fold_in(jax.random.key(seed), _PURPOSE)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_envs))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(num_envs))
     return np.asarray(jax.random.key_data(keys))
 
 

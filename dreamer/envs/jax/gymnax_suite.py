@@ -26,7 +26,7 @@ TASKS = [task for task in registered_envs if task != "SimpleBandit-bsuite"]  # 0
 
 def make(config: GymnaxEnv, num_envs: int, seed: int, render: bool = False) -> BatchedJax:
     """Makes the environments for the host; see `registry.make`. They draw no frames."""
-    return BatchedJax(make_jax(config), num_envs, seed)
+    return BatchedJax(make_jax(config), num_envs, seed, config.first)
 
 
 def make_jax(config: GymnaxEnv) -> JaxEnv:

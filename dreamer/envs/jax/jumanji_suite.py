@@ -36,7 +36,7 @@ LAST = 2  # of Jumanji's step types
 
 def make(config: JumanjiEnv, num_envs: int, seed: int, render: bool = False) -> BatchedJax:
     """Makes the environments for the host; see `registry.make`. They draw no frames."""
-    return BatchedJax(make_jax(config), num_envs, seed)
+    return BatchedJax(make_jax(config), num_envs, seed, config.first)
 
 
 def make_jax(config: JumanjiEnv) -> JaxEnv:

@@ -28,7 +28,7 @@ LAYERS = {"object": int(MAX_CATEGORICAL_VALUE), "colour": 6, "state": 4}  # and 
 
 def make(config: NavixEnv, num_envs: int, seed: int, render: bool = False) -> BatchedJax:
     """Makes the environments for the host; see `registry.make`. They draw no frames."""
-    return BatchedJax(make_jax(config), num_envs, seed)
+    return BatchedJax(make_jax(config), num_envs, seed, config.first)
 
 
 def make_jax(config: NavixEnv) -> JaxEnv:

@@ -28,7 +28,7 @@ TASKS = registry.ALL_ENVS
 
 def make(config: PlaygroundEnv, num_envs: int, seed: int, render: bool = False) -> BatchedJax:
     """Makes the environments for the host; see `registry.make`. They draw no frames."""
-    return BatchedJax(make_jax(config), num_envs, seed)
+    return BatchedJax(make_jax(config), num_envs, seed, config.first)
 
 
 def make_jax(config: PlaygroundEnv) -> JaxEnv:

@@ -1,0 +1,223 @@
+"""Whether this process trains alone or as one of several hosts, and what is said when that ends.
+
+One program is started once per host. They find each other by `run.coordinator`, or by what SLURM,
+Open MPI or a TPU pod put into the environment.
+"""
+
+import atexit
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Self
+
+from dreamer import parallel
+from dreamer.config.run import RunConfig
+from dreamer.errors import UserError
+
+LOST_AFTER = 30  # seconds without a sign of life
+STATUS = 3  # of a process that ends because of another
+# In the texts of errors that come from the bond to other hosts.
+_BOND = re.compile(r"gloo|nccl|coordination|heartbeat|unavailable|connection (reset|closed)", re.I)
+
+
+def wanted(run: RunConfig, env: Mapping[str, str] = os.environ) -> bool:
+    """Whether there are several hosts.
+
+    Args:
+      run: settings.
+      env: of the process.
+
+    Raises:
+      UserError: the settings do not fit together.
+    """
+    given = {"run.num_processes": run.num_processes > 0, "run.process_id": run.process_id >= 0}
+    if run.coordinator in ("", "auto", "none"):
+        for key, there in given.items():
+            if there:
+                raise UserError(
+                    f"{key} is set without run.coordinator=HOST:PORT, the address of process 0; "
+                    "add it, or leave out both numbers where SLURM, Open MPI or a TPU pod give them"
+                )
+        return run.coordinator == "auto" or (run.coordinator == "" and bool(detected(env)))
+    for key, there in given.items():
+        if not there:
+            raise UserError(
+                f"run.coordinator={run.coordinator} is of several processes, of which each also "
+                f"needs run.num_processes=N and its own run.process_id from 0 to N - 1; add {key}"
+            )
+    if run.process_id >= run.num_processes:
+        raise UserError(
+            f"run.process_id={run.process_id} is not below run.num_processes={run.num_processes}; "
+            f"allowed are 0 to {run.num_processes - 1}"
+        )
+    _address(run)
+    return run.num_processes > 1
+
+
+def refuse(run: RunConfig) -> None:
+    """Refuses several hosts where Python calls, which does not start the program on each.
+
+    Raises:
+      UserError: the settings ask for them.
+    """
+    if run.coordinator not in ("", "none"):
+        raise UserError(
+            f"run.coordinator={run.coordinator} is for the command line: start python -m "
+            "dreamer.train on every host; leave it out here"
+        )
+
+
+def detected(env: Mapping[str, str]) -> str:
+    """What started several processes that belong together; empty if nothing did."""
+    # Of a step of SLURM: in a script that srun does not start, only SLURM_NTASKS tells of others.
+    if _number(env.get("SLURM_STEP_NUM_TASKS")) > 1 and "SLURM_PROCID" in env:
+        return "SLURM"
+    if _number(env.get("OMPI_COMM_WORLD_SIZE")) > 1:
+        return "Open MPI"
+    workers = [name for name in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
+    if len(workers) > 1 or _number(env.get("MEGASCALE_NUM_SLICES")) > 1:
+        return "TPU"
+    return ""
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else 0
+
+
+def _address(run: RunConfig) -> tuple[str, int]:
+    name, _, port = run.coordinator.rpartition(":")
+    if not name or not 0 < _number(port) < 2**16:
+        raise UserError(
+            f"run.coordinator={run.coordinator} is no address; write HOST:PORT of process 0, or "
+            "auto or none"
+        )
+    return name.strip("[]"), int(port)
+
+
+def bond(run: RunConfig) -> AbstractContextManager[Any]:
+    """That of this process with others, if there are any; see `wanted` and `Bond`."""
+    return Bond(run) if wanted(run) else nullcontext()
+
+
+class Bond:
+    """Several hosts from here on; a context that ends when all of them have left it.
+
+    One that fails leaves at once, and so do the others when they miss it: from an error that names
+    the bond, or by an abort from C++ in the midst of anything. So the last word is said by a
+    process beside this one, which sees it end.
+
+    Args:
+      run: settings, of which `wanted` is true.
+
+    Raises:
+      UserError: the others cannot be found.
+    """
+
+    def __init__(self, run: RunConfig) -> None:
+        self._run = run
+
+    def __enter__(self) -> Self:
+        run, seconds = self._run, self._run.join_seconds
+        direct = run.coordinator != "auto" and run.coordinator != ""
+        self._witness = Witness()
+        self._witness.say(
+            f"error: after run.join_seconds={seconds:g} not all hosts had come; start all of them "
+            "within that time, and look at what those said that did not come"
+        )
+        try:
+            if direct and run.process_id > 0:
+                _find(run)
+            try:
+                parallel.unite(
+                    run.coordinator if direct else "",
+                    *(run.num_processes, run.process_id, seconds, LOST_AFTER),
+                )
+            except (RuntimeError, ValueError) as error:
+                raise UserError(
+                    f"the hosts cannot be joined: {' '.join(str(error).split())}; "
+                    "see that the port of run.coordinator is free on its host, and that every "
+                    "process has the same settings"
+                ) from error
+            number, count = parallel.host(), parallel.hosts()
+        except BaseException:
+            self._witness.dismiss()
+            raise
+        self._witness.say(
+            f"error: host {number} of {count} has ended because another was lost, or was itself "
+            "ended from outside; the same command on all hosts resumes"
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        if error is None:
+            try:
+                parallel.leave()
+            except RuntimeError as lost:
+                error = lost
+            else:
+                self._witness.dismiss()
+                return
+        if not isinstance(error, UserError) and _BOND.search(str(error)):
+            what = str(error).partition("\n")[0]
+            print(f"{type(error).__name__}: {what}", file=sys.stderr)
+            _end(STATUS)  # the witness says what that means
+        self._witness.dismiss()
+        # The others are not waited for at exit, so that they soon miss this one.
+        atexit.register(_end, 2 if isinstance(error, UserError) else 1)
+
+
+def _end(status: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _find(run: RunConfig) -> None:
+    """Waits until process 0 is there: jax itself would abort when it is not.
+
+    Raises:
+      UserError: it does not come.
+    """
+    address, end = _address(run), time.monotonic() + run.join_seconds
+    while True:
+        try:
+            socket.create_connection(address, timeout=2).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise UserError(
+                    f"run.coordinator={run.coordinator} does not answer after "
+                    f"run.join_seconds={run.join_seconds:g}: {error.strerror or error}; start "
+                    "process 0 there, or correct the address"
+                ) from None
+        time.sleep(0.2)
+
+
+class Witness:
+    """A process that says the last line it was given when this one ends without dismissing it."""
+
+    _SCRIPT = 'while IFS= read -r line; do word=$line; done; [ -z "$word" ] || echo "$word" >&2'
+
+    def __init__(self) -> None:
+        # In a session of its own, where a Ctrl-C for this one does not end it.
+        self._process = subprocess.Popen(
+            ["sh", "-c", self._SCRIPT], stdin=subprocess.PIPE, start_new_session=True, text=True
+        )
+
+    def say(self, word: str) -> None:
+        """Takes a line in place of the one before."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{word}\n")
+        self._process.stdin.flush()
+
+    def dismiss(self) -> None:
+        """Nothing is to be said any more."""
+        self.say("")
+        self._process.communicate()

@@ -1,0 +1,136 @@
+"""Checkpoints that several hosts have in common: each saves its own, all at the same step."""
+
+import json
+import shutil
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from dreamer import parallel
+from dreamer.errors import UserError
+from dreamer.run import checkpoint, checkpointer
+from dreamer.run.checkpoint import Damaged
+from dreamer.run.checkpointer import Checkpointer
+
+Restored = tuple[Any, dict[str, Any] | None, dict[str, Any]]
+
+
+def restore(checkpoints: Checkpointer, pattern: Any, fresh: bool) -> Restored | None:
+    """Restores the newest checkpoint that is whole, on every host; None where there is none yet.
+
+    Args:
+      checkpoints: of this host.
+      pattern: as of `checkpoint.restore`.
+      fresh: whether this host's folder is new.
+
+    Raises:
+      UserError: it was saved by another number of hosts, hosts have none in common, or as
+        `Checkpointer.restore_newest`.
+    """
+    if parallel.hosts() > 1:
+        on_host = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), pattern)
+        return _agree(checkpoints, on_host, _survey(checkpoints, fresh))
+    if checkpoints.latest_step() is None:
+        return None
+    restored = checkpoints.restore_newest(pattern)
+    _refuse_others({restored[2].get("hosts", 1)})
+    return restored
+
+
+def _agree(checkpoints: Checkpointer, pattern: Any, found: list[dict[str, Any]]) -> Restored | None:
+    """Restores what all hosts have, of what `_survey` found."""
+    shared = set.intersection(*(set(one["steps"]) for one in found))
+    lost: dict[int, str] = {}  # of this host, by step
+    told = []
+    for step in sorted(shared, reverse=True):
+        restored: Restored | None = None
+        try:
+            restored = checkpoints.restore(step, pattern)
+        except Damaged as error:
+            lost[step] = error.what
+        damages = [text for text in parallel.exchange(lost.get(step, "")) if text]
+        if restored is not None and not damages:
+            _settle(checkpoints, step, lost)
+            return restored
+        told += damages
+    if told or not _nothing_was_saved(found):
+        what = "; ".join(told) or "the hosts have no checkpoint of the same step"
+        raise UserError(
+            f"{what}, and there is no other that all hosts have; put back copies of "
+            f"{checkpoints.directory} and of those of the other hosts, or start over with another "
+            "run.dir"
+        )
+    _settle(checkpoints, -1, lost)
+    return None
+
+
+def _survey(checkpoints: Checkpointer, fresh: bool) -> list[dict[str, Any]]:
+    """What every host has."""
+    newest = checkpoints.latest_step()
+    hosts = None
+    if newest is not None:
+        try:
+            hosts = checkpoint.read(checkpoints.directory / str(newest)).meta.get("hosts", 1)
+        except Damaged:
+            hosts = None  # seen again when it is restored
+    own = {"steps": checkpointer.steps(checkpoints.directory), "hosts": hosts, "fresh": fresh}
+    found = [json.loads(text) for text in parallel.exchange(json.dumps(own))]
+    _refuse_others({one["hosts"] for one in found} - {None})
+    return found
+
+
+def _refuse_others(saved: set[int]) -> None:
+    now = parallel.hosts()
+    for number in saved - {now}:
+        raise UserError(
+            f"this run was saved by {number} hosts and cannot go on with {now}, for each has its "
+            f"own share of replay and environments; start it on {number}, or another run.dir with "
+            "its weights by run.init_from"
+        )
+
+
+def _nothing_was_saved(found: list[dict[str, Any]]) -> bool:
+    """Whether the run had begun everywhere, but was not yet saved on some host; or not at all."""
+    begun = not any(one["fresh"] for one in found)
+    unsaved = any(not one["steps"] for one in found)
+    return (begun and unsaved) or not any(one["steps"] for one in found)
+
+
+def _settle(checkpoints: Checkpointer, step: int, damaged: dict[int, str]) -> None:
+    """Leaves nothing newer than the step that all go back to."""
+    for number in checkpointer.steps(checkpoints.directory):
+        if number in damaged:
+            aside = checkpoints.set_aside(number)
+            now = f"it is now named {aside}, and training goes back to step {step:,}"
+            print(f"warning: {damaged[number]}; {now}", file=sys.stderr)
+        elif number > step:  # which some other host has not, or not whole
+            unwanted = checkpoints.directory / f"{number}{checkpointer.TEMPORARY}"
+            (checkpoints.directory / str(number)).rename(unwanted)
+            shutil.rmtree(unwanted, ignore_errors=True)
+
+
+def compare(checkpoints: Checkpointer, params: Any, step: int) -> None:
+    """Before a save on several hosts: sees that they have learned the same, and which checkpoint
+    they have in common, that must be kept.
+
+    Raises:
+      UserError: their parameters differ.
+    """
+    if parallel.hosts() == 1:
+        return
+    own = {
+        "params": parallel.fingerprint(params),
+        "steps": checkpointer.steps(checkpoints.directory),
+    }
+    found = [json.loads(text) for text in parallel.exchange(json.dumps(own))]
+    for number, one in enumerate(found):
+        if one["params"] != found[0]["params"]:
+            raise UserError(
+                f"host {number} and host 0 have other parameters at step {step:,}, which must be "
+                "the same; look for a faulty device or other versions of the software there; the "
+                "same command resumes the save before"
+            )
+    shared = set.intersection(*(set(one["steps"]) for one in found))
+    checkpoints.shared = max(shared, default=None)

@@ -1,0 +1,122 @@
+"""What each of several hosts has of a run: a folder inside the run folder, a share of the numbers.
+
+In the configuration environments, sequences of a batch, capacity and steps are those of all hosts
+together.
+"""
+
+from dreamer import compose, parallel
+from dreamer.config import Config
+from dreamer.errors import UserError
+from dreamer.run.folder import HOSTS
+
+# What may be another on every host.
+_OWN = {
+    "run": {"dir", "coordinator", "num_processes", "process_id"},
+    "checkpoint": {"dir"},
+    "replay": {"folder"},
+}
+
+
+def joined(config: Config) -> Config:
+    """The configuration that this host keeps: with its own folders, and without its address.
+
+    Raises:
+      UserError: hosts have other settings, or these are not for several.
+    """
+    number, count = parallel.host(), parallel.hosts()
+    if count == 1:
+        return config
+    _refuse_options(config, count)
+    _compare(config)
+    run = {"coordinator": "", "num_processes": 0, "process_id": -1}
+    checkpoint = {}
+    if number:
+        run["dir"] = f"{config.run.dir}/{HOSTS}/{number}"
+        if config.checkpoint.dir:
+            checkpoint["dir"] = f"{config.checkpoint.dir}/{HOSTS}/{number}"
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update=run),
+            "checkpoint": config.checkpoint.model_copy(update=checkpoint),
+        }
+    )
+
+
+def share(config: Config) -> Config:
+    """The configuration of this host's loop, which knows of no other and counts its own steps."""
+    count = parallel.hosts()
+    if count == 1:
+        return config
+    envs = config.env.num_envs // count
+    parts = {
+        "env": {"num_envs": envs, "first": config.env.first + parallel.host() * envs},
+        "replay": {
+            "batch_size": config.replay.batch_size // count,
+            "capacity": config.replay.capacity // count,
+        },
+        "run": {"steps": -(-config.run.steps // count)},  # rounded up
+    }
+    return config.model_copy(
+        update={name: getattr(config, name).model_copy(update=part) for name, part in parts.items()}
+    )
+
+
+def _refuse_options(config: Config, count: int) -> None:
+    refused = {
+        f"run.seeds={config.run.seeds}": config.run.seeds > 1,
+        "run.offline=true": config.run.offline,
+        f"replay.load={config.replay.load}": config.replay.load,
+    }
+    for option, given in refused.items():
+        if given:
+            raise UserError(
+                f"{option} is for one host, and here are {count}; leave it out, or train on one "
+                "with run.coordinator=none"
+            )
+    if config.env.num_envs % count:
+        raise UserError(
+            f"env.num_envs={config.env.num_envs} cannot be spread over {count} hosts; make it a "
+            f"multiple of {count}"
+        )
+
+
+def _compare(config: Config) -> None:
+    texts = parallel.exchange(compose.to_yaml(_without_own(config)))
+    first = texts[0].splitlines()
+    for number, text in enumerate(texts):
+        for ours, theirs in zip(first, text.splitlines(), strict=False):
+            if ours != theirs:
+                raise UserError(
+                    f"host {number} has {theirs.strip()} where host 0 has {ours.strip()}; start "
+                    "all hosts with the same settings"
+                )
+
+
+def compare_devices(count: int, holds_replay: bool) -> None:
+    """Refuses hosts that would compute another program.
+
+    Args:
+      count: of devices of this host.
+      holds_replay: whether the replay lies in their memory.
+
+    Raises:
+      UserError: hosts differ.
+    """
+    where = "device" if holds_replay else "host"
+    texts = parallel.exchange(f"{count} devices and replay.where={where}")
+    for number, text in enumerate(texts):
+        if text != texts[0]:
+            raise UserError(
+                f"host {number} has {text}, host 0 has {texts[0]}; set devices=N and "
+                "replay.where to what all hosts can do"
+            )
+
+
+def _without_own(config: Config) -> Config:
+    parts = {
+        name: getattr(config, name).model_copy(
+            update={key: type(getattr(config, name)).model_fields[key].default for key in keys}
+        )
+        for name, keys in _OWN.items()
+    }
+    return config.model_copy(update=parts)

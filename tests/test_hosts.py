@@ -1,0 +1,282 @@
+"""Several hosts: how they are found, what they do together, and how they end."""
+
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from dreamer import hosts
+from dreamer.api.training import train
+from dreamer.config.run import RunConfig
+from dreamer.errors import EnvironmentFault, UserError
+from dreamer.run import checkpoint, checkpointer
+from dreamer.run.loop import Trainer
+from tests import several_hosts, tiny_run
+
+# ------------------------------------------------------------------------------- how they are found
+
+
+def settings(**given: Any) -> RunConfig:
+    return RunConfig.model_validate(given)
+
+
+TOGETHER = {"coordinator": "node0:1234", "num_processes": 4, "process_id": 3}
+
+
+def test_one_process_by_default() -> None:
+    assert not hosts.wanted(settings(), {})
+    assert not hosts.wanted(settings(coordinator="a:1", num_processes=1, process_id=0), {})
+
+
+def test_an_address_and_two_numbers() -> None:
+    assert hosts.wanted(settings(**TOGETHER), {})
+    assert hosts.wanted(settings(coordinator="auto"), {})
+
+
+@pytest.mark.parametrize(
+    ("env", "found"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, "SLURM"),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, ""),
+        # A script that sbatch starts, which starts no step.
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, ""),
+        ({"OMPI_COMM_WORLD_SIZE": "8"}, "Open MPI"),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, ""),
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, "TPU"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, ""),
+        ({"MEGASCALE_NUM_SLICES": "2"}, "TPU"),
+        ({"OMPI_COMM_WORLD_SIZE": "many"}, ""),
+        ({}, ""),
+    ],
+)
+def test_only_several_tasks_are_taken_for_hosts(env: dict[str, str], found: str) -> None:
+    assert hosts.detected(env) == found
+    assert hosts.wanted(settings(), env) == bool(found)
+    assert not hosts.wanted(settings(coordinator="none"), env)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (
+            {"process_id": 4},
+            "run.process_id=4 is not below run.num_processes=4; allowed are 0 to 3",
+        ),
+        ({"process_id": -1}, "add run.process_id"),
+        ({"num_processes": 0}, "add run.num_processes"),
+        ({"coordinator": ""}, "run.num_processes is set without run.coordinator=HOST:PORT"),
+        ({"coordinator": "", "num_processes": 0}, "run.process_id is set without"),
+        ({"coordinator": "node0"}, "run.coordinator=node0 is no address; write HOST:PORT"),
+        ({"coordinator": "node0:99999"}, "run.coordinator=node0:99999 is no address"),
+    ],
+)
+def test_settings_that_do_not_fit_together(given: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError) as error:
+        hosts.wanted(settings(**TOGETHER | given), {})
+    assert line in str(error.value)
+
+
+def test_a_program_that_calls_is_one_process(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run.coordinator=auto is for the command line"):
+        train({"run.coordinator": "auto", "run.dir": str(tmp_path / "run")})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_coordinator_that_does_not_answer() -> None:
+    port = several_hosts.free_port()
+    address = {"coordinator": f"127.0.0.1:{port}", "num_processes": 2, "process_id": 1}
+    line = f"run.coordinator=127.0.0.1:{port} does not answer after run.join_seconds=0.1: Conn"
+    with pytest.raises(UserError, match=line), hosts.bond(settings(**address, join_seconds=0.1)):
+        pass
+
+
+# ------------------------------------------------------------------------ what they do together
+
+TOGETHER_SCRIPT = """
+import json, sys
+import numpy as np
+from dreamer import hosts, parallel
+from dreamer.config.run import RunConfig
+
+port, number = sys.argv[1:]
+address = {"coordinator": f"127.0.0.1:{port}", "num_processes": 2, "process_id": number}
+run = RunConfig.model_validate(address if port else {})
+with hosts.bond(run):
+    own = parallel.local_devices("cpu", 0, 4)
+    total = parallel.compile_shares(
+        lambda x: (parallel.place(own), parallel.jax.lax.psum(x, parallel.AXIS)), own, 0, 0, ()
+    )
+    place, total = total(parallel.spread(np.full((1, 2), 3.0 + int(number)), own))
+    texts = [parallel.exchange(f"{turn} from {number}") for turn in range(3)]
+    print(json.dumps({
+        "who": [parallel.host(), parallel.hosts(), len(own), len(parallel.everywhere(own))],
+        "place": np.asarray(place).tolist(),
+        "total": np.asarray(total).tolist(),
+        "texts": texts,
+    }))
+"""
+
+
+LAUNCHERS = {
+    "SLURM": {
+        **{"SLURM_JOB_ID": "{port}", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"},
+        **{"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "{number}", "SLURM_LOCALID": "{number}"},
+    },
+    "Open MPI": {
+        **{"OMPI_MCA_orte_hnp_uri": "{port}.0;tcp://127.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "2"},
+        **{"OMPI_COMM_WORLD_RANK": "{number}", "OMPI_COMM_WORLD_LOCAL_RANK": "{number}"},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    ["", *(pytest.param(name, marks=pytest.mark.slow) for name in LAUNCHERS)],
+)
+def test_two_hosts_meet_and_add(launcher: str, tmp_path: Path) -> None:
+    port = several_hosts.free_port()
+    commands, environments = [], []
+    for number in range(2):
+        commands.append(["-c", TOGETHER_SCRIPT, "" if launcher else str(port), str(number)])
+        given = LAUNCHERS.get(launcher, {}).items()
+        environments.append({k: v.format(port=port, number=number) for k, v in given})
+    with several_hosts.programs(commands, tmp_path, environments) as made:
+        assert [host.end(60) for host in made] == [0, 0], [host.text for host in made]
+        texts = [[f"{turn} from 0", f"{turn} from 1"] for turn in range(3)]
+        for number, host in enumerate(made):
+            assert f'"who": [{number}, 2, 1, 2]' in host.text
+            assert '"place": [0]' in host.text
+            assert '"total": [[7.0, 7.0]]' in host.text
+            assert f'"texts": {texts}'.replace("'", '"') in host.text
+
+
+def saved(checkpoints: Path, part: str) -> Any:
+    """Arrays of the newest checkpoint."""
+    step = checkpointer.newest(checkpoints)
+    path = checkpoints / str(step)
+    return checkpoint.read_arrays(path, part, checkpoint.read(path))
+
+
+# The advantages that actor and critic learn from are as small as rounding in the beginning.
+WORLD = ("encoder", "rssm", "decoder", "reward", "cont")
+HOST_LOOP = ("replay.where=device", "run.steps=60", "eval.every=30", "eval.episodes=1")
+DEVICE_LOOP = ("env=gymnax", "env.task=CartPole-v1", "env.time_limit=7", "replay.capacity=400")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [HOST_LOOP, DEVICE_LOOP], ids=["host loop", "device loop"])
+def test_two_hosts_train_as_one_with_two_devices(changes: tuple[str, ...], tmp_path: Path) -> None:
+    changes = (*changes, "env.num_envs=4")
+    with several_hosts.training(tmp_path / "two", *changes) as made:
+        assert [host.end() for host in made] == [0, 0], [host.text for host in made]
+    with Trainer(tiny_run.config(tmp_path / "one", *changes, "devices=2")) as trainer:
+        trainer.run()
+    folders = [tmp_path / "two/checkpoints", tmp_path / "two/hosts/1/checkpoints"]
+    one = saved(tmp_path / "one/checkpoints", "state")
+    for folder in folders:
+        two = saved(folder, "state")
+        assert two["updates"] == one["updates"] > 5
+        for name in WORLD:
+            for ours, theirs in zip(
+                *(jax.tree.leaves(x["params"][name]) for x in (two, one)), strict=True
+            ):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-4)
+    rings = [saved(folder, "replay")["replay"]["rings"]["reward"] for folder in folders]
+    np.testing.assert_array_equal(
+        np.concatenate(rings),
+        saved(tmp_path / "one/checkpoints", "replay")["replay"]["rings"]["reward"],
+    )
+    assert (tmp_path / "two/metrics.jsonl").exists()
+    assert not (tmp_path / "two/hosts/1/metrics.jsonl").exists()
+    episodes = [
+        sorted(
+            line["episode/return"]
+            for line in tiny_run.lines(tmp_path / name)
+            if "episode/return" in line
+        )
+        for name in ("one", "two")
+    ]
+    assert episodes[0] == episodes[1] != []
+
+
+# ------------------------------------------------------------------------------- how they end
+
+ENDLESS = ("run.steps=1000000", "checkpoint.every_steps=20", "replay.where=host")
+
+
+def both_have_saved(folder: Path) -> bool:
+    places = [folder / "checkpoints", folder / "hosts/1/checkpoints"]
+    return all(checkpointer.steps(place) for place in places)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_host_that_dies_ends_the_other_and_both_resume(victim: int, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with several_hosts.training(folder, *ENDLESS) as made:
+        several_hosts.wait_until(lambda: both_have_saved(folder), made)
+        made[victim].process.send_signal(signal.SIGKILL)
+        since = time.monotonic()
+        other = made[1 - victim]
+        assert other.end(60) != 0
+        print(f"ended after {time.monotonic() - since:.1f} s")
+        assert other.last_line() == (
+            f"error: host {1 - victim} of 2 has ended because another was lost, or was itself "
+            "ended from outside; the same command on all hosts resumes"
+        )
+    places = [folder / "checkpoints", folder / "hosts/1/checkpoints"]
+    shared = max(set.intersection(*(set(checkpointer.steps(place)) for place in places)))
+    with several_hosts.training(folder, *ENDLESS, "log.progress=plain") as made:
+        several_hosts.wait_until(lambda: "updates  return" in made[0].text, made)
+        made[1].process.send_signal(signal.SIGTERM)  # one that is asked to stop stops both
+        assert [host.end() for host in made] == [0, 0], [host.text for host in made]
+    assert f"resumed {folder} at step {shared:,}" in made[0].text
+    assert f"host 1: resumed {folder}/hosts/1 at step {shared:,}" in made[0].text
+    assert "stopped, the same command resumes" in made[0].text
+    newest = {checkpointer.newest(place) for place in places}
+    assert len(newest) == 1
+    assert newest.pop() > shared
+
+
+def test_a_host_whose_environments_fail_does_not_save_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise EnvironmentFault("it broke")
+
+    with Trainer(tiny_run.config(tmp_path / "run")) as trainer:
+        monkeypatch.setattr(trainer, "_count", 2)
+        monkeypatch.setattr(trainer, "_save", lambda: pytest.fail("saved"))
+        monkeypatch.setattr(trainer.loop, "turn", fail)
+        line = "it broke; nothing is saved in .*, the same command resumes"
+        with pytest.raises(EnvironmentFault, match=line):
+            trainer.run()
+
+
+@pytest.mark.slow
+def test_hosts_that_do_not_come(tmp_path: Path) -> None:
+    port = several_hosts.free_port()
+    several = [f"run.coordinator=127.0.0.1:{port}", "run.num_processes=2", "run.process_id=0"]
+    command = tiny_run.argv(tmp_path / "run", *several, "run.join_seconds=2")
+    with several_hosts.programs([["-m", "dreamer.train", *command]], tmp_path) as (host,):
+        assert host.end(60) != 0
+        assert host.last_line().startswith("error: after run.join_seconds=2 not all hosts had come")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::", 0))
+        taken.listen()
+        changes = f"run.coordinator=127.0.0.1:{taken.getsockname()[1]}"
+        several = [changes, "run.num_processes=2", "run.process_id=0"]
+        command = ["-m", "dreamer.train", *tiny_run.argv(tmp_path / "run", *several)]
+        with several_hosts.programs([command], tmp_path) as (host,):
+            assert host.end(60) == 2
+            assert host.last_line().startswith("error: the hosts cannot be joined: UNKNOWN: ")
