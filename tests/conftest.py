@@ -28,6 +28,16 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 
+PLAIN = ("agent", "nets")  # tests that compile many programs to run each a few times
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_compiled_as_they_are_worth(request: pytest.FixtureRequest) -> None:
+    """Those of `PLAIN` without most of the compiler's optimisations, in four fifths of the time."""
+    plain = request.path.parent.name in PLAIN
+    jax.config.update("jax_disable_most_optimizations", plain)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def no_programs_left_behind() -> Iterator[None]:
     """Compiled programs are let go after each file: every one takes hundreds of memory mappings, of

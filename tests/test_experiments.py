@@ -27,6 +27,7 @@ def seeds(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_seeds_tabulates_runs_and_reads_those_that_are_complete(tmp_path: Path) -> None:
     done = seeds(tmp_path)
     assert done.returncode == 0, done.stderr

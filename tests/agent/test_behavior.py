@@ -67,7 +67,7 @@ def reached_by(agent, batch):
     ("actions", "gradient", "latent"),
     [
         ("discrete", "reinforce", "categorical"),
-        ("discrete", "analytic", "categorical"),
+        pytest.param("discrete", "analytic", "categorical", marks=pytest.mark.slow),
         ("continuous", "mixed", "gaussian"),
     ],
 )

@@ -110,7 +110,9 @@ def test_delayed_reward_is_discounted_back():
     np.testing.assert_allclose(seen["value"][first], GAMMA, atol=0.25)
 
 
-@pytest.mark.parametrize("gradient", ["reinforce", "analytic"])
+@pytest.mark.parametrize(
+    "gradient", ["reinforce", pytest.param("analytic", marks=pytest.mark.slow)]
+)
 def test_the_better_discrete_action_is_found(gradient):
     seen = trained("action", "discrete", gradient)
     assert np.mean(np.argmax(seen["action"][seen["first"]], -1) == 1) > 0.95

@@ -40,7 +40,9 @@ def saved(folder: Path) -> checkpoint.Document:
     return checkpoint.read(directory / str(checkpointer.newest(directory)))
 
 
-@pytest.mark.parametrize(("step", "back"), [(62, [60]), (60, [60, 50])])
+@pytest.mark.parametrize(
+    ("step", "back"), [(62, [60]), pytest.param(60, [60, 50], marks=pytest.mark.slow)]
+)
 def test_a_run_goes_back_and_reaches_its_end(
     step: int, back: list[int], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
