@@ -97,7 +97,8 @@ class RayActors:
             what = f"{type(error.cause).__name__}: {error.cause}"
             return index, EnvironmentFault(f"{self._name(index)} failed with {what}")
         except exceptions.RayError as error:
-            return index, EnvironmentFault(f"{self._name(index)} died{_why(error)}")
+            node = " with its node" if "its node has died" in str(error) else ""
+            return index, EnvironmentFault(f"{self._name(index)} died{node}")
         if isinstance(answer, str):  # it begins
             self._homes[index] = answer
             return None
@@ -143,6 +144,8 @@ class _Actor:
 def _connect(address: str, count: int) -> None:
     """Joins a cluster, or starts one of this machine, of at least so many CPUs."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Or pages of its own on every death, for which there is no public setting.
+    ray._private.worker._worker_logs_enabled = False
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     cpus = max(os.cpu_count() or 1, count)
     where = {"address": address} if address else {"address": "local", "num_cpus": cpus}
@@ -171,9 +174,3 @@ def _our_signals() -> Iterator[None]:
         for number, handler in before.items():
             with contextlib.suppress(ValueError):  # in another thread Ray has set none either
                 signal.signal(number, handler)
-
-
-def _why(error: Exception) -> str:
-    """What Ray knows of a death, in a few words."""
-    text = str(error)
-    return " with its node" if "node" in text and "died" in text else ""
