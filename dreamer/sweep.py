@@ -58,7 +58,7 @@ class Job:
     folder: str
 
     def __str__(self) -> str:
-        return " ".join(self.varied)
+        return " ".join(self.varied) or "the only one"
 
 
 class Result(NamedTuple):
