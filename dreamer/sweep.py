@@ -36,8 +36,12 @@ from dreamer.run.signals import StopRequest
 FLAGS = ("--multirun", "-m")
 # Keys of which `compose` makes the name of a run folder.
 NAMED = ("env", "env.task", "env.id", "env.entry_point", "size", "agent", "experiment", "seed")
-# What the launchers write is either told here or of no use.
-QUIET = ("hydra/hydra_logging=disabled", "hydra/job_logging=disabled", "hydra.output_subdir=null")
+# What launchers log is told here or of no use; incremental leaves the handlers of others open.
+QUIET = (
+    *("hydra/hydra_logging=disabled", "+hydra.hydra_logging.incremental=true"),
+    *("hydra/job_logging=disabled", "+hydra.job_logging.incremental=true"),
+    "hydra.output_subdir=null",
+)
 FOLDER = "runs/multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}"  # where launchers of other machines write
 # The launcher gives Ray a size of memory, which one that joins a cluster must not.
 RAY = tuple(
