@@ -127,6 +127,7 @@ class _Actor:
     def begin(self, config: Config, life: int, folder: str) -> str:
         """Makes it; `folder` is where the run was started, and where its modules are."""
         os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ.setdefault("PJRT_NPROC", "1")  # threads of jax: the CPU that Ray has set aside
         if os.path.isdir(folder):
             os.chdir(folder)
             sys.path.insert(0, folder)
