@@ -80,6 +80,7 @@ def main() -> None:
             *("env.entry_point=experiments.actors:Slow", f"env.num_envs={count}"),
             f"env.kwargs={{milliseconds: {given.milliseconds:g}}}",
             *(f"run.steps={steps}", "replay.train_ratio=2", "replay.capacity=100000"),
+            *("replay.batch_size=8", "replay.batch_length=32"),  # updates from step 288 on
             *("log.tensorboard=false", "log.progress=none", "platform=cpu"),
         ]
         rates = []

@@ -4,6 +4,7 @@ import contextlib
 import os
 import platform
 import signal
+import socket
 import sys
 import warnings
 from collections import deque
@@ -17,6 +18,7 @@ from dreamer.config import Config
 from dreamer.errors import EnvironmentFault, UserError
 
 IN_FLIGHT = 2  # chunks that an actor may be ahead of the learner
+ANSWERING = 10.0  # seconds that a cluster may take to answer
 FETCHING = 60.0  # seconds that a finished chunk may take from one machine to another
 
 
@@ -144,6 +146,7 @@ class _Actor:
 
 def _connect(address: str, count: int) -> None:
     """Joins a cluster, or starts one of this machine, of at least so many CPUs."""
+    _refuse_silence(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Or pages of its own on every death, for which there is no public setting.
     ray._private.worker._worker_logs_enabled = False
@@ -156,12 +159,34 @@ def _connect(address: str, count: int) -> None:
         warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
         try:
             ray.init(**where, **dashboard, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # of many kinds
             reason = " ".join(str(error).split()).partition(". ")[0]
-            raise UserError(
-                f"no Ray cluster answers at run.ray_address={address} ({reason}); start one with "
-                "`ray start --head`, or leave it out"
-            ) from error
+            raise _no_cluster(address, reason) from error
+
+
+def _refuse_silence(address: str) -> None:
+    """Ray itself tries for minutes."""
+    host, colon, port = address.rpartition(":")
+    if "://" in address or (colon and not port.isdigit()):
+        raise UserError(
+            f"run.ray_address={address}: expected HOST:PORT of the head of a Ray cluster to which "
+            "this machine belongs, such as 10.0.0.1:6379"
+        )
+    if colon:
+        try:
+            socket.create_connection((host, int(port)), ANSWERING).close()
+        except OSError as error:
+            raise _no_cluster(address, str(error)) from error
+
+
+def _no_cluster(address: str, reason: str) -> UserError:
+    if not address:
+        return UserError(f"Ray cannot be started on this machine: {reason}")
+    return UserError(
+        f"no Ray cluster answers at {address} ({reason}), which run.ray_address or RAY_ADDRESS "
+        "names; start it with `ray start --head`, and `ray start --address` on this machine, or "
+        "leave it out"
+    )
 
 
 @contextlib.contextmanager

@@ -103,6 +103,23 @@ def test_a_run_ends_with_its_result_although_an_actor_and_a_node_die(
     assert f"done: step 2,000, 494 updates, in {tmp_path}/run" in out
 
 
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", r"no Ray cluster answers at 127.0.0.1:1 \(.*refused\), which run.ray_addr"),
+        ("ray://a:1", "run.ray_address=ray://a:1: expected HOST:PORT of the head of a Ray cluster"),
+        ("a:b", "run.ray_address=a:b: expected HOST:PORT"),
+        ("auto", "no Ray cluster answers at auto"),
+    ],
+)
+def test_an_address_without_a_cluster_is_told_at_once(
+    address: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        Trainer(tiny_run.config(tmp_path / "run", *OPTIONS, f"run.ray_address={address}"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_cannot_run_is_told_in_a_line(cluster: Any, tmp_path: Path) -> None:
     from dreamer.run.ray_actors import RayActors
 
