@@ -84,6 +84,7 @@ class ActorLoop:
         self._waited = [0.0] * config.run.num_actors  # seconds for the next chunk of each
         self._sent = 0  # updates after which weights were last copied for the actors
         self._copy: Any = None  # of them, not sent yet
+        self._behind = 0  # updates since the weights of the newest chunk
 
     @property
     def stored(self) -> str:
@@ -148,8 +149,12 @@ class ActorLoop:
         return []
 
     def read_metrics(self, wait: bool = False) -> Reading:
-        """Those since the last reading, see `LateMetrics.read`."""
-        return self.store.read_metrics(wait)
+        """Those since the last reading, see `LateMetrics.read`; and how many updates are missing in
+        the weights of the newest chunk."""
+        reading = self.store.read_metrics(wait)
+        if reading.averages:
+            reading.averages["actors/updates_behind"] = float(self._behind)
+        return reading
 
     def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:
         """Replayed sequences to look at, which change nothing; None while there are none."""
@@ -250,6 +255,7 @@ class ActorLoop:
 
     def _take(self, index: int, chunk: Chunk) -> None:
         self._waited[index] = 0.0
+        self._behind = self.updates - chunk.version
         self._streams[index].put(chunk.rows)
         for cause, failed in chunk.restarts:
             self._count(index, f"actor {index}: {cause}", failed)

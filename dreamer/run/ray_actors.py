@@ -36,6 +36,12 @@ class RayActors:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._handles: dict[int, Any] = {}
+        self._asked: dict[int, deque[Any]] = {}  # chunks to come, the next one first
+        self._homes: dict[int, str] = {}  # machines
+        self._version, self._weights = -1, None
+        options = {"num_cpus": 1, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
+        self._kind = ray.remote(**options)(_Actor)
         count = config.run.num_actors
         self._ours = not ray.is_initialized()
         if self._ours:
@@ -47,10 +53,6 @@ class RayActors:
                 f"run.num_actors={count} actors need a CPU each, but the Ray cluster has {cpus:g}; "
                 "add nodes to it, or ask for fewer"
             )
-        self._handles: dict[int, Any] = {}
-        self._asked: dict[int, deque[Any]] = {}  # chunks to come, the next one first
-        self._homes: dict[int, str] = {}  # machines
-        self._version, self._weights = -1, None
 
     def send(self, version: int, weights: Any) -> None:
         """Gives weights to all chunks that are asked for from here on."""
@@ -65,8 +67,7 @@ class RayActors:
         """
         if index in self._handles:
             ray.kill(self._handles.pop(index))
-        options = {"num_cpus": 1, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        self._handles[index] = ray.remote(_Actor).options(**options).remote()
+        self._handles[index] = self._kind.remote()
         begun = self._handles[index].begin.remote(self._config, life, os.getcwd())
         self._homes[index] = ""
         self._asked[index] = deque([begun])

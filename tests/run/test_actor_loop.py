@@ -123,6 +123,10 @@ def test_weights_are_sent_every_so_many_updates_and_the_newest_are_used(
     assert actors.sent == [0, 3, 6, 9, 12, 15, 18]
     assert actors.used == sorted(actors.used)
     assert set(actors.used) >= {0, 3, 9}
+    lines = tiny_run.losses(tiny_run.lines(finished[0]))
+    behind = [line["actors/updates_behind"] for line in lines]
+    assert behind[0] <= 3
+    assert max(behind) <= 8  # 3 between sends, one until it is sent, and those of a chunk
 
 
 def test_learning_follows_the_steps_as_without_actors(finished: tuple[Path, dict]) -> None:
