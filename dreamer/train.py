@@ -16,11 +16,13 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 when done or stopped by a signal; UserError is for the caller."""
     argv = sys.argv[1:] if argv is None else argv
     with StopRequest() as stop:  # before the slow imports: a signal never meets a half-made run
-        from dreamer import compose, usage
+        from dreamer import compose, sweep, usage
 
         if usage.wants_help(argv):
             print(usage.help_text())
             return 0
+        if sweep.wanted(argv):
+            return sweep.sweep(argv, stop)
         config = compose.compose(argv)
         # jax is the slowest: only once the configuration is known to be right.
         from dreamer import start

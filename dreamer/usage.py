@@ -20,7 +20,8 @@ usage: python -m dreamer.train [GROUP=CHOICE ...] [KEY=VALUE ...]
   python -m dreamer.train env=atari100k env.task=pong size=12m seed=1
   python -m dreamer.train experiment=cartpole run.dir=runs/first
 
-The same command with the same run folder resumes. Lists are written [64,64].
+The same command with the same run folder resumes. Lists are written [64,64]. With --multirun, every
+combination of several values is a run: python -m dreamer.train --multirun seed=0,1,2 size=1m,12m
 """
 PURPOSE = {
     "env": "the suite of environments and its published protocol",

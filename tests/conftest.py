@@ -27,7 +27,6 @@ from collections.abc import Iterator  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-
 PLAIN = ("agent", "nets")  # tests that compile many programs to run each a few times
 
 

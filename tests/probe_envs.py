@@ -64,6 +64,14 @@ class Fragile(Walk):
         return super().step(action)
 
 
+class Endless(Walk):
+    """The walk, which goes on for ever."""
+
+    def step(self, action: Any) -> Any:
+        self._left = 2
+        return super().step(action)
+
+
 class Steered(Walk):
     """The walk with a continuous action."""
 
@@ -144,7 +152,7 @@ class Uneven(gymnasium.Env):
         return np.zeros(3, np.float32), 1.0, self._left == 0, False, {}
 
 
-for made in (Walk, Unseeded, Broken, Fragile, Steered, Picture, Drawn, Uneven):
+for made in (Walk, Unseeded, Broken, Fragile, Endless, Steered, Picture, Drawn, Uneven):
     gymnasium.register(f"probe/{made.__name__}-v0", entry_point=made)
 
 

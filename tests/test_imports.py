@@ -31,11 +31,13 @@ MAY_IMPORT = {
     "envs/__main__.py": COMMAND_LINE,
     "replay/": SCHEMA,
     "run/": ("agent", "envs", "replay", "parallel", *COMMAND_LINE),
+    "run/ray_actors.py": ("start", *SCHEMA),
     "bench/": ("run", "agent", "nets", "envs", "replay", "parallel", "start", *COMMAND_LINE),
     "api/": ("run", "agent", "envs", "parallel", "start", "hosts", *COMMAND_LINE),
     "exporting/": ("api", "run", "agent", "envs", *COMMAND_LINE),
     "export.py": ("exporting", "api", "run", "start", *COMMAND_LINE),
-    "train.py": ("api", "run", "start", "hosts", *COMMAND_LINE),
+    "sweep.py": ("run", *COMMAND_LINE),
+    "train.py": ("api", "run", "start", "hosts", "sweep", *COMMAND_LINE),
     "data.py": ("run", "start", *COMMAND_LINE),
     "eval.py": ("run", "start", *COMMAND_LINE),
     "__init__.py": ("api", "run", "agent", "envs", "start", *COMMAND_LINE),
@@ -116,11 +118,16 @@ def test_a_file_without_jax(file: str) -> None:
     assert not [name for name in imports(file) if name.split(".")[0] in JAX]
 
 
-def test_only_one_file_imports_distrax() -> None:
-    users = [
-        file for file in EVERY if any(name.split(".")[0] == "distrax" for name in imports(file))
-    ]
-    assert users == ["ops/distributions.py"]
+@pytest.mark.parametrize(
+    ("package", "home"), [("distrax", "ops/distributions.py"), ("ray", "run/ray_actors.py")]
+)
+def test_only_one_file_imports(package: str, home: str) -> None:
+    users = [file for file in EVERY if package in [name.split(".")[0] for name in imports(file)]]
+    assert users == [home]
+
+
+def test_the_process_of_an_actor_settles_its_platform_before_jax() -> None:
+    assert not JAX & {name.split(".")[0] for name in imports("run/ray_actors.py")}
 
 
 def test_only_one_file_knows_devices() -> None:

@@ -91,6 +91,33 @@ class Config(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _spreads(self) -> Self:
+        run, num_envs = self.run, self.env.num_envs
+        if run.actors == "local":
+            if run.num_actors > 1:
+                raise ValueError(f"run.num_actors={run.num_actors} is for run.actors=ray; add it")
+            return self
+        if num_envs % run.num_actors:
+            raise ValueError(
+                f"env.num_envs={num_envs} cannot be split over run.num_actors={run.num_actors}; "
+                "make it a multiple of them"
+            )
+        refused = {
+            "run.loop=device": run.loop == "device",
+            f"run.seeds={run.seeds}": run.seeds > 1,
+            f"run.policy_device={run.policy_device}": run.policy_device != "train",
+            f"run.policy_lag={run.policy_lag}": run.policy_lag,
+            "run.offline=true": run.offline,
+        }
+        for option, given in refused.items():
+            if given:
+                raise ValueError(
+                    f"{option} does not go with run.actors={run.actors}, whose actors act on CPU "
+                    "while the learner learns; leave out one of them"
+                )
+        return self
+
 
 class EvalOptions(Section):
     """What `python -m dreamer.eval` takes."""

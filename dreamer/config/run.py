@@ -117,6 +117,22 @@ class RunConfig(Section):
         description="turns with updates whose weights the host loop's actions do not wait for, "
         "with policy_device=cpu",
     )
+    actors: Literal["local", "ray"] = Field(
+        "local",
+        description="where environments and their policy run: in this process, or in actors on "
+        "Ray, on this machine and others",
+    )
+    num_actors: Count = Field(
+        1, description="actors on Ray, over which the environments are split; each takes a CPU"
+    )
+    ray_address: str = Field(
+        "",
+        description="Ray cluster, such as 10.0.0.1:6379; empty is that of RAY_ADDRESS, else a new "
+        "one of this machine",
+    )
+    weights_every: Count = Field(
+        4, description="updates after which actors on Ray are sent the newest weights"
+    )
     seeds: Count = Field(
         1,
         description="runs of the device loop, of seed, seed + 1, ..., that are computed together; "

@@ -21,8 +21,8 @@ class Callback:
     """
 
     def on_step(self, run: "Trainer") -> None:
-        """After each turn. On the host, every environment was stepped once; in the device loop, a
-        turn is one compiled call of many steps."""
+        """After each turn. On the host, every environment was stepped once, or none while actors on
+        Ray let the learner wait; in the device loop, a turn is one compiled call of many steps."""
 
     def on_update(self, run: "Trainer") -> None:
         """After each turn that dispatched updates, once for all of them."""

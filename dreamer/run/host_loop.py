@@ -149,13 +149,16 @@ class HostLoop:
         self._actor.set_state(arrays, self.params)
         self.ratio.set_state(counters["ratio"])
         self.episodes.set_state(counters["episodes"])
-        restored, self.time_step = self.env.set_state(counters["env"])
+        if "actors" in counters["env"]:  # of an `ActorLoop`, in which no episode can be restored
+            restored, self.time_step = np.zeros(self._config.env.num_envs, bool), self.env.reset()
+        else:
+            restored, self.time_step = self.env.set_state(counters["env"])
         self.episodes.forget(~restored)
         notes = [f"not restored: {', '.join(lost)}"] if lost else []
         if not restored.all():
             number = np.sum(~restored)
             notes.append(f"{number} environments could not be restored and start an episode")
-        known = len(counters["env"].get("restarts", ()))
+        known = 0 if "actors" in counters["env"] else len(counters["env"].get("restarts", ()))
         notes += [restart.line for restart in self.restarts[known:]]
         return "; ".join(notes)
 

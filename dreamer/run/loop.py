@@ -12,6 +12,7 @@ from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.errors import EnvironmentFault, UserError
 from dreamer.run import agreement, beginning, checkpointer, common, folder, paths, rollback, shares
+from dreamer.run.actor_loop import ActorLoop
 from dreamer.run.callbacks import Callbacks
 from dreamer.run.checkpointer import Checkpointer, SaveError
 from dreamer.run.clocks import EverySeconds, EverySteps
@@ -31,13 +32,15 @@ from dreamer.run.signals import StopRequest
 SHOWN = ("loss/total", "loss/reward", "kl", "return", "value")  # metrics in the progress display
 
 
-Loop = HostLoop | DeviceLoop | OfflineLoop
+Loop = HostLoop | ActorLoop | DeviceLoop | OfflineLoop
 
 
 def make_loop(config: Config, devices: list[jax.Device]) -> Loop:
-    """The loop that `run.loop` and `run.offline` choose."""
+    """The loop that `run.loop`, `run.actors` and `run.offline` choose."""
     if config.run.offline:
         return OfflineLoop(config, devices)
+    if config.run.actors != "local":
+        return ActorLoop(config, devices)
     choice = config.run.loop
     if choice == "auto":
         choice = "device" if registry.is_jax(config.env) else "host"

@@ -47,7 +47,8 @@ def plan(
     recorded = f", of which {loaded:,} are recorded ones" if loaded else ""
     rows = {
         "task": f"{config.env.suite} {config.env.name}, "
-        + ("offline" if run.offline else f"{config.env.num_envs} environments"),
+        + ("offline" if run.offline else f"{config.env.num_envs} environments")
+        + (f" in {run.num_actors} actors on Ray" if run.actors == "ray" else ""),
         "agent": f"{config.size}, {weights:,} parameters, on {where}",
         **(offline if run.offline else acting),
         "replay": f"{needed} in {stored} for {replay.capacity:,} steps{recorded}",

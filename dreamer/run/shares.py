@@ -65,6 +65,7 @@ def _refuse_options(config: Config, count: int) -> None:
     refused = {
         f"run.seeds={config.run.seeds}": config.run.seeds > 1,
         "run.offline=true": config.run.offline,
+        f"run.actors={config.run.actors}": config.run.actors != "local",
         f"replay.load={config.replay.load}": config.replay.load,
     }
     for option, given in refused.items():

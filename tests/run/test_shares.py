@@ -59,6 +59,7 @@ def test_every_host_has_a_folder_and_none_keeps_its_address(
         (["env.num_envs=3"], "env.num_envs=3 cannot be spread over 2 hosts; make it a multiple"),
         (["replay.load=somewhere"], "replay.load=somewhere is for one host, and here are 2"),
         (["run.seeds=2"], "run.seeds=2 is for one host, and here are 2"),
+        (["run.actors=ray", "run.num_actors=2"], "run.actors=ray is for one host, and here are 2"),
     ],
 )
 def test_what_is_not_for_several_is_refused(

@@ -1,0 +1,301 @@
+"""Environments in actors: receive what they saw and did, remember, learn.
+
+Every actor steps its share of the environments with the policy, on CPU, wherever Ray put it. What
+it sends goes into the replay as if all environments had stepped together, so a slow actor holds up
+the others once they are `ray_actors.IN_FLIGHT` chunks ahead of it, and learning follows the steps
+that were received. A dead actor is made anew.
+"""
+
+import importlib
+import time
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
+
+import dm_env
+import jax
+import numpy as np
+
+from dreamer import parallel
+from dreamer.agent import agent as agents
+from dreamer.agent.agent import State
+from dreamer.config import Config
+from dreamer.envs import registry
+from dreamer.envs.base import FIRST, LAST, MID, Restart
+from dreamer.errors import EnvironmentFault, UserError
+from dreamer.run.beginning import NOTHING, Beginning
+from dreamer.run.chunks import Chunk, Row, Stream, join
+from dreamer.run.clocks import Ratio
+from dreamer.run.evaluate import Episodes
+from dreamer.run.host_loop import make_store
+from dreamer.run.metrics import Reading
+from dreamer.run.policy import PARTS
+
+PATIENCE = 0.5  # seconds that a turn waits for actors, before signals and clocks are looked at
+
+
+class Actors(Protocol):
+    """Actors by their numbers, see `RayActors`."""
+
+    def send(self, version: int, weights: Any) -> None: ...
+
+    def start(self, index: int, life: int) -> None: ...
+
+    def receive(self, wanted: Collection[int], seconds: float) -> tuple[int, Any] | None: ...
+
+    def close(self) -> None: ...
+
+
+class ActorLoop:
+    """All that remembers and learns in a run whose actors act; writes no file. `start` or
+    `set_state` first.
+
+    Args:
+      config: the whole configuration.
+      devices: to train on.
+
+    Raises:
+      UserError: Ray is not installed, no cluster answers, or it is too small.
+    """
+
+    where = "host"
+
+    def __init__(self, config: Config, devices: list[jax.Device]) -> None:
+        self._config = config
+        probe = registry.make(config.env, 1, config.seed)
+        try:
+            specs = probe.observation_spec(), probe.action_spec()
+        finally:
+            probe.close()
+        self.agent = agents.make_agent(config.agent, *specs)
+        self._actors = make_actors(self._for_actors())
+        try:
+            self.store = make_store(config, self.agent, devices)
+        except BaseException:
+            self._actors.close()
+            raise
+        per_update = config.replay.batch_size * config.replay.batch_length
+        self.ratio = Ratio(config.replay.train_ratio / per_update)
+        self.episodes = Episodes.start(config.env.num_envs)
+        self.restarts: Sequence[Restart] = ()  # of actors and of environments in them
+        self.step = 0  # environment steps received so far, all of them put into replay
+        self.loaded = 0  # steps that were in replay before
+        self._lives = 0  # actors started so far
+        self._streams = [Stream() for _ in range(config.run.num_actors)]
+        self._waited = [0.0] * config.run.num_actors  # seconds for the next chunk of each
+        self._sent = 0  # updates after which weights were last copied for the actors
+        self._copy: Any = None  # of them, not sent yet
+        self._behind = 0  # updates since the weights of the newest chunk
+
+    @property
+    def stored(self) -> str:
+        """Where the replay lies."""
+        return self.store.where
+
+    @property
+    def updates(self) -> int:
+        """Gradient updates dispatched so far."""
+        return self.store.updates
+
+    @property
+    def params(self) -> Any:
+        """Parameters after them, on the first device."""
+        return self.store.params
+
+    @property
+    def state(self) -> State:
+        """What learning changes, for a checkpoint and as the pattern to restore one."""
+        return self.store.state
+
+    def start(self, beginning: Beginning = NOTHING) -> None:
+        """Starts the first episodes, and waits until each actor has sent something."""
+        self.store.start(beginning)
+        self.loaded = beginning.steps(self._config.env.num_envs)
+        self._start_actors()
+        while waiting := self._waiting():
+            self._receive(waiting)
+
+    def turn(self) -> list[tuple[float, int]]:
+        """Remembers the next step of every environment and dispatches the updates owed, unless an
+        actor lets it wait for long; then it does nothing.
+
+        Returns:
+          Return and length of each episode that ended.
+
+        Raises:
+          EnvironmentFault: actors or environments failed too often. What came before stands and
+            can be saved.
+        """
+        end = time.monotonic() + PATIENCE
+        while waiting := self._waiting():
+            if time.monotonic() >= end:
+                return []
+            try:
+                self._receive(waiting)
+            except UserError as error:  # an environment cannot be made where an actor was put
+                raise EnvironmentFault(str(error)) from error
+        row = join([stream.take() for stream in self._streams])
+        self.store.add(row)
+        self.step += self._config.env.num_envs
+        if self.loaded + self.step >= self._config.first_update:
+            before = self.updates
+            self.store.train(self.ratio.updates(self.step))
+            if self.updates > before:
+                self._send_weights()
+        ended = self.episodes.add(_time_step(row))
+        return [(score, length) for _, score, length in ended]
+
+    def drain(self) -> list[tuple[float, int]]:
+        """Episodes that ended but were not yet told: none."""
+        return []
+
+    def read_metrics(self, wait: bool = False) -> Reading:
+        """Those since the last reading, see `LateMetrics.read`; and how many updates are missing in
+        the weights of the newest chunk."""
+        reading = self.store.read_metrics(wait)
+        if reading.averages:
+            reading.averages["actors/updates_behind"] = float(self._behind)
+        return reading
+
+    def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:
+        """Replayed sequences to look at, which change nothing; None while there are none."""
+        return self.store.sequences(count, seed)
+
+    def get_counters(self) -> dict[str, Any]:
+        """As those of `HostLoop`, but that no episode can be restored."""
+        return {
+            "step": self.step,
+            "loaded": self.loaded,
+            "learner": self.store.get_counters(),
+            "ratio": self.ratio.get_state(),
+            "env": {"actors": self._lives, "restarts": [list(one) for one in self.restarts]},
+            "episodes": self.episodes.get_state(),
+        }
+
+    def get_arrays(self) -> tuple[dict[str, Any], bool]:
+        """As those of `HostLoop`, with the memory that acting begins with."""
+        arrays, copied = self.store.get_arrays()
+        carry = jax.device_get(agents.initial_carry(self.agent, self._config.env.num_envs))
+        return arrays | {"carry": {"latent": dict(carry.latent), "action": carry.action}}, copied
+
+    def set_state(self, state: State, arrays: dict[str, Any], counters: dict[str, Any]) -> str:
+        """Restores what any loop saved, but for the episodes; says what could not be restored."""
+        num_envs = self._config.env.num_envs
+        self.step, self.loaded = counters["step"], counters.get("loaded", 0)
+        lost = self.store.set_state(state, arrays, counters["learner"])
+        self.ratio.set_state(counters["ratio"])
+        self.episodes.set_state(counters["episodes"])
+        self.episodes.forget(np.ones(num_envs, bool))
+        env = counters["env"]
+        self.restarts = tuple(Restart(*one) for one in env.get("restarts", ()))
+        self._lives = env.get("actors", 0)
+        self._start_actors()
+        lost.append(f"the episodes under way, {num_envs} environments of actors start anew")
+        return f"not restored: {', '.join(lost)}"
+
+    def close(self) -> None:
+        """Ends the actors."""
+        self._actors.close()
+        self.store.close()
+
+    # ------------------------------------------------------------------------------------- actors
+
+    def _for_actors(self) -> Config:
+        """The configuration with the dtype that the networks have here, whatever the actors run
+        on."""
+        dtype = {"compute_dtype": str(np.dtype(self.agent.dtype))}
+        return self._config.model_copy(
+            update={"agent": self._config.agent.model_copy(update=dtype)}
+        )
+
+    def _start_actors(self) -> None:
+        self._sent = self.updates
+        self._actors.send(self._sent, jax.device_get({name: self.params[name] for name in PARTS}))
+        for index in range(len(self._streams)):
+            self._start(index)
+
+    def _start(self, index: int) -> None:
+        self._actors.start(index, self._lives)
+        self._lives += 1
+        self._waited[index] = 0.0
+
+    def _send_weights(self) -> None:
+        """Sends weights every `run.weights_every` updates, one update late, so that the device is
+        not waited for while it has nothing else to do."""
+        if self._copy is not None:
+            self._actors.send(self._sent, jax.device_get(self._copy))
+            self._copy = None
+        if self.updates >= self._sent + self._config.run.weights_every:
+            weights = {name: self.params[name] for name in PARTS}
+            self._copy = parallel.copy_to(weights, parallel.cpu_device())
+            self._sent = self.updates
+
+    def _waiting(self) -> list[int]:
+        """Actors whose next row is not there."""
+        return [index for index, stream in enumerate(self._streams) if not stream.ready]
+
+    def _receive(self, waiting: list[int]) -> None:
+        """Waits for a chunk of one of these actors, but not for long; makes dead ones anew."""
+        begin = time.monotonic()
+        received = self._actors.receive(waiting, PATIENCE)
+        waited = time.monotonic() - begin
+        for index in waiting:
+            self._waited[index] += waited
+        if received is not None:
+            index, answer = received
+            if isinstance(answer, EnvironmentFault):
+                self._mend(index, answer)
+            else:
+                self._take(index, answer)
+        limit = self._config.env.timeout
+        for index in waiting:
+            if limit and self._waited[index] > limit:
+                why = "it hangs, or Ray has found no free CPU for it"
+                fault = f"actor {index} sent nothing for env.timeout={limit} seconds: {why}"
+                self._mend(index, EnvironmentFault(fault))
+
+    def _take(self, index: int, chunk: Chunk) -> None:
+        self._waited[index] = 0.0
+        self._behind = self.updates - chunk.version
+        self._streams[index].put(chunk.rows)
+        for cause, failed in chunk.restarts:
+            self._count(index, f"actor {index}: {cause}", failed)
+
+    def _mend(self, index: int, fault: EnvironmentFault) -> None:
+        """Makes an actor anew, whose episodes end as truncated."""
+        self._streams[index].break_off()
+        self._count(index, str(fault), failed=True)
+        self._start(index)
+
+    def _count(self, index: int, cause: str, failed: bool) -> None:
+        limit = self._config.env.restarts
+        number = failed + sum(restart.failed for restart in self.restarts)
+        if failed and number > limit:
+            raise EnvironmentFault(
+                f"{cause}; failure {number} of the run, with env.restarts={limit}"
+            )
+        line = f"{cause}; made anew" + (f", {number} of env.restarts={limit}" if failed else "")
+        first = index * self._config.env.num_envs // len(self._streams)
+        self.restarts = *self.restarts, Restart(first, line, failed)
+
+
+def make_actors(config: Config) -> Actors:
+    """Those of `run.actors`.
+
+    Raises:
+      UserError: its package is not installed.
+    """
+    try:
+        module = importlib.import_module("dreamer.run.ray_actors")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"run.actors={config.run.actors} needs the package {error.name}, which is not "
+            "installed; pip install 'dreamer[ray]'"
+        ) from error
+    actors: Actors = module.RayActors(config)
+    return actors
+
+
+def _time_step(row: Row) -> dm_env.TimeStep:
+    """What `Episodes` counts of a row."""
+    step_type = np.where(row["is_first"], FIRST, np.where(row["is_last"], LAST, MID))
+    return dm_env.TimeStep(step_type, row["reward"], None, None)
