@@ -1,5 +1,6 @@
 """Errors that a user can cause and mend: one line each, no traceback at the command line."""
 
+import contextlib
 import difflib
 import os
 import sys
@@ -21,6 +22,12 @@ class UserError(Exception):
 
 class EnvironmentFault(UserError):
     """An environment failed, or gave what its spaces do not allow: which, what, and where."""
+
+
+def warn(line: str) -> None:
+    """Prints a warning on standard error, which may be a file on the disk that is full."""
+    with contextlib.suppress(OSError):
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ of the tenth after the warm-up; status 1 if that is more than 2%, or if the run 
 
 import argparse
 import csv
+import math
 import re
 import statistics
 import subprocess
@@ -35,6 +36,7 @@ EVERYTHING = [
 WARM_UP, PART = 0.25, 0.1  # of the steps
 MOST = 0.02  # that memory may grow
 WIDTH, HEIGHT, MARGIN = 800, 320, 60  # of the picture
+LINES, TICK = 5, 50 * 2**20  # across it; bytes of which each is a multiple
 
 Sample = tuple[float, int, int]  # seconds, steps, bytes
 
@@ -84,7 +86,7 @@ def median(samples: list[Sample], steps: int, first: float, last: float) -> floa
 
 def picture(samples: list[Sample], steps: int) -> str:
     """Memory over steps as SVG."""
-    top = 1.2 * max(size for *_, size in samples)
+    top = TICK * LINES * math.ceil(max(size for *_, size in samples) / (TICK * LINES))
 
     def place(step: float, size: float) -> tuple[float, float]:
         across, up = step / steps, size / top
@@ -98,8 +100,8 @@ def picture(samples: list[Sample], steps: int) -> str:
         f'height="{base - MARGIN}" fill="#eee"/>'
     )
     parts.append(f'<text x="{MARGIN + 6}" y="{MARGIN + 16}">warm-up</text>')
-    for part in range(6):
-        size, step = top * part / 5, steps * part // 5
+    for part in range(LINES + 1):
+        size, step = top * part / LINES, steps * part // LINES
         y, x = place(0, size)[1], place(step, 0)[0]
         parts.append(f'<path d="M{MARGIN} {y:.1f}H{right}" stroke="#ccc"/>')
         parts.append(f'<text x="4" y="{y + 4:.1f}">{size / 2**20:.0f} MiB</text>')

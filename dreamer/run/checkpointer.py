@@ -9,7 +9,6 @@ import itertools
 import os
 import re
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dreamer.errors import UserError
+from dreamer.errors import UserError, warn
 from dreamer.run import checkpoint, folder
 from dreamer.run.checkpoint import Damaged, Document
 
@@ -156,7 +155,7 @@ class Checkpointer:
             for number, found in damaged.items():
                 aside = self.set_aside(number)
                 now = f"it is now named {aside}, and training goes back to step {step:,}"
-                print(f"warning: {found.what}; {now}", file=sys.stderr)
+                warn(f"{found.what}; {now}")
             return restored
         what = "; ".join([each.what for each in damaged.values()]) or "there is no checkpoint"
         raise UserError(

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import sys
 from typing import Any
 
 import jax
 import numpy as np
 
 from dreamer import parallel
-from dreamer.errors import UserError
+from dreamer.errors import UserError, warn
 from dreamer.run import checkpoint, checkpointer
 from dreamer.run.checkpoint import Damaged
 from dreamer.run.checkpointer import Checkpointer
@@ -104,7 +103,7 @@ def _settle(checkpoints: Checkpointer, step: int, damaged: dict[int, str]) -> No
         if number in damaged:
             aside = checkpoints.set_aside(number)
             now = f"it is now named {aside}, and training goes back to step {step:,}"
-            print(f"warning: {damaged[number]}; {now}", file=sys.stderr)
+            warn(f"{damaged[number]}; {now}")
         elif number > step:  # which some other host has not, or not whole
             unwanted = checkpoints.directory / f"{number}{checkpointer.TEMPORARY}"
             (checkpoints.directory / str(number)).rename(unwanted)

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import struct
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
-from dreamer.errors import UserError
+from dreamer.errors import UserError, warn
 from dreamer.run.folder import write_atomic
 from dreamer.run.video import to_gif, write_mp4
 
@@ -150,10 +149,9 @@ class Logger:
     def _warn(self, error: OSError) -> None:
         if not self._warned:
             self._warned = True
-            print(
-                f"warning: cannot write logs in {self._folder}: {error.strerror or error}; "
-                "training goes on, metrics and videos are lost until it is mended",
-                file=sys.stderr,
+            warn(
+                f"cannot write logs in {self._folder}: {error.strerror or error}; "
+                "training goes on, metrics and videos are lost until it is mended"
             )
 
 

@@ -135,3 +135,15 @@ def test_full_disk_later_warns_once_and_loses_only_what_did_not_fit(
     warning = capsys.readouterr().err
     assert warning.startswith("warning: cannot write logs")
     assert warning.count("\n") == 1
+
+
+def test_a_warning_that_cannot_be_written_either_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Standard error may be a file on the disk that is full."""
+    with open(tmp_path / "output.txt", "w", buffering=1) as output, Logger(tmp_path) as logger:
+        monkeypatch.setattr("sys.stderr", output)
+        with no_file_larger_than(0):
+            logger.write(1, {"a": 1.0})
+        logger.write(2, {"a": 2.0})
+    assert [line["step"] for line in lines(tmp_path)] == [2]
