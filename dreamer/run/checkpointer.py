@@ -47,6 +47,7 @@ class Checkpointer:
         self._keep = keep
         self.completed = 0  # saves so far
         self.shared: int | None = None  # the newest that all hosts have, which is kept too
+        self.good: int | None = None  # the one that the run would go back to, likewise
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None  # that ended it
         make(self.directory)
@@ -194,7 +195,7 @@ class Checkpointer:
         """What cannot be removed now is tried again after the next save."""
         with contextlib.suppress(OSError):
             there = steps(self.directory)
-            kept = {*there[-self._keep :], best(self.directory), self.shared}
+            kept = {*there[-self._keep :], best(self.directory), self.shared, self.good}
             for step in there:
                 if step not in kept:
                     self._path(step).rename(self.directory / f"{step}{TEMPORARY}")

@@ -39,7 +39,12 @@ PACKAGES = (
 SOURCE = Path(__file__).resolve().parents[2]
 
 
-def prepare(path: str | Path, config_yaml: str, command: Sequence[str] | None = None) -> Path:
+def prepare(
+    path: str | Path,
+    config_yaml: str,
+    command: Sequence[str] | None = None,
+    ours: bool = False,
+) -> Path:
     """Checks the folder, creates it, and writes config.yaml and version.json into it.
 
     In a folder that already holds a run, both are written anew and version.json keeps the earlier
@@ -49,12 +54,14 @@ def prepare(path: str | Path, config_yaml: str, command: Sequence[str] | None = 
         config_yaml: the resolved configuration; a comment line that marks the folder as ours is put
             before it.
         command: the command line to note; the running one when not given.
+        ours: the folder is known to be this run's, whatever it still holds.
 
     Raises:
         UserError: the path is a file, a folder of something else, or cannot be written.
     """
     path = Path(path)
-    check(path)
+    if not ours:
+        check(path)
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     fresh = not (path / CONFIG).exists()
     try:
@@ -167,6 +174,7 @@ def write_atomic(path: str | Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -21,9 +21,13 @@ def seal(path: Path) -> Seals:
     Raises:
         OSError: a file cannot be read, or not be written through to the disk.
     """
+    everything = sorted(path.rglob("*"))
+    for place in (path, *everything):
+        if place.is_dir():
+            folder.sync(place)
     return {
         str(file.relative_to(path)): _measure(file, sync=True)
-        for file in sorted(path.rglob("*"))
+        for file in everything
         if file.is_file()
     }
 

@@ -1,6 +1,7 @@
 """A training run: its loop, and now and then evaluations, logs and checkpoints."""
 
 import contextlib
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, NoReturn
 
@@ -305,50 +306,62 @@ class Trainer:
     def _log(self, wait: bool = False) -> None:
         reading = self.loop.read_metrics(wait)
         self._watch(reading)
-        if reading.averages:
-            metrics = reading.averages
-            shown = {key: metrics[key] for key in SHOWN}
+        if reading.averages or reading.skipped:
+            metrics = dict(reading.averages)
+            shown = {key: metrics[key] for key in SHOWN if metrics}
             metrics |= {"updates": self.loop.updates, SKIPPED: self.skipped}
             self.metrics = metrics
             self.logger.write(self.step, metrics)
             self.progress.update(self.step, self.loop.updates, shown)
+        if reading.in_a_row > self.config.run.max_skipped and not wait:
+            last = self.loop.read_metrics(wait=True)
+            self.skipped += last.skipped
+            if last.in_a_row >= reading.in_a_row:  # else one of those since was not skipped
+                self._go_back(last.in_a_row, reading.not_finite)
 
     def _watch(self, reading: Reading) -> None:
-        """Says which updates were skipped; goes back when too many were, one after the other."""
+        """Says which updates were skipped."""
         self._skipping = reading.in_a_row > 0
+        if not self._skipping:
+            self.checkpoints.good = self.checkpoints.latest_step()
         if not reading.skipped:
             return
         self.skipped += reading.skipped
         what = f"not finite: {', '.join(reading.not_finite)}"
         self.say(f"{reading.skipped:,} updates skipped, {self.skipped:,} in all; {what}")
-        if reading.in_a_row > self.config.run.max_skipped:
-            last = self.loop.read_metrics(wait=True)
-            self.skipped += last.skipped
-            if last.in_a_row >= reading.in_a_row:  # else one of those since was not skipped
-                self._go_back(last.in_a_row, what)
 
-    def _go_back(self, in_a_row: int, what: str) -> NoReturn:
+    def _go_back(self, in_a_row: int, not_finite: Sequence[str]) -> NoReturn:
         """To the newest checkpoint of before so many updates; or ends the run, with advice."""
         run, times = self.config.run, self._rollbacks + 1
         why = f"{in_a_row:,} updates in a row were skipped, more than"
-        why = f"{why} run.max_skipped={run.max_skipped}; {what}"
+        why = f"{why} run.max_skipped={run.max_skipped}; not finite: {', '.join(not_finite)}"
         with contextlib.suppress(SaveError):
             self.checkpoints.wait()
         tried = self._began if self._rollbacks else None
         whole = self.updates - in_a_row
         step = self._hosts.told(lambda: rollback.good(self.checkpoints.directory, whole, tried))
-        if step is not None and times <= run.max_rollbacks:
-            rollback.go_back(self.checkpoints, step, times, skipped=self.skipped)
-            new = "with other random keys"
-            self.say(f"{why}; back to step {step:,} {new}, {times} of {run.max_rollbacks} times")
-            raise RolledBack(self.path)
-        self.save()
-        often = f"the run went back {self._rollbacks} times, as run.max_rollbacks allows"
-        none = "there is no checkpoint of before them to go back to"
+        if step is None:
+            end = "there is no checkpoint of before them to go back to"
+        elif times > run.max_rollbacks:
+            end = f"the run went back {self._rollbacks} times, as run.max_rollbacks allows"
+        else:
+            try:
+                rollback.go_back(self.checkpoints, step, times, skipped=self.skipped)
+            except SaveError as error:
+                end = f"the run cannot go back: {error}"
+            else:
+                new = f"with other random keys, {times} of {run.max_rollbacks} times"
+                self.say(f"{why}; back to step {step:,} {new}")
+                raise RolledBack(self.path)
+        try:
+            self.save()
+            kept = f"the weights before them are saved in {self.path}"
+        except SaveError as error:
+            kept = f"{error}; {self.kept}"
         raise UserError(
-            f"{why}; {none if step is None else often}; the weights before them are saved in "
-            f"{self.path}; look at rewards and observations, or try run.accept_changes=true with "
-            "agent.compute_dtype=float32 or a smaller agent.optimizer.learning_rate"
+            f"{why}; {end}; {kept}; look at rewards and observations, or try "
+            "run.accept_changes=true with agent.compute_dtype=float32 or a smaller "
+            "agent.optimizer.learning_rate"
         )
 
     def _evaluation_is_due(self) -> bool:
@@ -428,11 +441,13 @@ class Trainer:
         """Makes again what somebody removed during the training."""
         directory = self.checkpoints.directory
         try:
-            if not self.path.exists():
-                folder.prepare(self.path, compose.to_yaml(self.config))
-                self._stack.enter_context(folder.locked(self.path))
+            if folder.saved_config(self.path) is None:
+                folder.prepare(self.path, compose.to_yaml(self.config), ours=self.path.exists())
             if not directory.exists():
                 checkpointer.make(directory)
+            for place in {self.path, directory} if self.config.checkpoint.dir else {self.path}:
+                if not (place / folder.LOCK).exists():
+                    self._stack.enter_context(folder.locked(place))
         except (UserError, OSError) as error:
             raise SaveError(f"cannot save a checkpoint in {directory}: {error}") from error
 

@@ -30,12 +30,11 @@ class RolledBack(Exception):
 
 
 def count(directory: Path) -> int:
-    """How often the run went back until its newest checkpoint."""
-    newest = checkpointer.newest(directory)
-    try:
-        return 0 if newest is None else _meta(directory, newest).get(COUNT, 0)
-    except UserError:  # it is damaged, which is told where all of it is read
-        return 0
+    """How often the run went back until its newest checkpoint that can be read."""
+    for step in reversed(checkpointer.steps(directory)):
+        with contextlib.suppress(UserError):  # it is damaged, which is told where all of it is read
+            return int(_meta(directory, step).get(COUNT, 0))
+    return 0
 
 
 def rekeyed(config: Config, times: int) -> Config:

@@ -56,8 +56,8 @@ class Saving:
 
     @property
     def overdue(self) -> bool:
-        """Whether it is time to try again after a failure."""
-        return bool(self._wait) and self._now() >= self._again
+        """Whether it is time to try again after a failure, and nothing is being tried."""
+        return bool(self._wait) and not self._checkpoints.busy and self._now() >= self._again
 
     def _failed(self, error: SaveError) -> None:
         self._completed = self._checkpoints.completed

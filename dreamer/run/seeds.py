@@ -49,6 +49,7 @@ def train(
                 return once(config, stop, told, trainers)
             except RolledBack:
                 trainers.clear()
+                stop.saves = 0  # those asked for were heeded
 
 
 def _train_alone(
@@ -73,12 +74,20 @@ def _train_together(
         begun = [trainer for trainer in trainers if trainer.begin()]
         try:
             _run(begun)
+            _finish(begun)
         except RolledBack as back:
             for trainer in begun:
                 if trainer.path != back.path:
-                    trainer.save()
+                    _save_before_it_begins_anew(trainer)
             raise
-        _finish(begun)
+
+
+def _save_before_it_begins_anew(trainer: Trainer) -> None:
+    """With another that went back; from its last checkpoint, where this is not possible."""
+    try:
+        trainer.save()
+    except SaveError as error:
+        trainer.say(f"warning: {error}")
 
 
 def _last_words(config: Config, trainers: list[Trainer]) -> str:

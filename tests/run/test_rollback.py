@@ -12,7 +12,7 @@ import pytest
 from dreamer.errors import UserError
 from dreamer.run import checkpoint, checkpointer, rollback, seeds
 from dreamer.run.callbacks import Callback
-from dreamer.run.checkpointer import Checkpointer
+from dreamer.run.checkpointer import Checkpointer, SaveError
 from dreamer.run.loop import Trainer
 from tests import tiny_run
 
@@ -98,6 +98,32 @@ def test_without_a_checkpoint_the_run_ends_at_once(tmp_path: Path) -> None:
     assert saved(tmp_path / "run").meta["rollbacks"] == 0
 
 
+def test_where_it_cannot_go_back_it_ends_with_all_that_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SaveError("the disk is full")
+
+    monkeypatch.setattr(rollback, "go_back", full)
+    monkeypatch.setattr(Trainer, "save", full)
+    far = ("agent.optimizer.learning_rate=1e30",)
+    with pytest.raises(
+        UserError,
+        match=r"updates in a row .* the run cannot go back: the disk is full; the disk is full; "
+        r"the newest checkpoint is of step \d+ in .*; look at rewards",
+    ):
+        seeds.train(tiny_run.config(tmp_path / "run", *OFTEN, *far))
+
+
+def test_the_checkpoint_to_go_back_to_is_kept_among_newer_ones(tmp_path: Path) -> None:
+    checkpoints = Checkpointer(tmp_path, keep=1)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"params": np.zeros(2)}, None, {})
+        checkpoints.wait()
+        checkpoints.good = 1
+    assert checkpointer.steps(checkpoints.directory) == [1, 3]
+
+
 def test_going_back_leaves_the_last_good_checkpoint_as_the_newest(tmp_path: Path) -> None:
     state = {"params": np.zeros(2)}
     checkpoints = Checkpointer(tmp_path / "saved", keep=9)
@@ -113,6 +139,8 @@ def test_going_back_leaves_the_last_good_checkpoint_as_the_newest(tmp_path: Path
     assert rollback.count(directory) == 0
     rollback.go_back(checkpoints, 10, 2, skipped=5)
     assert checkpointer.steps(directory) == [10]
+    assert rollback.count(directory) == 2
+    (directory / "11").mkdir()  # damaged
     assert rollback.count(directory) == 2
     assert saved_meta(directory, 10) == {"learner": {"updates": 0}, "skipped": 5, "rollbacks": 2}
 

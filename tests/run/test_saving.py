@@ -81,6 +81,17 @@ def test_a_failure_in_the_background_is_noticed_at_the_next_turn(tmp_path: Path)
     assert run.lines[1:] == ["checkpoints can be saved again"]
 
 
+def test_while_one_more_try_goes_on_there_is_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    run.full = "full"
+    run.saving()
+    monkeypatch.setattr(Checkpointer, "busy", property(lambda self: run.time >= saving.FIRST))
+    run.pass_time(100)
+    assert run.attempts == [0]
+
+
 def test_only_failures_to_save_are_survived(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.checkpoints.save = lambda *_: 1 / 0

@@ -123,6 +123,24 @@ def test_a_folder_that_somebody_removes(
     assert_saved_as_if_nothing_had_been(path, finished)
 
 
+def test_a_folder_that_somebody_empties(finished: tuple[Path, dict], tmp_path: Path) -> None:
+    """As a file system does that removes what is old."""
+    path = tmp_path / "run"
+
+    def in_use() -> None:
+        with pytest.raises(UserError, match="is in use by a run"), folder.locked(path):
+            pass
+
+    def empty() -> None:
+        for name in ("config.yaml", "version.json", ".lock"):
+            (path / name).unlink()
+
+    with trainer(path, {40: empty, 60: in_use}) as run:
+        run.run()
+    assert folder.saved_config(path) is not None
+    assert_saved_as_if_nothing_had_been(path, finished)
+
+
 def test_a_place_that_cannot_be_made_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
