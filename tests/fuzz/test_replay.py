@@ -99,4 +99,4 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_any_order_of_calls_agrees_with_a_list_of_all_steps() -> None:
-    run_state_machine_as_test(Machine, settings=examples(20))  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(Machine, settings=examples(12))  # type: ignore[no-untyped-call]

@@ -62,7 +62,9 @@ def test_transition_by_hand() -> None:
     ("observations", "actions", "changes"),
     [
         (tiny.VECTOR, tiny.DISCRETE, {}),
-        (tiny.VECTOR, MANY, {"rssm": {"latent": "gaussian"}}),
+        pytest.param(
+            *(tiny.VECTOR, MANY, {"rssm": {"latent": "gaussian"}}), marks=pytest.mark.slow
+        ),
         (IMAGE | tiny.VECTOR, tiny.DISCRETE, {"compute_dtype": "bfloat16", **SMALL}),
     ],
     ids=["classes", "numbers", "images"],
