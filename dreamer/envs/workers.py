@@ -23,7 +23,8 @@ from dreamer.envs.slots import Memory
 from dreamer.errors import EnvironmentFault
 
 # What a terminal, a scheduler or a service manager sends to all processes of a program alike.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 PRELOADED = "dreamer.envs.vector"  # imports all that workers need, but for what they play
 CLOSING = 10.0  # seconds that an environment may take to close
 
@@ -205,9 +206,10 @@ def _blocked_signals() -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    resource_tracker.ensure_running()  # its start, which a process needs, lets signals through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        resource_tracker.ensure_running()  # its start, which a process needs, unblocks some
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
