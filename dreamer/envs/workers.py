@@ -49,7 +49,7 @@ class Worker(Protocol):
         ...
 
     def memory(self) -> float:
-        """GiB that its own process takes, 0 if it has none."""
+        """GiB that its own process takes and what that has started, 0 if it has none."""
         ...
 
     def leave(self) -> None:
@@ -135,10 +135,11 @@ class Process:
         return answer
 
     def memory(self) -> float:
-        try:
-            return float(psutil.Process(self.process.pid).memory_info().rss / 2**30)
-        except psutil.Error:  # it has died, which the next call finds out
-            return 0.0
+        total = 0
+        for process in self._family():
+            with contextlib.suppress(psutil.Error):  # it has died since
+                total += process.memory_info().rss
+        return total / 2**30
 
     def leave(self) -> None:
         if self._busy:
@@ -152,12 +153,20 @@ class Process:
         self._pipe.close()
 
     def _kill(self) -> None:
-        """With what it has started, such as a game, which would outlive it."""
-        with contextlib.suppress(psutil.Error):
-            for child in psutil.Process(self.process.pid).children(recursive=True):
-                child.kill()
+        """With what it has started, which would outlive it."""
+        for process in self._family():
+            with contextlib.suppress(psutil.Error):  # it has died since
+                process.kill()
         self.process.kill()
         self.process.join(CLOSING)  # in which all die but one that the kernel holds
+
+    def _family(self) -> list[psutil.Process]:
+        """It and what it has started, such as a game; none if it has died."""
+        try:
+            process = psutil.Process(self.process.pid)
+            return [process, *process.children(recursive=True)]
+        except psutil.Error:
+            return []
 
 
 def context_of_workers() -> Any:

@@ -52,11 +52,13 @@ def test_signals_that_reach_every_process_of_the_program_end_no_worker():
     assert worker.process.exitcode == 0
 
 
-def test_what_a_killed_process_has_started_dies_with_it():
+def test_what_a_process_has_started_counts_as_its_memory_and_dies_with_it():
     memory = slots.allocate(SPACE, 2, functools.partial(context_of_workers().RawArray, "B"))
     worker = Process(functools.partial(episodes, probe_envs.Parent), memory, 0)
     worker.send("begin", 0)
     worker.receive()
+    own = psutil.Process(worker.process.pid).memory_info().rss / 2**30
+    whole = worker.memory()
     child = int(slots.view(SPACE, 2, memory)[0, 2])
     assert alive(child)
     worker.send("step", 0)
@@ -66,6 +68,7 @@ def test_what_a_killed_process_has_started_dies_with_it():
     while alive(child):
         assert time.monotonic() < deadline, "it outlives the worker"
         time.sleep(0.05)
+    assert whole > own + 0.0002  # which even `sleep` takes
 
 
 def alive(pid: int) -> bool:
