@@ -169,7 +169,10 @@ class Task:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(POLL)
         except BaseException:  # a second Ctrl-C, or a launcher that ends this process
-            process.terminate()
+            if told:
+                process.kill()  # another SIGTERM may pass as the first, see `StopRequest`
+            else:
+                process.terminate()
             raise
         return process.returncode
 

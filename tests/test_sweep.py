@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -132,6 +132,35 @@ def test_how_each_job_ended_is_told_and_a_wish_to_stop_begins_no_more(
         f"job 4: seed=4: not begun, {folder}4",
         "stopped, the same command resumes",
     ]
+
+
+class Patient:
+    """A job that goes on when it is told to end, until Ctrl-C is pressed again."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def poll(self) -> None:
+        pass
+
+    def wait(self, seconds: float) -> None:
+        if self.told:
+            raise KeyboardInterrupt
+
+    def terminate(self) -> None:
+        self.told.append("terminate")
+
+    def kill(self) -> None:
+        self.told.append("kill")
+
+
+def test_a_second_ctrl_c_ends_the_job_at_once() -> None:
+    """It would take another SIGTERM for the first."""
+    stop, job = StopRequest(), Patient()
+    stop.requested = True
+    with pytest.raises(KeyboardInterrupt):
+        sweep.Task([], stop)._wait(cast(Any, job))
+    assert job.told == ["terminate", "kill"]
 
 
 def start(folder: Path, *options: str) -> subprocess.Popen:

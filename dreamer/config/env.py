@@ -36,8 +36,8 @@ class EnvBase(Section):
     )
     max_memory: NonNegative = Field(
         0.0,
-        description="GiB that a process of its own may take, else it is made anew when its episode "
-        "is over; 0 sets no limit",
+        description="GiB that a process of its own may take, with what it has started, else it is "
+        "made anew when its episode is over; 0 sets no limit",
     )
     repeat: Count = Field(1, description="raw environment steps per agent step, rewards summed")
     time_limit: Annotated[int, Field(ge=0)] = Field(

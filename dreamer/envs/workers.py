@@ -23,7 +23,8 @@ from dreamer.envs.slots import Memory
 from dreamer.errors import EnvironmentFault
 
 # What a terminal, a scheduler or a service manager sends to all processes of a program alike.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 PRELOADED = "dreamer.envs.vector"  # imports all that workers need, but for what they play
 CLOSING = 10.0  # seconds that an environment may take to close
 
@@ -48,7 +49,7 @@ class Worker(Protocol):
         ...
 
     def memory(self) -> float:
-        """GiB that its own process takes, 0 if it has none."""
+        """GiB that its own process takes and what that has started, 0 if it has none."""
         ...
 
     def leave(self) -> None:
@@ -134,10 +135,11 @@ class Process:
         return answer
 
     def memory(self) -> float:
-        try:
-            return float(psutil.Process(self.process.pid).memory_info().rss / 2**30)
-        except psutil.Error:  # it has died, which the next call finds out
-            return 0.0
+        total = 0
+        for process in self._family():
+            with contextlib.suppress(psutil.Error):  # it has died since
+                total += process.memory_info().rss
+        return total / 2**30
 
     def leave(self) -> None:
         if self._busy:
@@ -151,12 +153,20 @@ class Process:
         self._pipe.close()
 
     def _kill(self) -> None:
-        """With what it has started, such as a game, which would outlive it."""
-        with contextlib.suppress(psutil.Error):
-            for child in psutil.Process(self.process.pid).children(recursive=True):
-                child.kill()
+        """With what it has started, which would outlive it."""
+        for process in self._family():
+            with contextlib.suppress(psutil.Error):  # it has died since
+                process.kill()
         self.process.kill()
         self.process.join(CLOSING)  # in which all die but one that the kernel holds
+
+    def _family(self) -> list[psutil.Process]:
+        """It and what it has started, such as a game; none if it has died."""
+        try:
+            process = psutil.Process(self.process.pid)
+            return [process, *process.children(recursive=True)]
+        except psutil.Error:
+            return []
 
 
 def context_of_workers() -> Any:
@@ -205,9 +215,10 @@ def _blocked_signals() -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    resource_tracker.ensure_running()  # its start, which a process needs, lets signals through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        resource_tracker.ensure_running()  # its start, which a process needs, unblocks some
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

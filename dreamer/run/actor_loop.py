@@ -31,6 +31,7 @@ from dreamer.run.metrics import Reading
 from dreamer.run.policy import PARTS
 
 PATIENCE = 0.5  # seconds that a turn waits for actors, before signals and clocks are looked at
+BEGINNING = 120  # seconds more than `env.timeout` until its first chunk: it imports and compiles
 
 
 class Actors(Protocol):
@@ -82,6 +83,7 @@ class ActorLoop:
         self._lives = 0  # actors started so far
         self._streams = [Stream() for _ in range(config.run.num_actors)]
         self._waited = [0.0] * config.run.num_actors  # seconds for the next chunk of each
+        self._begun = [False] * config.run.num_actors  # whether each has sent one
         self._sent = 0  # updates after which weights were last copied for the actors
         self._copy: Any = None  # of them, not sent yet
         self._behind = 0  # updates since the weights of the newest chunk
@@ -107,12 +109,10 @@ class ActorLoop:
         return self.store.state
 
     def start(self, beginning: Beginning = NOTHING) -> None:
-        """Starts the first episodes, and waits until each actor has sent something."""
+        """Starts the first episodes, which `turn` waits for."""
         self.store.start(beginning)
         self.loaded = beginning.steps(self._config.env.num_envs)
         self._start_actors()
-        while waiting := self._waiting():
-            self._receive(waiting)
 
     def turn(self) -> list[tuple[float, int]]:
         """Remembers the next step of every environment and dispatches the updates owed, unless an
@@ -216,7 +216,7 @@ class ActorLoop:
     def _start(self, index: int) -> None:
         self._actors.start(index, self._lives)
         self._lives += 1
-        self._waited[index] = 0.0
+        self._waited[index], self._begun[index] = 0.0, False
 
     def _send_weights(self) -> None:
         """Sends weights every `run.weights_every` updates, one update late, so that the device is
@@ -248,13 +248,16 @@ class ActorLoop:
                 self._take(index, answer)
         limit = self._config.env.timeout
         for index in waiting:
-            if limit and self._waited[index] > limit:
+            begun = self._begun[index]
+            if limit and self._waited[index] > (limit if begun else limit + BEGINNING):
+                what = f"sent nothing for env.timeout={limit} seconds"
+                if not begun:
+                    what = f"did not begin within env.timeout={limit} and {BEGINNING} seconds more"
                 why = "it hangs, or Ray has found no free CPU for it"
-                fault = f"actor {index} sent nothing for env.timeout={limit} seconds: {why}"
-                self._mend(index, EnvironmentFault(fault))
+                self._mend(index, EnvironmentFault(f"actor {index} {what}: {why}"))
 
     def _take(self, index: int, chunk: Chunk) -> None:
-        self._waited[index] = 0.0
+        self._waited[index], self._begun[index] = 0.0, True
         self._behind = self.updates - chunk.version
         self._streams[index].put(chunk.rows)
         for cause, failed in chunk.restarts:

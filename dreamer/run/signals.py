@@ -12,11 +12,13 @@ from typing import Any, Self
 from dreamer.run.grace import Grace
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+SAME = 2.0  # seconds in which SIGTERMs of a scheduler and of a parent that passes it on are one
 SAVE = signal.SIGUSR1 if hasattr(signal, "SIGUSR1") else None
 
 
 class StopRequest:
-    """In this context the first of `SIGNALS` sets `requested`; a second acts as usual.
+    """In this context the first of `SIGNALS` sets `requested`; a second acts as usual, but for a
+    SIGTERM within `SAME` seconds of the first.
 
     One that is ignored, as SIGHUP under nohup, stays so. Ctrl-C is answered at once, for the step
     under way may take long.
@@ -55,14 +57,26 @@ class StopRequest:
         return Grace(seconds if self._heard else 0, last_words, self._terminated)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        if self._terminated is not None:
+            self._note_again(number, self._terminated)
+            return
         if number == signal.SIGTERM:
             self._terminated = time.monotonic()
-        _put_back(self._stops)
+            usual = self._stops.pop(signal.SIGTERM)
+            _put_back(self._stops)
+            self._stops[signal.SIGTERM] = usual  # this one only later
+        else:
+            _put_back(self._stops)
+        self.requested = True
         if number == signal.SIGINT:
             # Not by print, which may be what it interrupts.
             with contextlib.suppress(OSError):
                 os.write(2, b"stopping after this step, then saving; Ctrl-C again stops at once\n")
+
+    def _note_again(self, number: int, first: float) -> None:
+        if time.monotonic() - first >= SAME:
+            _put_back(self._stops)
+            signal.raise_signal(number)
 
     def _note_save(self, number: int, frame: FrameType | None) -> None:
         self.saves += 1

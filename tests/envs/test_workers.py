@@ -1,5 +1,7 @@
 import contextlib
 import functools
+import os
+import signal
 import time
 
 import psutil
@@ -33,11 +35,30 @@ def test_a_process_answers_and_its_observations_are_seen_here():
     worker.close()
 
 
-def test_what_a_killed_process_has_started_dies_with_it():
+def test_signals_that_reach_every_process_of_the_program_end_no_worker():
+    memory = slots.allocate(SPACE, 2, functools.partial(context_of_workers().RawArray, "B"))
+    worker = Process(functools.partial(episodes, probe_envs.Counter), memory, 0)
+    worker.send("begin", 0)
+    worker.receive()
+    server = psutil.Process(worker.process.pid).ppid()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        for pid in (worker.process.pid, server):
+            os.kill(pid, number)
+        worker.send("step", 2)
+        assert worker.receive(iter(range(60)))[0] == MID
+        assert alive(server)
+    worker.leave()
+    worker.close()
+    assert worker.process.exitcode == 0
+
+
+def test_what_a_process_has_started_counts_as_its_memory_and_dies_with_it():
     memory = slots.allocate(SPACE, 2, functools.partial(context_of_workers().RawArray, "B"))
     worker = Process(functools.partial(episodes, probe_envs.Parent), memory, 0)
     worker.send("begin", 0)
     worker.receive()
+    own = psutil.Process(worker.process.pid).memory_info().rss / 2**30
+    whole = worker.memory()
     child = int(slots.view(SPACE, 2, memory)[0, 2])
     assert alive(child)
     worker.send("step", 0)
@@ -47,6 +68,7 @@ def test_what_a_killed_process_has_started_dies_with_it():
     while alive(child):
         assert time.monotonic() < deadline, "it outlives the worker"
         time.sleep(0.05)
+    assert whole > own + 0.0002  # which even `sleep` takes
 
 
 def alive(pid: int) -> bool:

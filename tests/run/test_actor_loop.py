@@ -191,6 +191,8 @@ def test_an_actor_that_sends_nothing_is_made_anew_where_it_can_be(
     monkeypatch.setattr(player, "SECONDS", 0.0)
     with Trainer(tiny_run.config(tmp_path / "run", *OPTIONS, "env.timeout=3")) as trainer:
         loop, actors = loop_of(trainer)
+        while not trainer.step:
+            loop.turn()
         assert {len(rows["reward"]) for rows in actors.rows[0]} == {1}  # they count as slow
         clock = [0.0]
 
@@ -216,6 +218,36 @@ def test_an_actor_that_sends_nothing_is_made_anew_where_it_can_be(
         with pytest.raises(EnvironmentFault, match="no such task here; all that was learned until"):
             trainer.run()
         assert trainer.checkpoints.latest_step() == trainer.step
+
+
+def test_an_actor_has_longer_to_begin_and_signals_are_heeded_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It imports, compiles and makes environments before its first steps."""
+    clock = [0.0]
+    begun = Here.receive
+
+    def silence(here: Here, wanted: Collection[int], seconds: float) -> None:
+        clock[0] += seconds
+        assert clock[0] < 1000, "it waits for ever"
+
+    monkeypatch.setattr(Here, "receive", silence)
+    with Trainer(tiny_run.config(tmp_path, *OPTIONS, "env.timeout=3")) as trainer:
+        loop, _ = loop_of(trainer)
+        monkeypatch.setattr(actor_loop.time, "monotonic", lambda: clock[0])
+        while not loop.restarts:
+            assert loop.turn() == []
+        assert 123 <= clock[0] < 125
+        assert loop.restarts[0].line.startswith(
+            "actor 0 did not begin within env.timeout=3 and 120 seconds more: it hangs, or Ray has "
+        )
+        trainer.request_stop()
+        trainer.run()
+    monkeypatch.setattr(Here, "receive", begun)
+    with Trainer(tiny_run.config(tmp_path, *OPTIONS, "env.timeout=3")) as trainer:
+        assert trainer.step == 0
+        trainer.loop.turn()
+        assert trainer.step == 2
 
 
 def test_a_run_goes_on_without_actors_and_in_as_many_as_there_are_then(

@@ -5,13 +5,16 @@ import signal
 
 import pytest
 
+from dreamer.run import signals
 from dreamer.run.signals import SIGNALS, StopRequest
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_is_a_wish_and_the_second_acts_as_usual(
-    number: signal.Signals, capfd: pytest.CaptureFixture[str]
+    number: signal.Signals, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(signals.time, "monotonic", lambda: clock[0])
     usual: list[int] = []
     before = signal.signal(number, lambda number, frame: usual.append(number))
     try:
@@ -20,10 +23,31 @@ def test_the_first_signal_is_a_wish_and_the_second_acts_as_usual(
             os.kill(os.getpid(), number)
             assert stop.requested
             assert usual == []
+            clock[0] += 1.9
+            if number == signal.SIGTERM:  # the scheduler's and that of a parent are one
+                os.kill(os.getpid(), number)
+                assert usual == []
+            clock[0] += 0.2
             os.kill(os.getpid(), number)
             assert usual == [number]
+            os.kill(os.getpid(), number)
+            assert usual == [number, number]
         answer = "stopping after this step, then saving; Ctrl-C again stops at once\n"
         assert capfd.readouterr().err == (answer if number == signal.SIGINT else "")
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize(("first", "second"), [("SIGTERM", "SIGINT"), ("SIGHUP", "SIGTERM")])
+def test_another_signal_is_a_second_one_at_once(first: str, second: str) -> None:
+    usual: list[int] = []
+    number = signal.Signals[second]
+    before = signal.signal(number, lambda number, frame: usual.append(number))
+    try:
+        with StopRequest():
+            os.kill(os.getpid(), signal.Signals[first])
+            os.kill(os.getpid(), number)
+            assert usual == [number]
     finally:
         signal.signal(number, before)
 
