@@ -15,7 +15,7 @@ from dreamer import hosts
 from dreamer.api.training import train
 from dreamer.config.run import RunConfig
 from dreamer.errors import EnvironmentFault, UserError
-from dreamer.run import checkpoint, checkpointer, grace
+from dreamer.run import agreement, checkpoint, checkpointer, grace
 from dreamer.run.loop import Trainer
 from dreamer.run.signals import StopRequest
 from tests import several_hosts, tiny_run
@@ -350,6 +350,21 @@ def test_a_host_whose_environments_fail_does_not_save_alone(
         line = "it broke; nothing is saved in .*, the same command resumes"
         with pytest.raises(EnvironmentFault, match=line):
             trainer.run()
+
+
+def test_what_a_host_wants_saved_waits_while_updates_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(agreement.Alone, "wanted", True, raising=False)
+    saves: list[Any] = []
+    with Trainer(tiny_run.config(tmp_path / "run", "log.progress=plain")) as trainer:
+        trainer.begin()
+        monkeypatch.setattr(trainer._saving, "_save", saves.append)
+        monkeypatch.setattr(trainer, "_log", lambda: None)  # which sees that none was skipped
+        for trainer._skipping in (True, False):
+            trainer._now_and_then()
+            assert len(saves) == (0 if trainer._skipping else 1)
+    assert "SIGUSR1" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

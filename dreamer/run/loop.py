@@ -259,7 +259,8 @@ class Trainer:
                 self.loop.params, self.loop.sequences, self.step, self._interrupted
             )
         # All are asked every time, so that none falls behind.
-        due = [self._save_due, self._save_clock(), self._save_step_clock(self.step)]
+        clocks = [self._save_clock(), self._save_step_clock(self.step)]
+        due = [self._save_due, self._hosts.wanted, *clocks]
         asked, self._save_due = self._save_is_asked(), any(due)
         # While updates are skipped, a save would take the place of the one to go back to.
         if asked or (self._save_due and not self._skipping):
