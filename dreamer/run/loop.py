@@ -337,7 +337,7 @@ class Trainer:
             self.checkpoints.wait()
         tried = self._began if self._rollbacks else None
         whole = self.updates - in_a_row
-        step = self._hosts.told(lambda: rollback.good(self.checkpoints.directory, whole, tried))
+        step = rollback.good(self.checkpoints.directory, whole, tried)
         if step is not None and times <= run.max_rollbacks:
             rollback.go_back(self.checkpoints, step, times, skipped=self.skipped)
             new = "with other random keys"
