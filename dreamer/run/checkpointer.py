@@ -102,12 +102,16 @@ class Checkpointer:
         Raises:
             SaveError: it could not be written and is removed.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self.join()
         error, self._error = self._error, None
         if error is not None:
             raise error
+
+    def join(self) -> None:
+        """Returns when nothing is written or removed any more; `wait` tells how that went."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def close(self) -> None:
         """Waits; raises like `wait`."""

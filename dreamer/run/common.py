@@ -110,6 +110,7 @@ def compare(checkpoints: Checkpointer, params: Any, step: int) -> None:
     """
     if parallel.hosts() == 1:
         return
+    checkpoints.join()  # what is yet removed after the save before cannot be in common
     own = {
         "params": parallel.fingerprint(params),
         "steps": checkpointer.steps(checkpoints.directory),

@@ -1,5 +1,7 @@
 """Checkpoints that hosts have in common: the newest that all can read is that of all."""
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 
 from dreamer import parallel
 from dreamer.errors import UserError
-from dreamer.run import checkpointer, common
+from dreamer.run import checkpoint, checkpointer, common
 from dreamer.run.checkpointer import Checkpointer, SaveError
 from tests.several import together
 
@@ -140,6 +142,41 @@ def test_the_newest_in_common_is_kept(folders: list[Path], monkeypatch: pytest.M
         made[0].save(step, PATTERN, None, {})
     made[0].wait()
     assert checkpointer.steps(folders[0]) == [10, 40]
+
+
+def test_what_is_removed_after_a_save_is_not_taken_for_common(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [save(folder, 10, 20) for folder in folders]
+    for one in made:
+        one.shared, one._keep = 10, 1
+    begun, write = threading.Event(), checkpoint.write
+
+    def slow(*args: Any) -> None:
+        begun.set()
+        time.sleep(0.3)
+        write(*args)
+
+    monkeypatch.setattr(checkpoint, "write", slow)
+    made[0].save(30, PATTERN, None, {})  # which the other could not
+    begun.wait()
+    monkeypatch.setattr(parallel, "fingerprint", lambda tree: 5)
+    together(monkeypatch, 2, lambda number: common.compare(made[number], PATTERN, 40))
+    made[0].wait()
+    assert checkpointer.steps(folders[0]) == [10, 30]
+    assert [one.shared for one in made] == [10, 10]
+
+
+def test_a_failure_to_save_is_told_after_hosts_have_compared(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [save(folder, 10) for folder in folders]
+    (folders[1] / "20/in the way").mkdir(parents=True)
+    made[1].save(20, PATTERN, None, {})
+    monkeypatch.setattr(parallel, "fingerprint", lambda tree: 5)
+    together(monkeypatch, 2, lambda number: common.compare(made[number], PATTERN, 30))
+    with pytest.raises(SaveError, match="Directory not empty"):
+        made[1].wait()
 
 
 def test_other_weights_on_another_host_end_the_run(
