@@ -12,12 +12,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Self
+
+import jax
 
 from dreamer import parallel
 from dreamer.config.run import RunConfig
 from dreamer.errors import UserError
+from dreamer.run.signals import StopRequest
 
 LOST_AFTER = 30  # seconds without a sign of life
 STATUS = 3  # of a process that ends because of another
@@ -99,9 +102,9 @@ def _address(run: RunConfig) -> tuple[str, int]:
     return name.strip("[]"), int(port)
 
 
-def bond(run: RunConfig) -> AbstractContextManager[Any]:
+def bond(run: RunConfig, stop: StopRequest | None = None) -> AbstractContextManager[Any]:
     """That of this process with others, if there are any; see `wanted` and `Bond`."""
-    return Bond(run) if wanted(run) else nullcontext()
+    return Bond(run, stop or StopRequest()) if wanted(run) else nullcontext()
 
 
 class Bond:
@@ -113,13 +116,14 @@ class Bond:
 
     Args:
       run: settings, of which `wanted` is true.
+      stop: ends the wait for the others.
 
     Raises:
       UserError: the others cannot be found.
     """
 
-    def __init__(self, run: RunConfig) -> None:
-        self._run = run
+    def __init__(self, run: RunConfig, stop: StopRequest) -> None:
+        self._run, self._stop = run, stop
 
     def __enter__(self) -> Self:
         run, seconds = self._run, self._run.join_seconds
@@ -131,12 +135,14 @@ class Bond:
         )
         try:
             if direct and run.process_id > 0:
-                _find(run)
+                _find(run, self._stop)
             try:
-                parallel.unite(
-                    run.coordinator if direct else "",
-                    *(run.num_processes, run.process_id, seconds, LOST_AFTER),
-                )
+                # In jax no handler of a signal runs until all have come.
+                with self._stop.grace(run.grace_seconds, self._last_words):
+                    parallel.unite(
+                        run.coordinator if direct else "",
+                        *(run.num_processes, run.process_id, seconds, LOST_AFTER),
+                    )
             except (RuntimeError, ValueError) as error:
                 raise UserError(
                     f"the hosts cannot be joined: {' '.join(str(error).split())}; "
@@ -156,21 +162,27 @@ class Bond:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: object
     ) -> None:
+        lost = isinstance(error, jax.errors.JaxRuntimeError) and bool(_BOND.search(str(error)))
         if error is None:
             try:
                 parallel.leave()
-            except RuntimeError as lost:
-                error = lost
+            except RuntimeError as left:
+                error, lost = left, True
             else:
                 self._witness.dismiss()
                 return
-        if not isinstance(error, UserError) and _BOND.search(str(error)):
+        if lost:
             what = str(error).partition("\n")[0]
             print(f"{type(error).__name__}: {what}", file=sys.stderr)
             _end(STATUS)  # the witness says what that means
         self._witness.dismiss()
         # The others are not waited for at exit, so that they soon miss this one.
         atexit.register(_end, 2 if isinstance(error, UserError) else 1)
+
+    def _last_words(self) -> str:
+        self._witness.say("")
+        seconds = f"run.grace_seconds={self._run.grace_seconds:g}"
+        return f"{seconds} are over before all hosts had come; nothing was begun"
 
 
 def _end(status: int) -> None:
@@ -179,11 +191,11 @@ def _end(status: int) -> None:
     os._exit(status)
 
 
-def _find(run: RunConfig) -> None:
+def _find(run: RunConfig, stop: StopRequest) -> None:
     """Waits until process 0 is there: jax itself would abort when it is not.
 
     Raises:
-      UserError: it does not come.
+      UserError: it does not come, or a signal comes first.
     """
     address, end = _address(run), time.monotonic() + run.join_seconds
     while True:
@@ -197,13 +209,26 @@ def _find(run: RunConfig) -> None:
                     f"run.join_seconds={run.join_seconds:g}: {error.strerror or error}; start "
                     "process 0 there, or correct the address"
                 ) from None
+        if stop.requested:
+            raise UserError(
+                f"stopped before run.coordinator={run.coordinator} answered; the same command "
+                "starts again"
+            )
         time.sleep(0.2)
 
 
 class Witness:
-    """A process that says the last line it was given when this one ends without dismissing it."""
+    """A process that says the last line it was given when this one ends without dismissing it.
 
-    _SCRIPT = 'while IFS= read -r line; do word=$line; done; [ -z "$word" ] || echo "$word" >&2'
+    A scheduler's signals come to every process of a job, and are not for this one; one that is
+    gone nevertheless is not missed.
+    """
+
+    _SCRIPT = """
+        trap '' HUP INT TERM USR1 USR2
+        while IFS= read -r line; do word=$line; done
+        [ -z "$word" ] || echo "$word" >&2
+    """
 
     def __init__(self) -> None:
         # In a session of its own, where a Ctrl-C for this one does not end it.
@@ -214,10 +239,12 @@ class Witness:
     def say(self, word: str) -> None:
         """Takes a line in place of the one before."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{word}\n")
-        self._process.stdin.flush()
+        with suppress(OSError):
+            self._process.stdin.write(f"{word}\n")
+            self._process.stdin.flush()
 
     def dismiss(self) -> None:
         """Nothing is to be said any more."""
         self.say("")
-        self._process.communicate()
+        with suppress(OSError):
+            self._process.communicate()

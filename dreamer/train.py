@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         start.runtime(config.platform, config.xla_flags)
         from dreamer import hosts
 
-        with hosts.bond(config.run):  # before jax is used
+        with hosts.bond(config.run, stop):  # before jax is used
             from dreamer.run import seeds
 
             seeds.train(config, stop)

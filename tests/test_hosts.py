@@ -1,5 +1,6 @@
 """Several hosts: how they are found, what they do together, and how they end."""
 
+import contextlib
 import signal
 import socket
 import time
@@ -14,8 +15,9 @@ from dreamer import hosts
 from dreamer.api.training import train
 from dreamer.config.run import RunConfig
 from dreamer.errors import EnvironmentFault, UserError
-from dreamer.run import checkpoint, checkpointer
+from dreamer.run import agreement, checkpoint, checkpointer, grace
 from dreamer.run.loop import Trainer
+from dreamer.run.signals import StopRequest
 from tests import several_hosts, tiny_run
 
 # ------------------------------------------------------------------------------- how they are found
@@ -93,6 +95,42 @@ def test_a_coordinator_that_does_not_answer() -> None:
     line = f"run.coordinator=127.0.0.1:{port} does not answer after run.join_seconds=0.1: Conn"
     with pytest.raises(UserError, match=line), hosts.bond(settings(**address, join_seconds=0.1)):
         pass
+
+
+def test_a_signal_ends_the_wait_for_the_first() -> None:
+    address = {"coordinator": f"127.0.0.1:{several_hosts.free_port()}", "num_processes": 2}
+    stop = StopRequest()
+    stop.requested = True
+    line = "stopped before run.coordinator=.* answered; the same command starts again"
+    with (
+        pytest.raises(UserError, match=line),
+        hosts.bond(settings(**address, process_id=1, join_seconds=20), stop),
+    ):
+        pass
+
+
+GRACE_SCRIPT = """
+import sys
+from dreamer import hosts
+from dreamer.config.run import RunConfig
+from dreamer.run.signals import StopRequest
+
+address = {"coordinator": f"127.0.0.1:{sys.argv[1]}", "num_processes": 2, "process_id": 0}
+with StopRequest() as stop:
+    print("waits", flush=True)
+    with hosts.bond(RunConfig.model_validate(address | {"grace_seconds": 0.1}), stop):
+        pass
+"""
+
+
+def test_a_process_0_that_waits_for_others_ends_when_its_grace_is_over(tmp_path: Path) -> None:
+    command = ["-c", GRACE_SCRIPT, str(several_hosts.free_port())]
+    with several_hosts.programs([command], tmp_path) as (host,):
+        several_hosts.wait_until(lambda: "waits" in host.text, [host])
+        host.process.send_signal(signal.SIGTERM)
+        assert host.end(30) == grace.STATUS
+        line = "run.grace_seconds=0.1 are over before all hosts had come; nothing was begun"
+        assert host.text.splitlines()[-1] == line
 
 
 # ------------------------------------------------------------------------ what they do together
@@ -206,6 +244,62 @@ def test_two_hosts_train_as_one_with_two_devices(changes: tuple[str, ...], tmp_p
 
 # ------------------------------------------------------------------------------- how they end
 
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_witness_hears_no_signal(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    witness = hosts.Witness()
+    witness.say("first")
+    time.sleep(0.2)  # until the shell has begun
+    witness._process.send_signal(number)
+    witness.say("last")
+    assert witness._process.stdin is not None
+    witness._process.stdin.close()  # as when this process ends
+    assert witness._process.wait(10) == 0
+    assert capfd.readouterr().err == "last\n"
+
+
+def test_a_witness_that_is_gone_is_not_missed() -> None:
+    witness = hosts.Witness()
+    witness._process.kill()
+    witness._process.wait()
+    witness.say("word")
+    witness.dismiss()
+
+
+class Ended(Exception):
+    """The process would be over."""
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: heartbeat timeout"), True),
+        (jax.errors.JaxRuntimeError("INTERNAL: Gloo: connection reset by peer"), True),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), False),
+        (ConnectionResetError("Connection reset by peer"), False),
+        (RuntimeError("the database is unavailable"), False),
+    ],
+)
+def test_only_an_error_of_the_bond_is_a_lost_host(
+    error: Exception, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[int] = []
+
+    def end(status: int) -> None:
+        ends.append(status)
+        raise Ended
+
+    monkeypatch.setattr(hosts, "_end", end)
+    monkeypatch.setattr(hosts.atexit, "register", lambda *_: None)
+    bond = hosts.Bond(settings(**TOGETHER), StopRequest())
+    bond._witness = hosts.Witness()
+    with contextlib.suppress(Ended):
+        bond.__exit__(type(error), error, None)
+    assert ends == ([hosts.STATUS] if lost else [])
+    if lost:
+        bond._witness.dismiss()
+
+
 ENDLESS = ("run.steps=1000000", "checkpoint.every_steps=20", "replay.where=host")
 
 
@@ -256,6 +350,21 @@ def test_a_host_whose_environments_fail_does_not_save_alone(
         line = "it broke; nothing is saved in .*, the same command resumes"
         with pytest.raises(EnvironmentFault, match=line):
             trainer.run()
+
+
+def test_what_a_host_wants_saved_waits_while_updates_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(agreement.Alone, "wanted", True, raising=False)
+    saves: list[Any] = []
+    with Trainer(tiny_run.config(tmp_path / "run", "log.progress=plain")) as trainer:
+        trainer.begin()
+        monkeypatch.setattr(trainer._saving, "_save", saves.append)
+        monkeypatch.setattr(trainer, "_log", lambda: None)  # which sees that none was skipped
+        for trainer._skipping in (True, False):
+            trainer._now_and_then()
+            assert len(saves) == (0 if trainer._skipping else 1)
+    assert "SIGUSR1" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

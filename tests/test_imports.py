@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "usage.py": ("errors", "keys", "compose", "config"),
     "start.py": ("errors",),
     "parallel.py": ("errors",),
-    "hosts.py": ("parallel", *SCHEMA),
+    "hosts.py": ("parallel", "run", *SCHEMA),
     "ops/": (),
     "nets/": ("ops", *SCHEMA),
     "agent/": ("nets", "ops", *SCHEMA),

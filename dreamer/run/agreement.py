@@ -26,6 +26,7 @@ class Alone:
     """
 
     first = True
+    wanted = False  # by a host that all save now, as the hosts said when they last met
 
     def __init__(self, request: StopRequest) -> None:
         self._request = request
@@ -45,7 +46,7 @@ class Alone:
         return clock
 
     def meet(self, updates: int, save: bool = False, now: bool = False) -> list[Any]:
-        """After every turn: makes `stop`, `saves` and clocks those of all hosts.
+        """After every turn: makes `stop`, `saves`, `wanted` and clocks those of all hosts.
 
         Args:
           updates: done so far.
@@ -72,7 +73,7 @@ class Several(Alone):
     def __init__(self, request: StopRequest, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__(request)
         self.first = parallel.host() == 0
-        self._stop, self._saves, self._wanted = False, 0, 0
+        self._stop, self._saves = False, 0
         self._clocks: list[Clock] = []
         self._fired: list[bool] = []
         self._letters: list[Any] = []
@@ -93,7 +94,7 @@ class Several(Alone):
         return lambda: number < len(self._fired) and self._fired[number]
 
     def meet(self, updates: int, save: bool = False, now: bool = False) -> list[Any]:
-        self._fired, self._left = [], self._left - 1
+        self._fired, self.wanted, self._left = [], False, self._left - 1
         if self._left > 0 and not now:
             return []
         letters, self._letters = self._letters, []
@@ -107,8 +108,8 @@ class Several(Alone):
         }
         heard = [json.loads(text) for text in parallel.exchange(json.dumps(says))]
         self._stop = self._stop or any(one["stop"] for one in heard)
-        self._wanted += any(one["save"] for one in heard)
-        self._saves = sum(one["saves"] for one in heard) + self._wanted
+        self._saves = sum(one["saves"] for one in heard)
+        self.wanted = any(one["save"] for one in heard)
         self._fired = heard[0]["clocks"]
         self._left = self._planned = heard[0]["next"]
         return [letter for one in heard for letter in one["letters"]] if self.first else []

@@ -24,7 +24,7 @@ from dreamer.run import checkpoint, folder
 from dreamer.run.checkpoint import Damaged, Document
 
 TEMPORARY = ".tmp"
-DAMAGED = ".damaged"
+DAMAGED, ASIDE = ".damaged", ".aside"  # of what is kept for the user, and is no checkpoint
 
 
 class SaveError(UserError):
@@ -103,12 +103,16 @@ class Checkpointer:
         Raises:
             SaveError: it could not be written and is removed.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self.join()
         error, self._error = self._error, None
         if error is not None:
             raise error
+
+    def join(self) -> None:
+        """Returns when nothing is written or removed any more; `wait` tells how that went."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
 
     def close(self) -> None:
         """Waits; raises like `wait`."""
@@ -154,9 +158,7 @@ class Checkpointer:
                 damaged[step] = error
                 continue
             for number, found in damaged.items():
-                aside = self.set_aside(number)
-                now = f"it is now named {aside}, and training goes back to step {step:,}"
-                warn(f"{found.what}; {now}")
+                self.set_aside(number, found.what, f"training goes back to step {step:,}")
             return restored
         what = "; ".join([each.what for each in damaged.values()]) or "there is no checkpoint"
         raise UserError(
@@ -167,12 +169,13 @@ class Checkpointer:
     def _path(self, step: int) -> Path:
         return self.directory / str(step)
 
-    def set_aside(self, step: int) -> str:
-        """Renames a damaged checkpoint; gives its name."""
-        names = (f"{step}{DAMAGED}{number or ''}" for number in itertools.count())
+    def set_aside(self, step: int, why: str, then: str, suffix: str = DAMAGED) -> None:
+        """Renames a checkpoint, and warns why and of what comes then; raises like `wait`."""
+        names = (f"{step}{suffix}{number or ''}" for number in itertools.count())
         free = next(name for name in names if not (self.directory / name).exists())
-        self._path(step).rename(self.directory / free)
-        return free
+        with self._explaining():
+            self._path(step).rename(self.directory / free)
+        warn(f"{why}; it is now named {free}, and {then}")
 
     # ------------------------------------------------------------------------ in the background
 

@@ -1,14 +1,13 @@
 """Checkpoints that several hosts have in common: each saves its own, all at the same step."""
 
 import json
-import shutil
 from typing import Any
 
 import jax
 import numpy as np
 
 from dreamer import parallel
-from dreamer.errors import UserError, warn
+from dreamer.errors import UserError
 from dreamer.run import checkpoint, checkpointer
 from dreamer.run.checkpoint import Damaged
 from dreamer.run.checkpointer import Checkpointer
@@ -51,17 +50,21 @@ def _agree(checkpoints: Checkpointer, pattern: Any, found: list[dict[str, Any]])
             lost[step] = error.what
         damages = [text for text in parallel.exchange(lost.get(step, "")) if text]
         if restored is not None and not damages:
-            _settle(checkpoints, step, lost)
+            for number, what in lost.items():
+                checkpoints.set_aside(number, what, f"training goes back to step {step:,}")
+            checkpoints.remove_newer(step)  # which some other host has not, or not whole
             return restored
         told += damages
-    if told or not _nothing_was_saved(found):
+    if told or not _may_start_anew(found):
         what = "; ".join(told) or "the hosts have no checkpoint of the same step"
         raise UserError(
             f"{what}, and there is no other that all hosts have; put back copies of "
             f"{checkpoints.directory} and of those of the other hosts, or start over with another "
             "run.dir"
         )
-    _settle(checkpoints, -1, lost)
+    for step in checkpointer.steps(checkpoints.directory):
+        why = f"{checkpoints.directory / str(step)} is of this host alone"
+        checkpoints.set_aside(step, why, "the run starts anew", checkpointer.ASIDE)
     return None
 
 
@@ -90,24 +93,12 @@ def _refuse_others(saved: set[int]) -> None:
         )
 
 
-def _nothing_was_saved(found: list[dict[str, Any]]) -> bool:
-    """Whether the run had begun everywhere, but was not yet saved on some host; or not at all."""
+def _may_start_anew(found: list[dict[str, Any]]) -> bool:
+    """Whether nothing was saved, or the run had begun everywhere and ended at its first save, which
+    some host does not have. After more of them it is a host that lost its own."""
+    saves = [len(one["steps"]) for one in found]
     begun = not any(one["fresh"] for one in found)
-    unsaved = any(not one["steps"] for one in found)
-    return (begun and unsaved) or not any(one["steps"] for one in found)
-
-
-def _settle(checkpoints: Checkpointer, step: int, damaged: dict[int, str]) -> None:
-    """Leaves nothing newer than the step that all go back to."""
-    for number in checkpointer.steps(checkpoints.directory):
-        if number in damaged:
-            aside = checkpoints.set_aside(number)
-            now = f"it is now named {aside}, and training goes back to step {step:,}"
-            warn(f"{damaged[number]}; {now}")
-        elif number > step:  # which some other host has not, or not whole
-            unwanted = checkpoints.directory / f"{number}{checkpointer.TEMPORARY}"
-            (checkpoints.directory / str(number)).rename(unwanted)
-            shutil.rmtree(unwanted, ignore_errors=True)
+    return max(saves) == 0 or (begun and max(saves) == 1 and min(saves) == 0)
 
 
 def compare(checkpoints: Checkpointer, params: Any, step: int) -> None:
@@ -119,6 +110,7 @@ def compare(checkpoints: Checkpointer, params: Any, step: int) -> None:
     """
     if parallel.hosts() == 1:
         return
+    checkpoints.join()  # what is yet removed after the save before cannot be in common
     own = {
         "params": parallel.fingerprint(params),
         "steps": checkpointer.steps(checkpoints.directory),

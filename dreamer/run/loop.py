@@ -260,7 +260,8 @@ class Trainer:
                 self.loop.params, self.loop.sequences, self.step, self._interrupted
             )
         # All are asked every time, so that none falls behind.
-        due = [self._save_due, self._save_clock(), self._save_step_clock(self.step)]
+        clocks = [self._save_clock(), self._save_step_clock(self.step)]
+        due = [self._save_due, self._hosts.wanted, *clocks]
         asked, self._save_due = self._save_is_asked(), any(due)
         # While updates are skipped, a save would take the place of the one to go back to.
         if asked or (self._save_due and not self._skipping):
@@ -339,7 +340,7 @@ class Trainer:
             self.checkpoints.wait()
         tried = self._began if self._rollbacks else None
         whole = self.updates - in_a_row
-        step = self._hosts.told(lambda: rollback.good(self.checkpoints.directory, whole, tried))
+        step = rollback.good(self.checkpoints.directory, whole, tried)
         if step is None:
             end = "there is no checkpoint of before them to go back to"
         elif times > run.max_rollbacks:

@@ -8,11 +8,13 @@ a resumed run goes on as the uninterrupted one would.
 """
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dreamer import parallel
 from dreamer.config import Config
 from dreamer.errors import UserError
 from dreamer.run import checkpoint, checkpointer
@@ -46,7 +48,7 @@ def rekeyed(config: Config, times: int) -> Config:
 
 
 def good(directory: Path, updates: int, tried: int | None = None) -> int | None:
-    """The newest checkpoint after at most so many updates, or None.
+    """The newest checkpoint after at most so many updates, which all hosts have; or None.
 
     Args:
       directory: of checkpoints.
@@ -59,8 +61,9 @@ def good(directory: Path, updates: int, tried: int | None = None) -> int | None:
         with contextlib.suppress(UserError):  # a damaged one is not good
             if _meta(directory, step)["learner"]["updates"] <= updates:
                 found.append(step)
-    others = [step for step in found if step != tried]
-    return max(others or found, default=None)
+    texts = parallel.exchange(json.dumps(found))
+    shared = set.intersection(*(set(json.loads(text)) for text in texts))
+    return max(shared - {tried} or shared, default=None)
 
 
 def go_back(checkpoints: Checkpointer, step: int, times: int, **changes: Any) -> None:

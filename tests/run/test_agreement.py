@@ -21,6 +21,7 @@ def test_one_host_asks_nobody() -> None:
     assert alone.meet(0, save=True) == []
     request.requested, request.saves = True, 3
     assert (alone.stop, alone.saves, alone.first) == (True, 3, True)
+    assert not alone.wanted
     assert alone.told(lambda: {"mean": 1.0}) == {"mean": 1.0}
 
 
@@ -33,7 +34,7 @@ def test_any_may_ask_and_all_heed_it_at_the_same_turn(monkeypatch: pytest.Monkey
             if number == 2:
                 request.requested = turn >= 50
                 request.saves = int(turn >= 9)
-            hosts.meet(0, save=number == 1 and turn == 30)
+            hosts.meet(0)
             seen.append((hosts.stop, hosts.saves))
             if hosts.stop:
                 break
@@ -45,6 +46,19 @@ def test_any_may_ask_and_all_heed_it_at_the_same_turn(monkeypatch: pytest.Monkey
     assert 50 < len(one) < 50 + agreement.WITHOUT_UPDATES + 1
     assert one[-1][0]
     assert one[-1][1] >= 1
+
+
+def test_a_host_that_wants_a_save_is_no_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(number: int) -> list[bool]:
+        hosts = agreement.Several(StopRequest(), now=iter(range(1000)).__next__)
+        seen = []
+        for turn in range(4):  # a second each, so that they meet at every turn
+            hosts.meet(0, save=number == 1 and turn == 2)
+            seen.append(hosts.wanted)
+        assert hosts.saves == 0
+        return seen
+
+    assert together(monkeypatch, 2, work) == [[False, False, True, False]] * 2
 
 
 def test_the_clocks_are_those_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

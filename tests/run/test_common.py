@@ -1,5 +1,7 @@
 """Checkpoints that hosts have in common: the newest that all can read is that of all."""
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,8 @@ import pytest
 
 from dreamer import parallel
 from dreamer.errors import UserError
-from dreamer.run import checkpointer, common
-from dreamer.run.checkpointer import Checkpointer
+from dreamer.run import checkpoint, checkpointer, common
+from dreamer.run.checkpointer import Checkpointer, SaveError
 from tests.several import together
 
 PATTERN = {"weights": np.zeros(3, np.float32)}
@@ -59,12 +61,40 @@ def test_one_that_is_damaged_on_one_host_makes_all_go_back(
     assert told.count("it is now named 20.damaged, and training goes back to step 10") == 1
 
 
-def test_a_run_that_was_saved_on_one_host_only_starts_anew(
-    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_was_saved_once_on_one_host_only_starts_anew(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(folders[0], 10)
     assert restore(monkeypatch, folders) == [None, None]
     assert checkpointer.steps(folders[0]) == []
+    assert (folders[0] / "10.aside/checkpoint.json").exists()
+    line = f"{folders[0]}/10 is of this host alone; it is now named 10.aside, and the run starts"
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fresh", ["", "1"])
+def test_a_host_without_checkpoints_does_not_cost_the_others_theirs(
+    fresh: str, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(folders[0], 10, 20)
+    with pytest.raises(UserError, match="the hosts have no checkpoint of the same step, and"):
+        restore(monkeypatch, folders, fresh)
+    assert checkpointer.steps(folders[0]) == [10, 20]
+
+
+def test_one_that_cannot_be_renamed_is_a_line(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in folders:
+        save(folder, 10, 20)
+    (folders[1] / "20/checkpoint.json").write_text("{}")
+
+    def refuse(*args: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(SaveError, match="cannot save a checkpoint in .*: Permission denied"):
+        restore(monkeypatch, folders)
 
 
 def test_a_folder_that_is_lost_ends_the_start(
@@ -112,6 +142,41 @@ def test_the_newest_in_common_is_kept(folders: list[Path], monkeypatch: pytest.M
         made[0].save(step, PATTERN, None, {})
     made[0].wait()
     assert checkpointer.steps(folders[0]) == [10, 40]
+
+
+def test_what_is_removed_after_a_save_is_not_taken_for_common(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [save(folder, 10, 20) for folder in folders]
+    for one in made:
+        one.shared, one._keep = 10, 1
+    begun, write = threading.Event(), checkpoint.write
+
+    def slow(*args: Any) -> None:
+        begun.set()
+        time.sleep(0.3)
+        write(*args)
+
+    monkeypatch.setattr(checkpoint, "write", slow)
+    made[0].save(30, PATTERN, None, {})  # which the other could not
+    begun.wait()
+    monkeypatch.setattr(parallel, "fingerprint", lambda tree: 5)
+    together(monkeypatch, 2, lambda number: common.compare(made[number], PATTERN, 40))
+    made[0].wait()
+    assert checkpointer.steps(folders[0]) == [10, 30]
+    assert [one.shared for one in made] == [10, 10]
+
+
+def test_a_failure_to_save_is_told_after_hosts_have_compared(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [save(folder, 10) for folder in folders]
+    (folders[1] / "20/in the way").mkdir(parents=True)
+    made[1].save(20, PATTERN, None, {})
+    monkeypatch.setattr(parallel, "fingerprint", lambda tree: 5)
+    together(monkeypatch, 2, lambda number: common.compare(made[number], PATTERN, 30))
+    with pytest.raises(SaveError, match="Directory not empty"):
+        made[1].wait()
 
 
 def test_other_weights_on_another_host_end_the_run(

@@ -15,6 +15,7 @@ from dreamer.run.callbacks import Callback
 from dreamer.run.checkpointer import Checkpointer, SaveError
 from dreamer.run.loop import Trainer
 from tests import tiny_run
+from tests.several import together
 
 OFTEN = ("run.max_skipped=3", "checkpoint.every_steps=10", "log.progress=plain")
 
@@ -142,6 +143,21 @@ def test_going_back_leaves_the_last_good_checkpoint_as_the_newest(tmp_path: Path
     (directory / "11").mkdir()  # damaged
     assert rollback.count(directory) == 2
     assert saved_meta(directory, 10) == {"learner": {"updates": 0}, "skipped": 5, "rollbacks": 2}
+
+
+def test_hosts_go_back_to_what_all_of_them_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, steps in enumerate([(10, 20, 30), (10, 30)]):
+        checkpoints = Checkpointer(tmp_path / str(number), keep=9)
+        for step in steps:
+            checkpoints.save(step, {"x": np.zeros(1)}, None, {"learner": {"updates": step}})
+        checkpoints.wait()
+
+    def good(number: int) -> list[int | None]:
+        return [rollback.good(tmp_path / str(number), updates) for updates in (5, 20, 30)]
+
+    assert together(monkeypatch, 2, good) == [[None, 10, 30]] * 2
 
 
 def saved_meta(directory: Path, step: int) -> dict[str, Any]:
