@@ -283,7 +283,11 @@ def reason(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     code = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore writes it
-    return os.strerror(int(code[1])) if code else None
+    if code:
+        return os.strerror(int(code[1]))
+    # Without a number where somebody removes files that it is still writing.
+    gone = re.match("NOT_FOUND|DATA_LOSS|FAILED_PRECONDITION", str(error))
+    return "files are gone that were just written" if gone else None
 
 
 def _remove_temporary(directory: Path) -> None:

@@ -372,3 +372,19 @@ def test_saved_on_several_devices_and_restored_on_one(tmp_path, opened):
     assert done.returncode == 0, done.stderr
     expected = {"x": jnp.arange(4.0)}
     assert_same(opened(tmp_path).restore(1, jax.eval_shape(lambda: expected))[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ValueError("ABORTED: x [source locations='y' os_error_code='27']"), "File too large"),
+        (
+            ValueError('NOT_FOUND: Error writing "params/0" in OCDBT database'),
+            "files are gone that were just written",
+        ),
+        (ValueError("INVALID_ARGUMENT: Expected shape [3]"), None),
+    ],
+)
+def test_what_the_system_refused_is_told_from_mistakes(error, reason):
+    assert checkpointer.reason(error) == reason
