@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from dreamer.errors import UserError, warn
+from dreamer.explain import first_line
 from dreamer.run import checkpoint, folder
 from dreamer.run.checkpoint import Damaged, Document
 
@@ -210,13 +211,10 @@ class Checkpointer:
         try:
             yield
         except (OSError, ValueError) as error:
-            why = reason(error)
-            if why is None:
-                raise
             with contextlib.suppress(OSError):
                 _remove_temporary(self.directory)
             raise SaveError(
-                f"cannot save a checkpoint in {self.directory}: {why}; "
+                f"cannot save a checkpoint in {self.directory}: {reason(error)}; "
                 "make room there or choose another folder with checkpoint.dir"
             ) from error
 
@@ -278,16 +276,13 @@ def _explaining_refusal(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def reason(error: Exception) -> str | None:
-    """Returns why the operating system refused, or None when it did not."""
+def reason(error: Exception) -> str:
+    """Returns why the operating system refused; else the beginning of what the library that writes
+    has to say, which has many words for files that somebody removes while it writes them."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     code = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore writes it
-    if code:
-        return os.strerror(int(code[1]))
-    # Without a number where somebody removes files that it is still writing.
-    gone = re.match("NOT_FOUND|DATA_LOSS|FAILED_PRECONDITION", str(error))
-    return "files are gone that were just written" if gone else None
+    return os.strerror(int(code[1])) if code else first_line(error)[:100]
 
 
 def _remove_temporary(directory: Path) -> None:

@@ -381,10 +381,14 @@ def test_saved_on_several_devices_and_restored_on_one(tmp_path, opened):
         (ValueError("ABORTED: x [source locations='y' os_error_code='27']"), "File too large"),
         (
             ValueError('NOT_FOUND: Error writing "params/0" in OCDBT database'),
-            "files are gone that were just written",
+            'NOT_FOUND: Error writing "params/0" in OCDBT database',
         ),
-        (ValueError("INVALID_ARGUMENT: Expected shape [3]"), None),
+        (
+            ValueError("Save failed: 3/65 missing:\n a \n b" + "c" * 99),
+            "Save failed: 3/65 missing: a",
+        ),
     ],
 )
-def test_what_the_system_refused_is_told_from_mistakes(error, reason):
-    assert checkpointer.reason(error) == reason
+def test_what_kept_a_checkpoint_from_being_written_is_told(error, reason):
+    assert checkpointer.reason(error).startswith(reason)
+    assert len(checkpointer.reason(error)) <= 100
