@@ -145,7 +145,7 @@ class Bond:
                     )
             except (RuntimeError, ValueError) as error:
                 raise UserError(
-                    f"the hosts cannot be joined: {' '.join(str(error).split())}; "
+                    f"the hosts cannot be joined: {error}; "
                     "see that the port of run.coordinator is free on its host, and that every "
                     "process has the same settings"
                 ) from error

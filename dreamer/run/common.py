@@ -1,6 +1,5 @@
 """Checkpoints that several hosts have in common: each saves its own, all at the same step."""
 
-import json
 from typing import Any
 
 import jax
@@ -78,7 +77,7 @@ def _survey(checkpoints: Checkpointer, fresh: bool) -> list[dict[str, Any]]:
         except Damaged:
             hosts = None  # seen again when it is restored
     own = {"steps": checkpointer.steps(checkpoints.directory), "hosts": hosts, "fresh": fresh}
-    found = [json.loads(text) for text in parallel.exchange(json.dumps(own))]
+    found = parallel.gather(own)
     _refuse_others({one["hosts"] for one in found} - {None})
     return found
 
@@ -115,7 +114,7 @@ def compare(checkpoints: Checkpointer, params: Any, step: int) -> None:
         "params": parallel.fingerprint(params),
         "steps": checkpointer.steps(checkpoints.directory),
     }
-    found = [json.loads(text) for text in parallel.exchange(json.dumps(own))]
+    found = parallel.gather(own)
     for number, one in enumerate(found):
         if one["params"] != found[0]["params"]:
             raise UserError(

@@ -8,7 +8,6 @@ a resumed run goes on as the uninterrupted one would.
 """
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,7 @@ def good(directory: Path, updates: int, tried: int | None = None) -> int | None:
         with contextlib.suppress(UserError):  # a damaged one is not good
             if _meta(directory, step)["learner"]["updates"] <= updates:
                 found.append(step)
-    texts = parallel.exchange(json.dumps(found))
-    shared = set.intersection(*(set(json.loads(text)) for text in texts))
+    shared = set.intersection(*map(set, parallel.gather(found)))
     return max(shared - {tried} or shared, default=None)
 
 
