@@ -19,16 +19,15 @@ from dreamer import parallel
 from dreamer.agent import agent as agents
 from dreamer.agent.agent import State
 from dreamer.config import Config
-from dreamer.envs import registry
 from dreamer.envs.base import FIRST, LAST, MID, Restart
 from dreamer.errors import EnvironmentFault, UserError
 from dreamer.run.beginning import NOTHING, Beginning
 from dreamer.run.chunks import Chunk, Row, Stream, join
 from dreamer.run.clocks import Ratio
 from dreamer.run.evaluate import Episodes
-from dreamer.run.host_loop import make_store
 from dreamer.run.metrics import Reading
 from dreamer.run.policy import PARTS
+from dreamer.run.store_loop import StoreLoop, make_agent, make_store
 
 PATIENCE = 0.5  # seconds that a turn waits for actors, before signals and clocks are looked at
 BEGINNING = 120  # seconds more than `env.timeout` until its first chunk: it imports and compiles
@@ -46,7 +45,7 @@ class Actors(Protocol):
     def close(self) -> None: ...
 
 
-class ActorLoop:
+class ActorLoop(StoreLoop):
     """All that remembers and learns in a run whose actors act; writes no file. `start` or
     `set_state` first.
 
@@ -58,16 +57,9 @@ class ActorLoop:
       UserError: Ray is not installed, no cluster answers, or it is too small.
     """
 
-    where = "host"
-
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
         self._config = config
-        probe = registry.make(config.env, 1, config.seed)
-        try:
-            specs = probe.observation_spec(), probe.action_spec()
-        finally:
-            probe.close()
-        self.agent = agents.make_agent(config.agent, *specs)
+        self.agent = make_agent(config)
         self._actors = make_actors(self._for_actors())
         try:
             self.store = make_store(config, self.agent, devices)
@@ -87,26 +79,6 @@ class ActorLoop:
         self._sent = 0  # updates after which weights were last copied for the actors
         self._copy: Any = None  # of them, not sent yet
         self._behind = 0  # updates since the weights of the newest chunk
-
-    @property
-    def stored(self) -> str:
-        """Where the replay lies."""
-        return self.store.where
-
-    @property
-    def updates(self) -> int:
-        """Gradient updates dispatched so far."""
-        return self.store.updates
-
-    @property
-    def params(self) -> Any:
-        """Parameters after them, on the first device."""
-        return self.store.params
-
-    @property
-    def state(self) -> State:
-        """What learning changes, for a checkpoint and as the pattern to restore one."""
-        return self.store.state
 
     def start(self, beginning: Beginning = NOTHING) -> None:
         """Starts the first episodes, which `turn` waits for."""
@@ -144,21 +116,13 @@ class ActorLoop:
         ended = self.episodes.add(_time_step(row))
         return [(score, length) for _, score, length in ended]
 
-    def drain(self) -> list[tuple[float, int]]:
-        """Episodes that ended but were not yet told: none."""
-        return []
-
     def read_metrics(self, wait: bool = False) -> Reading:
         """Those since the last reading, see `LateMetrics.read`; and how many updates are missing in
         the weights of the newest chunk."""
-        reading = self.store.read_metrics(wait)
+        reading = super().read_metrics(wait)
         if reading.averages:
             reading.averages["actors/updates_behind"] = float(self._behind)
         return reading
-
-    def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:
-        """Replayed sequences to look at, which change nothing; None while there are none."""
-        return self.store.sequences(count, seed)
 
     def get_counters(self) -> dict[str, Any]:
         """As those of `HostLoop`, but that no episode can be restored."""

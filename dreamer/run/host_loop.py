@@ -20,26 +20,21 @@ from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.envs.base import Restart
 from dreamer.errors import UserError
-from dreamer.run import device_memory
 from dreamer.run.beginning import NOTHING, Beginning
 from dreamer.run.clocks import Ratio
-from dreamer.run.device_store import DeviceStore
 from dreamer.run.evaluate import Episodes
-from dreamer.run.host_store import HostStore
 from dreamer.run.learner import purpose_key
-from dreamer.run.metrics import Reading
-from dreamer.run.policy import PARTS, Policy, transition, transition_spec
+from dreamer.run.policy import PARTS, Policy, transition
+from dreamer.run.store_loop import StoreLoop, make_store
 
 
-class HostLoop:
+class HostLoop(StoreLoop):
     """All that acts, remembers and learns in a run; writes no file. `start` or `set_state` first.
 
     Args:
       config: the whole configuration.
       devices: to train on.
     """
-
-    where = "host"
 
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
         self._config, self._hosts = config, parallel.hosts()
@@ -58,26 +53,6 @@ class HostLoop:
         self.step = 0  # environment steps so far, all of them put into replay
         self.loaded = 0  # steps that were in replay before
         self.time_step: dm_env.TimeStep
-
-    @property
-    def stored(self) -> str:
-        """Where the replay lies."""
-        return self.store.where
-
-    @property
-    def updates(self) -> int:
-        """Gradient updates dispatched so far."""
-        return self.store.updates
-
-    @property
-    def params(self) -> Any:
-        """Parameters after them, on the first device."""
-        return self.store.params
-
-    @property
-    def state(self) -> State:
-        """What learning changes, for a checkpoint and as the pattern to restore one."""
-        return self.store.state
 
     @property
     def restarts(self) -> Sequence[Restart]:
@@ -112,18 +87,6 @@ class HostLoop:
                 self._actor.learned(self.params)
         self.time_step = self.env.step(action)
         return [(score, length) for _, score, length in self.episodes.add(self.time_step)]
-
-    def drain(self) -> list[tuple[float, int]]:
-        """Episodes that ended but were not yet told: none."""
-        return []
-
-    def read_metrics(self, wait: bool = False) -> Reading:
-        """Those since the last reading, see `LateMetrics.read`."""
-        return self.store.read_metrics(wait)
-
-    def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:
-        """Replayed sequences to look at, which change nothing; None while there are none."""
-        return self.store.sequences(count, seed)
 
     def get_counters(self) -> dict[str, Any]:
         """What is needed to go on exactly beside `state` and `get_arrays()`, made of JSON types."""
@@ -219,17 +182,3 @@ class Actor:
         for age in sorted(saved, key=int):
             self._weights.append(parallel.copy_to(saved[age], self._device))
         self.learned(params)
-
-
-def make_store(config: Config, agent: Agent, devices: list[jax.Device]) -> HostStore | DeviceStore:
-    """The replay that `replay.where` chooses.
-
-    auto takes the device where it has memory of its own, the capacity fits, and the environments
-    can be spread over all devices.
-    """
-    choice, count = config.replay.where, len(devices)
-    if choice == "auto":
-        fits = device_memory.fits(config, transition_spec(agent), devices)
-        spread = config.env.num_envs % count == 0
-        choice = "device" if fits and spread and not config.replay.folder else "host"
-    return (DeviceStore if choice == "device" else HostStore)(config, agent, devices)
