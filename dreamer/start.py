@@ -1,6 +1,5 @@
 """Settings of jax that must stand before its first use."""
 
-import ctypes
 import os
 import re
 import subprocess
@@ -9,13 +8,11 @@ from pathlib import Path
 
 import jax
 
+from dreamer import allocator
 from dreamer.errors import UserError
 
 # What jax calls them, with the CPU beside them for policies.
 PLATFORMS = {"gpu": "cuda,cpu", "tpu": "tpu,cpu"}
-# By these a user sets the allocator of glibc, and so its settings are numbered in malloc.h.
-ALLOCATOR = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
 def runtime(platform: str, xla_flags: str = "") -> None:
@@ -37,23 +34,7 @@ def runtime(platform: str, xla_flags: str = "") -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dreamer" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
-        _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Lets the allocator of the C library hand out again what was freed, instead of returning it.
-
-    XLA allocates the temporary memory of a program anew at every call. On CPU a quarter of an
-    update at 1m went by while the system found and cleared it page by page (measured). To be called
-    before other threads allocate. `replay.memory.release` returns it where that matters. C
-    libraries that have no such settings keep to their own ways.
-    """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(M_MMAP_MAX, 0)  # large blocks come from the heap as well,
-        library.mallopt(M_ARENA_MAX, 1)  # which the first arena alone can do,
-        library.mallopt(M_TRIM_THRESHOLD, -1)  # and the heap never shrinks
+    allocator.keep_freed()
 
 
 def _check(xla_flags: str) -> None:

@@ -1,9 +1,6 @@
-"""Flags of the compiler reach it, the user's last, and those it does not know are refused. Memory
-that was freed is used again."""
+"""Flags of the compiler reach it, the user's last, and those it does not know are refused."""
 
 import os
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -50,28 +47,3 @@ def test_flags_that_jax_does_not_know_are_refused(
     with pytest.raises(UserError, match=message):
         start.runtime("auto", flags)
     assert os.environ["XLA_FLAGS"] == ""
-
-
-FAULTS = """
-import resource
-from dreamer import start
-start.runtime("cpu")
-import jax, jax.numpy as jnp
-program = jax.jit(lambda: jnp.zeros(2**23) + 1)
-found = [0]
-for _ in range(12):  # the first ones find their place
-    program().block_until_ready()  # 32 MiB
-    found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-print(min(after - before for before, after in zip(found, found[1:])))
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
-@pytest.mark.parametrize("theirs", [{}, {"MALLOC_ARENA_MAX": "2"}])
-def test_freed_memory_is_used_again(theirs: dict) -> None:
-    """Without asking the system for new pages, unless the user sets the allocator."""
-    mine = {k: v for k, v in os.environ.items() if k not in start.ALLOCATOR} | theirs
-    found = subprocess.run(
-        [sys.executable, "-c", FAULTS], env=mine, capture_output=True, text=True, check=True
-    )
-    assert (int(found.stdout) > 1000) == bool(theirs)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dreamer import allocator
 from dreamer.errors import UserError
 from dreamer.replay import memory, tree
 
@@ -225,7 +226,7 @@ def set_state(replay: Replay, state: dict[str, Any]) -> Replay:
         part = parts.pop(path).astype(ring.dtype, copy=False)
         replay.rings[path] = _restored(ring, part, replay.oldest, replay.steps)
         del part
-    memory.release()
+    allocator.release()
     same_windows = counters["length"] == replay.length
     replay.served = counters["served"] if same_windows else _num_queueable(replay)
     return replay

@@ -1,10 +1,8 @@
 """How much memory or disk a replay takes and how much there is."""
 
-import ctypes
 import math
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from dreamer import allocator
 from dreamer.errors import UserError
 from dreamer.replay import tree
 
@@ -31,18 +30,10 @@ def nbytes(spec: Mapping[str, Any], capacity: int) -> int:
 
 def available() -> int:
     """Returns the bytes that are free, in the machine and under the control group's limit."""
-    release()
+    allocator.release()
     free: int = psutil.virtual_memory().available
     used: int = psutil.Process().memory_info().rss
     return max(0, min([free] + [limit - used for limit in _cgroup_limits()]))
-
-
-def release() -> None:
-    """Returns to the system what this process has freed, which glibc keeps (`start.runtime`)."""
-    if sys.platform == "linux":
-        library = ctypes.CDLL(None)
-        if hasattr(library, "malloc_trim"):
-            library.malloc_trim(0)
 
 
 def check_fits(spec: Mapping[str, Any], capacity: int, replays: int = 1) -> None:

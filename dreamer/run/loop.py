@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from dreamer import compose, parallel
+from dreamer import allocator, compose, parallel
 from dreamer.agent import interface
 from dreamer.config import Config
 from dreamer.envs import registry
@@ -191,6 +191,7 @@ class Trainer:
             return False
         self._set_clocks()
         self._updates = self.updates  # that callbacks were told of
+        self._compiled = False  # the program of an update
         self._saves_asked = 0  # that were heeded
         self._callbacks.watch(self)
         if self._eval_clock(self.step) and self.step < total:  # interrupted by the stop before
@@ -203,6 +204,9 @@ class Trainer:
         self._tell(episodes)
         self._callbacks("on_step", self)
         if self.updates > self._updates:
+            if not self._compiled:
+                self._compiled = True
+                allocator.set_gaps_aside()
             self._updates = self.updates
             self._callbacks("on_update", self)
         self._now_and_then()

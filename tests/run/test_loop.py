@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dreamer import allocator
 from dreamer.errors import UserError
 from dreamer.run import checkpoint, host_store
 from dreamer.run.loop import Trainer
@@ -212,3 +213,13 @@ def test_sequences_of_another_length_may_be_accepted(saved: dict, tmp_path: Path
         changes = (f"replay.batch_length={length}", "run.accept_changes=true")
         with Trainer(tiny_run.config(folder, *changes)) as trainer:
             assert (trainer.loop.store.learner.pending is None) == given_up
+
+
+def test_gaps_in_memory_are_set_aside_once_the_update_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+    with Trainer(tiny_run.config(tmp_path / "run", *TWO_ENVS["changes"])) as trainer:
+        monkeypatch.setattr(allocator, "set_gaps_aside", lambda: found.append(trainer.updates))
+        trainer.run()
+        assert found == [1] < [trainer.updates]
