@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dreamer.agent import agent as agents
+from dreamer.agent import learning
 from dreamer.agent import world_model as models
 from dreamer.nets.rssm import feature
 from dreamer.ops import transforms
@@ -42,11 +43,11 @@ METRICS = {
 def golden(request):
     agent, data, batch, state = names.load(request.param)
     with jax.default_matmul_precision("highest"):
-        objective = partial(agents.loss, agent)
-        args = (state.params, state.slow_critic, state.percentiles, batch, agents.Draws())
+        objective = partial(learning.loss, agent)
+        args = (state.params, state.slow_critic, state.percentiles, batch, learning.Draws())
         (total, aux), gradients = jax.jit(
             lambda *args: jax.value_and_grad(
-                lambda p: objective(p, *args[1:], agents.Draws()), has_aux=True
+                lambda p: objective(p, *args[1:], learning.Draws()), has_aux=True
             )(args[0])
         )(*args[:-1])
     return agent, data, batch, state, total, aux, gradients
@@ -71,7 +72,7 @@ def test_every_weight_has_a_place(golden):
 
 def test_time_alignment(golden):
     agent, data, batch, *_ = golden
-    start, previous, steps = agents.split_batch(agent, batch)
+    start, previous, steps = learning.split_batch(agent, batch)
     used = names.part(data, "prevact_used")["action"]
     if used.ndim == 2:
         used = np.eye(6)[used] * ~data["obs_used/is_first"][..., None]
@@ -87,7 +88,7 @@ def test_time_alignment(golden):
 def test_forward(golden):
     agent, data, batch, state, _, aux, _ = golden
     model, behavior, params = agent.model, agent.behavior, state.params
-    start, previous, steps = agents.split_batch(agent, batch)
+    start, previous, steps = learning.split_batch(agent, batch)
     theirs = names.part(data, "forward")
 
     @jax.jit
@@ -153,7 +154,7 @@ def test_gradients(golden):
 
 def test_three_updates(golden):
     agent, data, batch, state, *_ = golden
-    update = jax.jit(lambda state: agents.update(agent, state, batch, agents.Draws()))
+    update = jax.jit(lambda state: learning.update(agent, state, batch, learning.Draws()))
     with jax.default_matmul_precision("highest"):
         for step in (1, 2, 3):
             state, _, metrics = update(state)

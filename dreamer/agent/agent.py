@@ -1,13 +1,11 @@
-"""The agent: how its parts are built, how it acts, and its one joint update."""
+"""The agent: how its parts are built, what changes in it, and how it acts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 from jax import Array
@@ -16,7 +14,7 @@ from jax.typing import DTypeLike
 from dreamer.agent import behavior as behaviors
 from dreamer.agent import world_model as models
 from dreamer.agent.behavior import Behavior
-from dreamer.agent.world_model import Metrics, Params, WorldModel, means
+from dreamer.agent.world_model import Params, WorldModel
 from dreamer.config.agent import AgentConfig, OptimizerConfig
 from dreamer.errors import UserError
 from dreamer.nets import rssm, spaces
@@ -165,6 +163,19 @@ def init_params(agent: Agent, key: Array) -> Params:
     return params
 
 
+def cast_kernels(params: Tree, dtype: DTypeLike) -> Tree:
+    """Weights and biases in the dtype they are used in, once instead of in every step of a loop.
+
+    The scales of norms and the outputs of heads stay float32, as they are computed.
+    """
+
+    def cast(path: tuple, x: Array) -> Array:
+        whole = path[-1].key == "scale" or path[-2].key == "out"
+        return x if whole else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
 def initial_carry(agent: Agent, num_envs: int) -> Carry:
     """The carry before the first step of any environment; `is_first` resets it anyway."""
     zeros = {
@@ -251,259 +262,3 @@ def environment_action(agent: Agent, action: models.Actions) -> dict[str, Array]
         else value
         for key, value in action.items()
     }
-
-
-@dataclass(frozen=True)
-class Draws:
-    """All the noise of one update: None everywhere stands for modes."""
-
-    posterior: Array | None = None  # [B, T, S, K]
-    prior: Array | None = None  # [H, N, S, K]
-    policy: models.Noise = None  # [H, N, ...] by key
-
-
-def draw_noise(agent: Agent, key: Array, batch: int, length: int, first: Array | int) -> Draws:
-    """The noise of one update, drawn per sequence so that it does not depend on how sequences are
-    spread over devices.
-
-    Args:
-      agent: networks.
-      key: random key of the update.
-      batch: sequences B on this device.
-      length: steps T of each.
-      first: number of this device's first sequence in the global batch.
-    """
-    horizon = agent.config.returns.imagination
-
-    def sequence(index: Array) -> tuple[Array, Array, dict[str, Array]]:
-        posterior, prior, policy = jax.random.split(jax.random.fold_in(key, index), 3)
-        return (
-            agent.model.rssm.noise(posterior, (length,)),
-            agent.model.rssm.noise(prior, (horizon, length)),
-            agent.behavior.actor.noise(policy, (horizon, length)),
-        )
-
-    posterior, *imagined = jax.vmap(sequence)(first + jnp.arange(batch))
-    prior, policy = jax.tree.map(
-        lambda x: jnp.moveaxis(x, 0, 1).reshape(horizon, batch * length, *x.shape[3:]), imagined
-    )
-    return Draws(posterior, prior, policy)
-
-
-def split_batch(agent: Agent, batch: Mapping) -> tuple[Latent, Array, dict[str, Any]]:
-    """Cuts the context step off a replayed batch [B, T + 1]: the one owner of time alignment in
-    training.
-
-    Row t holds observation, reward and flags of time t, the action then taken, and the latent of
-    the policy.
-
-    Returns:
-      The latent before the first trained step, the actions that led to each trained step [B, T, A],
-      and the T trained steps.
-    """
-    latent = jax.tree.map(lambda x: x[:, 0], batch["latent"])
-    start = rssm.unpack(agent.config.rssm, latent, agent.dtype)
-    previous = jax.tree.map(lambda x: x[:, :-1], batch["action"])
-    steps = {key: value for key, value in batch.items() if key not in ("latent", "action")}
-    return (
-        start,
-        spaces.embed_action(previous, agent.actions, agent.dtype),
-        jax.tree.map(lambda x: x[:, 1:], steps),
-    )
-
-
-def loss(
-    agent: Agent,
-    params: Params,
-    slow_critic: Mapping,
-    percentiles: Percentiles,
-    batch: Mapping,
-    draws: Draws,
-    axis_name: str | None = None,
-) -> tuple[Array, tuple[Latent, Percentiles, dict[str, Array], Metrics]]:
-    """The total loss of one update and all that comes with it.
-
-    Args:
-      agent: networks.
-      params: what is learned.
-      slow_critic: parameters of the slow critic.
-      percentiles: of the returns so far.
-      batch: from replay, leaves [B, T + 1, ...], of `latent` only the first [B, 1, ...].
-      draws: the noise.
-      axis_name: device axis, if any.
-
-    Returns:
-      Scalar loss, and (latents [B, T, ...], new percentiles, unscaled loss terms [B, T] of which
-      replay_critic has [B, T - 1], metrics).
-    """
-    config, model, behavior = agent.config, agent.model, agent.behavior
-    params, slow_critic = cast_kernels((params, slow_critic), agent.dtype)
-    start, previous, steps = split_batch(agent, batch)
-    tokens = model.encoder.apply(params["encoder"], steps["observation"])
-    latents, stats = models.observe(
-        model, params, start, tokens, previous, steps["is_first"], draws.posterior
-    )
-    discount = 1 - 1 / config.returns.horizon
-    terms, metrics = models.model_losses(
-        model, params, config.losses, steps, latents, stats, discount
-    )
-
-    starts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), latents)
-    imagined = behaviors.rollout(behavior, model, params, starts, draws.prior, draws.policy)
-    percentiles, scale = behaviors.normalize_returns(
-        config.returns, percentiles, imagined.returns, axis_name
-    )
-    actor, actor_metrics = behaviors.actor_loss(behavior, params, imagined, scale)
-    critic = behaviors.imagined_critic_loss(behavior, params, slow_critic, imagined)
-    shape = steps["is_first"].shape
-    terms["actor"], terms["critic"] = actor.mean(0).reshape(shape), critic.mean(0).reshape(shape)
-    terms["replay_critic"] = behaviors.replay_critic_loss(
-        behavior,
-        params,
-        slow_critic,
-        steps,
-        feature(latents),
-        jax.lax.stop_gradient(imagined.returns[0].reshape(shape)),
-    )
-    scales, averages = config.losses.model_dump(), means(terms)
-    total = sum(
-        scales["reconstruction" if name.startswith("observation/") else name] * average
-        for name, average in averages.items()
-    )
-    metrics |= actor_metrics | {f"loss/{name}": x for name, x in averages.items()}
-    metrics["loss/total"] = total
-    return total, (latents, percentiles, terms, metrics)
-
-
-def cast_kernels(params: Tree, dtype: DTypeLike) -> Tree:
-    """Weights and biases in the dtype they are used in, once instead of in every step of a loop.
-
-    The scales of norms and the outputs of heads stay float32, as they are computed.
-    """
-
-    def cast(path: tuple, x: Array) -> Array:
-        whole = path[-1].key == "scale" or path[-2].key == "out"
-        return x if whole else x.astype(dtype)
-
-    return jax.tree_util.tree_map_with_path(cast, params)
-
-
-def train_step(
-    agent: Agent, state: State, batch: Mapping, key: Array, axis_name: str | None = None
-) -> tuple[State, Latent, Metrics]:
-    """One gradient update.
-
-    Args:
-      agent: networks.
-      state: before the update.
-      batch: this device's sequences from replay, leaves [B, T + 1, ...], of `latent` only the
-        first [B, 1, ...].
-      key: the run's key; the number of the update is folded in.
-      axis_name: device axis to average over, if any.
-
-    Returns:
-      The new state (the same on all devices), the new latents as replay stores them [B, T, ...],
-      and scalar metrics.
-    """
-    size, length = batch["is_first"].shape
-    first = jax.lax.axis_index(axis_name) * size if axis_name else 0
-    draws = draw_noise(agent, jax.random.fold_in(key, state.updates), size, length - 1, first)
-    return update(agent, state, batch, draws, axis_name)
-
-
-def update(
-    agent: Agent, state: State, batch: Mapping, draws: Draws, axis_name: str | None = None
-) -> tuple[State, Latent, Metrics]:
-    """`train_step` with its noise given."""
-
-    def objective(params: Params) -> tuple[Array, tuple]:
-        # For speed: gradients that `descend` would leave unused.
-        fixed = set(agent.config.frozen)
-        params = {
-            name: jax.lax.stop_gradient(part) if name in fixed else part
-            for name, part in params.items()
-        }
-        return loss(agent, params, state.slow_critic, state.percentiles, batch, draws, axis_name)
-
-    # Tensors of one shape are cut out of the one array, and cast, in one kernel.
-    weights = packed(state.params)
-    params = Packing.of(state.params).unpack(weights)
-    gradients, (latents, percentiles, _, metrics) = jax.grad(objective, has_aux=True)(params)
-    if axis_name:
-        metrics = jax.lax.pmean(metrics, axis_name)
-    finite = jnp.isfinite(metrics["loss/total"])
-    before = state.percentiles
-    state, fine, norms = descend(agent, state, weights, gradients, finite, axis_name)
-    state = replace(state, percentiles=select(fine, percentiles, before))
-    # Zeros are what replay has of a row that was not trained yet.
-    stored = jax.tree.map(lambda x: jnp.where(fine, x, 0), stored_latent(agent, latents))
-    return state, stored, metrics | norms
-
-
-def select(condition: Array, this: Tree, that: Tree) -> Tree:
-    """One tree or the other."""
-    return jax.tree.map(partial(jnp.where, condition), this, that)
-
-
-def trained_rows(agent: Agent, packing: Packing) -> np.ndarray:
-    """Which rows of packed parameters belong to networks that are not frozen: bool [R, 1]."""
-    tensors = packing.treedef.unflatten(range(len(packing.shapes)))
-    frozen = jax.tree.leaves({name: tensors[name] for name in agent.config.frozen})
-    return packing.rows_of(~np.isin(np.arange(len(packing.shapes)), frozen))
-
-
-def packed(tree: Params) -> Array:
-    """The tensors as one array of its own, not put together again by each who reads it."""
-    return jax.lax.optimization_barrier(Packing.of(tree).pack(tree))
-
-
-def descend(
-    agent: Agent,
-    state: State,
-    weights: Array,
-    gradients: Params,
-    finite: Array,
-    axis_name: str | None = None,
-) -> tuple[State, Array, Metrics]:
-    """Moves the parameters against their gradients, averaged over devices, and the slow critic
-    after the critic; or nothing, where loss or gradient is not finite.
-
-    Args:
-      agent: settings of the optimiser.
-      state: before the update.
-      weights: its parameters, packed.
-      gradients: of the parameters, on this device.
-      finite: whether the loss is, the same on all devices.
-      axis_name: device axis to average over, if any.
-
-    Returns:
-      The new state, whether anything was moved, and the norms of gradients, change and weights.
-    """
-    packing, gradient = Packing.of(gradients), packed(gradients)
-    if axis_name:
-        gradient = jax.lax.pmean(gradient, axis_name)
-    gradient_norm = jnp.linalg.norm(gradient)
-    fine = finite & jnp.isfinite(gradient_norm)
-    optimizer = make_optimizer(agent.config.optimizer, packing)
-    updates, moments = optimizer.update(gradient, state.optimizer, weights)
-    moved = fine & trained_rows(agent, packing) if agent.config.frozen else fine
-    updates = jnp.where(moved, updates, -0.0)  # which changes no bit when it is added
-    weights += updates
-    params = packing.unpack(weights)
-    slow_critic = optax.incremental_update(
-        params["critic"], state.slow_critic, agent.config.critic.slow_rate
-    )
-    norms = {
-        "optimizer/skipped": (~fine).astype(jnp.float32),
-        "optimizer/gradient_norm": gradient_norm,
-        "optimizer/update_norm": jnp.linalg.norm(updates),
-        "optimizer/weight_norm": jnp.linalg.norm(weights),
-    }
-    state = State(
-        params,
-        select(fine, slow_critic, state.slow_critic),
-        select(fine, moments, state.optimizer),
-        state.percentiles,
-        state.updates + 1,
-    )
-    return state, fine, norms

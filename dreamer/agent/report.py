@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from dreamer.agent import agent as agents
+from dreamer.agent import learning
 from dreamer.agent import world_model as models
 from dreamer.agent.agent import Agent
 from dreamer.agent.world_model import Params
@@ -30,7 +30,7 @@ def open_loop(
       The decoder's prediction of every observation key for all T steps, [B, T, ...].
     """
     model = agent.model
-    start, previous, steps = agents.split_batch(agent, batch)
+    start, previous, steps = learning.split_batch(agent, batch)
     size, length = steps["is_first"].shape
     seen_key, imagined_key = jax.random.split(key)
     seen = jax.tree.map(

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamer import parallel
-from dreamer.agent import agent as agents
 from dreamer.agent import behavior as behaviors
+from dreamer.agent import learning
 from dreamer.agent import world_model as models
 from dreamer.bench.arithmetic import flops
 from dreamer.bench.subject import Subject, nbytes
@@ -79,7 +79,7 @@ def update(subject: Subject, budget: Budget) -> Iterator[Result]:
     count, size = subject.config.run.updates_per_call, replay.batch_size
     sampled = _batch(subject, count, size)
     batches = parallel.split(sampled, subject.devices)
-    step = partial(agents.train_step, agent)
+    step = partial(learning.train_step, agent)
     update: Any = parallel.compile_updates(step, subject.devices)
     state = parallel.replicate(subject.state(), subject.devices)
     key = parallel.replicate(subject.key, subject.devices)
@@ -116,9 +116,9 @@ def parts(subject: Subject, budget: Budget) -> Iterator[Result]:
     state = subject.state()
     params = state.params
     batch = jax.tree.map(lambda x: x[0], _batch(subject, 1, subject.config.replay.batch_size))
-    start, previous, steps = agents.split_batch(agent, batch)
+    start, previous, steps = learning.split_batch(agent, batch)
     size, length = steps["is_first"].shape
-    draws = agents.draw_noise(agent, subject.key, size, length, 0)
+    draws = learning.draw_noise(agent, subject.key, size, length, 0)
 
     def encode(params: Any) -> Any:
         return model.encoder.apply(params["encoder"], steps["observation"])
@@ -170,9 +170,9 @@ def parts(subject: Subject, budget: Budget) -> Iterator[Result]:
 
     given = params, state.slow_critic, imagined, feature(latents)
     yield run("actor and critic", budget, _learned(actor_critic), *given)
-    descend = partial(agents.descend, agent)
+    descend = partial(learning.descend, agent)
     finite = jnp.array(True)
-    yield run("optimizer", budget, descend, state, agents.packed(params), params, finite)
+    yield run("optimizer", budget, descend, state, learning.packed(params), params, finite)
 
 
 def act(subject: Subject, budget: Budget) -> Iterator[Result]:

@@ -14,7 +14,7 @@ from flax import struct
 from jax import Array
 
 from dreamer import parallel
-from dreamer.agent import agent as agents
+from dreamer.agent import learning
 from dreamer.agent.agent import Agent, State
 from dreamer.config import Config
 from dreamer.envs.recorded import Recording
@@ -90,7 +90,7 @@ class DeviceMemory:
         batch, pending = jax.lax.optimization_barrier((batch, pending))
         replay = device.update(replay, *pending)
         train_key = jax.random.wrap_key_data(remembered.keys["train"])
-        state, latent, metrics = agents.train_step(
+        state, latent, metrics = learning.train_step(
             self.agent, state, batch, train_key, parallel.AXIS
         )
         remembered = dataclasses.replace(remembered, replay=replay, index=index, latent=latent)

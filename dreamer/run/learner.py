@@ -11,6 +11,7 @@ import numpy as np
 
 from dreamer import parallel
 from dreamer.agent import agent as agents
+from dreamer.agent import learning
 from dreamer.agent.agent import Agent, State
 from dreamer.replay import host
 from dreamer.replay.host import Replay
@@ -83,7 +84,7 @@ class Learner:
         def step(
             state: State, batch: Any, key: jax.Array, axis_name: str
         ) -> tuple[State, Any, jax.Array]:
-            state, latent, metrics = agents.train_step(agent, state, batch, key, axis_name)
+            state, latent, metrics = learning.train_step(agent, state, batch, key, axis_name)
             return state, latent, self._metrics.stack(metrics)
 
         self._update = parallel.compile_updates(step, devices)

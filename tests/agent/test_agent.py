@@ -9,13 +9,14 @@ import pytest
 
 from dreamer import parallel
 from dreamer.agent import agent as agents
+from dreamer.agent import learning
 from tests import tiny
 
 B, T = 4, 4
 
 
 @cache
-def learning(dtype="float32"):
+def learner(dtype="float32"):
     """An agent whose first update moves the weights, and its compiled update."""
     agent = tiny.agent(
         tiny.VECTOR,
@@ -23,14 +24,14 @@ def learning(dtype="float32"):
         compute_dtype=dtype,
         optimizer={"warmup": 0, "learning_rate": 1e-2},
     )
-    return agent, jax.jit(partial(agents.train_step, agent))
+    return agent, jax.jit(partial(learning.train_step, agent))
 
 
 def test_noise_of_a_sequence_does_not_depend_on_how_the_batch_is_split():
     agent = tiny.default()
     key = jax.random.key(0)
-    whole = agents.draw_noise(agent, key, B, T, 0)
-    parts = [agents.draw_noise(agent, key, 2, T, first) for first in (0, 2)]
+    whole = learning.draw_noise(agent, key, B, T, 0)
+    parts = [learning.draw_noise(agent, key, 2, T, first) for first in (0, 2)]
     np.testing.assert_array_equal(
         whole.posterior, np.concatenate([part.posterior for part in parts])
     )
@@ -44,7 +45,7 @@ def test_noise_of_a_sequence_does_not_depend_on_how_the_batch_is_split():
 
 
 def test_noise_differs_between_updates_and_only_between_them():
-    agent, step = learning()
+    agent, step = learner()
     state, batch = tiny.state(agent, learned=True), tiny.batch(agent, B, T)
     key = jax.random.key(0)
     first, again, later = (
@@ -58,12 +59,12 @@ def test_noise_differs_between_updates_and_only_between_them():
 @pytest.mark.parametrize("count", [4])
 def test_devices_together_make_the_update_of_one_device(count):
     """Tolerance: sums in another order; the optimiser divides by the size of each gradient."""
-    agent, _ = learning()
+    agent, _ = learner()
     batch = jax.tree.map(lambda x: x[None], tiny.batch(agent, B, T))
     fresh = jax.device_get(tiny.state(agent, learned=True))
     results = {}
     for devices in (jax.local_devices()[:1], jax.local_devices()[:count]):
-        update = parallel.compile_updates(partial(agents.train_step, agent), devices)
+        update = parallel.compile_updates(partial(learning.train_step, agent), devices)
         state = parallel.replicate(fresh, devices)
         key = parallel.replicate(jax.random.key(0), devices)
         state, latents, metrics = update(state, parallel.split(batch, devices), key)
@@ -89,12 +90,12 @@ def test_devices_together_make_the_update_of_one_device(count):
 
 
 def test_several_updates_in_a_call_equal_as_many_calls():
-    agent, _ = learning()
+    agent, _ = learner()
     devices = jax.local_devices()[:1]
     batches = [tiny.batch(agent, B, T, seed) for seed in (0, 1)]
     fresh = jax.device_get(tiny.state(agent))
     key = parallel.replicate(jax.random.key(0), devices)
-    update = parallel.compile_updates(partial(agents.train_step, agent), devices)
+    update = parallel.compile_updates(partial(learning.train_step, agent), devices)
 
     def stacked(some):
         return parallel.split(jax.tree.map(lambda *x: np.stack(x), *some), devices)
@@ -122,7 +123,7 @@ def test_a_loop_is_the_same_on_cpu_where_it_is_none():
 
 
 def test_slow_critic_follows_the_new_critic():
-    agent, step = learning()
+    agent, step = learner()
     state = tiny.state(agent, learned=True)
     new, _, _ = step(state, tiny.batch(agent, B, T), jax.random.key(0))
     close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
@@ -172,7 +173,7 @@ def test_acting_and_training_see_the_same_latents():
     batch = jax.tree.map(lambda *x: np.stack(x, 1), *rows)
     flags = np.zeros((2, 4), np.float32)
     batch |= {"reward": flags, "is_last": flags, "is_terminal": flags}
-    start, previous, steps = agents.split_batch(agent, batch)
+    start, previous, steps = learning.split_batch(agent, batch)
     stored = batch["latent"]
     model, rssm, first = agent.model, params["rssm"], steps["is_first"]
     tokens = model.encoder.apply(params["encoder"], steps["observation"])
@@ -187,7 +188,7 @@ def test_acting_and_training_see_the_same_latents():
 def test_bfloat16_update_is_finite_and_near_float32():
     losses = {}
     for dtype in ("float32", "bfloat16"):
-        agent, step = learning(dtype)
+        agent, step = learner(dtype)
         state, batch = tiny.state(agent), tiny.batch(agent, B, T)
         state, latent, metrics = step(state, batch, jax.random.key(0))
         assert latent["deter"].dtype == dtype
@@ -199,7 +200,7 @@ def test_bfloat16_update_is_finite_and_near_float32():
 def test_bins_that_no_target_has_reached_stay_mirror_images_in_bfloat16():
     """The outermost are at 5e8 and count for nothing only because they cancel exactly. Gradients of
     logits rounded to bfloat16 would part them, and predictions be off by thousands."""
-    agent, step = learning("bfloat16")
+    agent, step = learner("bfloat16")
     state, batch = tiny.state(agent), tiny.batch(agent, B, T)
     for number in range(4):
         state, _, metrics = step(state, batch, jax.random.key(number))
@@ -211,7 +212,7 @@ def test_bins_that_no_target_has_reached_stay_mirror_images_in_bfloat16():
 
 
 def test_no_random_key_is_used_twice():
-    agent, _ = learning()
+    agent, _ = learner()
     batch, fresh = tiny.batch(agent, B, T), agents.initial_carry(agent, 2)
     observation, first = {"observation": jnp.ones((2, 3))}, jnp.ones(2, bool)
 
@@ -219,7 +220,7 @@ def test_no_random_key_is_used_twice():
         keys = jax.random.split(key, 3)
         state = agents.init(agent, keys[0])
         agents.act(agent, state.params, fresh, observation, first, keys[1], False)
-        return agents.train_step(agent, state, batch, keys[2])[2]
+        return learning.train_step(agent, state, batch, keys[2])[2]
 
     with jax.debug_key_reuse(True):
         jax.jit(everything).trace(jax.random.key(0)).lower()

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer.agent import agent as agents
 from dreamer.agent import behavior as behaviors
+from dreamer.agent import learning
 from dreamer.agent import world_model as models
 from dreamer.nets.rssm import feature
 from tests import tiny
@@ -44,10 +44,10 @@ def reached(actions, gradient, latent):
 def reached_by(agent, batch):
     """For every loss of a batch the modules with a gradient that is not zero."""
     state = tiny.state(agent, learned=True)
-    draws = agents.draw_noise(agent, jax.random.key(0), B, T, 0)
+    draws = learning.draw_noise(agent, jax.random.key(0), B, T, 0)
 
     def terms(params):
-        _, (_, _, terms, _) = agents.loss(
+        _, (_, _, terms, _) = learning.loss(
             agent, params, state.slow_critic, state.percentiles, batch, draws
         )
         return {name: term.sum() for name, term in terms.items()}

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dreamer.agent import agent as agents
+from dreamer.agent import learning
 from dreamer.errors import UserError
 from tests import tiny
 
@@ -16,15 +16,15 @@ FROZEN = ("encoder", "rssm", "critic")
 
 
 @cache
-def learning(frozen: tuple[str, ...]) -> Any:
+def learner(frozen: tuple[str, ...]) -> Any:
     agent = tiny.agent(
         tiny.VECTOR, tiny.CONTINUOUS, frozen=frozen, optimizer={"warmup": 0, "learning_rate": 1e-2}
     )
-    return agent, jax.jit(partial(agents.train_step, agent))
+    return agent, jax.jit(partial(learning.train_step, agent))
 
 
 def updated(frozen: tuple[str, ...], state: Any, times: int = 1) -> Any:
-    agent, step = learning(frozen)
+    agent, step = learner(frozen)
     for _ in range(times):
         state, _, metrics = step(state, tiny.batch(agent, B, T), jax.random.key(0))
     return state, metrics
@@ -38,7 +38,7 @@ def same(ours: Any, theirs: Any) -> bool:
 
 def test_frozen_networks_keep_every_bit() -> None:
     """Also those that learned until now, whose momentum would carry them on."""
-    fresh = tiny.state(learning(FROZEN)[0], learned=True)
+    fresh = tiny.state(learner(FROZEN)[0], learned=True)
     zero = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(-0.0), fresh.params["rssm"])
     fresh = fresh.replace(params=fresh.params | {"rssm": zero})
     moving, _ = updated((), fresh, times=2)
@@ -50,7 +50,7 @@ def test_frozen_networks_keep_every_bit() -> None:
 
 
 def test_the_others_learn_as_without() -> None:
-    before = tiny.state(learning(FROZEN)[0], learned=True)
+    before = tiny.state(learner(FROZEN)[0], learned=True)
     (ours, metrics), (theirs, whole) = updated(FROZEN, before), updated((), before)
     for name in set(ours.params) - {*FROZEN}:
         pairs = jax.tree.map(
@@ -64,7 +64,7 @@ def test_the_others_learn_as_without() -> None:
 
 
 def test_the_slow_critic_goes_on_to_a_frozen_critic() -> None:
-    before = tiny.state(learning(FROZEN)[0], learned=True)
+    before = tiny.state(learner(FROZEN)[0], learned=True)
     after, _ = updated(FROZEN, before)
     expected = jax.tree.map(
         lambda slow, fast: 0.98 * slow + 0.02 * fast, before.slow_critic, before.params["critic"]

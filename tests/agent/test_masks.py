@@ -10,6 +10,7 @@ from dm_env import specs
 
 from dreamer.agent import agent as agents
 from dreamer.agent import behavior as behaviors
+from dreamer.agent import learning
 from dreamer.agent import world_model as models
 from dreamer.errors import UserError
 from dreamer.nets.rssm import feature
@@ -63,7 +64,7 @@ def test_no_invalid_action_is_taken(greedy: bool) -> None:
 def test_imagined_actions_follow_the_predicted_masks() -> None:
     agent, batch = masked(), rows(4, 6)
     params = tiny.state(agent, learned=True).params
-    draws = agents.draw_noise(agent, jax.random.key(0), 4, 6, 0)
+    draws = learning.draw_noise(agent, jax.random.key(0), 4, 6, 0)
     starts = jax.tree.map(lambda x: x[:, 0], batch["latent"])
     starts = agents.rssm.unpack(agent.config.rssm, starts, agent.dtype)
     starts = jax.tree.map(lambda x: jnp.repeat(x, 6, 0), starts)
@@ -114,7 +115,7 @@ def test_the_best_valid_action_is_found() -> None:
         optimizer={"learning_rate": 3e-3, "warmup": 20},
         returns={"imagination": 3},
     )
-    step, rng = jax.jit(partial(agents.train_step, agent)), np.random.default_rng(0)
+    step, rng = jax.jit(partial(learning.train_step, agent)), np.random.default_rng(0)
 
     def episodes() -> dict:
         batch = tiny.batch(agent, 8, 12)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer.agent import agent as agents
+from dreamer.agent import learning
 from dreamer.agent import world_model as models
 from dreamer.nets.rssm import feature
 from tests import tiny
@@ -29,7 +29,7 @@ def compiled(actions, gradient):
         optimizer={"learning_rate": 3e-3, "warmup": 20},
         returns={"imagination": 3},
     )
-    return agent, jax.jit(partial(agents.train_step, agent))
+    return agent, jax.jit(partial(learning.train_step, agent))
 
 
 def episodes(probe, actions, rng):
@@ -70,7 +70,7 @@ def trained(probe, actions, gradient="reinforce"):
     for _ in range(UPDATES):
         state, _, metrics = step(state, episodes(probe, actions, rng), jax.random.key(1))
     rows = episodes(probe, actions, rng)
-    start, previous, steps = agents.split_batch(agent, rows)
+    start, previous, steps = learning.split_batch(agent, rows)
     model, params = agent.model, state.params
     tokens = model.encoder.apply(params["encoder"], steps["observation"])
     latents, _ = models.observe(model, params, start, tokens, previous, steps["is_first"], None)

@@ -7,22 +7,22 @@ import jax
 import numpy as np
 import pytest
 
-from dreamer.agent import agent as agents
+from dreamer.agent import learning
 from tests import tiny
 from tests.agent.test_frozen import same
 
 
 @cache
-def learning() -> Any:
+def learner() -> Any:
     agent = tiny.agent(tiny.VECTOR, tiny.CONTINUOUS, optimizer={"warmup": 0})
-    return agent, jax.jit(partial(agents.train_step, agent))
+    return agent, jax.jit(partial(learning.train_step, agent))
 
 
 @pytest.mark.parametrize(
     ("key", "value"), [("reward", np.nan), ("observation", np.nan), ("observation", np.inf)]
 )
 def test_it_is_skipped(key: str, value: float) -> None:
-    agent, step = learning()
+    agent, step = learner()
     before, batch = tiny.state(agent, learned=True), tiny.batch(agent, 4, 4)
     whole = batch["observation"]["observation"] if key == "observation" else batch[key]
     spoilt = whole.copy()

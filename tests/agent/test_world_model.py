@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer.agent import agent as agents
+from dreamer.agent import learning
 from dreamer.agent import world_model as models
 from dreamer.agent.report import open_loop
 from dreamer.nets.rssm import feature
@@ -132,7 +132,7 @@ def test_world_model_learns_from_the_latents_it_is_given_first():
     """The stored latent of the context step starts the sequence; a first step forgets it."""
     agent = tiny.default()
     batch = tiny.batch(agent, B, T)
-    start, previous, steps = agents.split_batch(agent, batch)
+    start, previous, steps = learning.split_batch(agent, batch)
     np.testing.assert_array_equal(start["deter"], batch["latent"]["deter"][:, 0])
     np.testing.assert_array_equal(start["stoch"].argmax(-1), batch["latent"]["stoch"][:, 0])
     np.testing.assert_array_equal(previous.argmax(-1), batch["action"]["action"][:, :-1])

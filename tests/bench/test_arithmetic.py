@@ -8,6 +8,7 @@ import pytest
 
 from dreamer import compose
 from dreamer.agent import agent as agents
+from dreamer.agent import learning
 from dreamer.bench import subject
 from dreamer.bench.arithmetic import flops
 from dreamer.nets import layers
@@ -56,5 +57,5 @@ def test_an_update_at_1m_does_what_the_formula_says(
     rows = one.rows(16, 65)
     batch = rows | {"latent": jax.tree.map(lambda x: x[:, :1], rows["latent"])}
     state = jax.eval_shape(partial(agents.init, one.agent), one.key)
-    step = partial(agents.train_step, one.agent)
+    step = partial(learning.train_step, one.agent)
     assert flops(step, state, batch, one.key) == pytest.approx(giga * 1e9, rel=0.1)

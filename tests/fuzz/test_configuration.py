@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dreamer import compose, keys
 from dreamer.agent import agent as agents
+from dreamer.agent import learning
 from dreamer.bench import subject as subjects
 from dreamer.config import Config
 from tests.fuzz.one_line import one_line
@@ -125,7 +126,7 @@ def test_an_agent_is_made_or_refused_in_one_line(data: st.DataObject) -> None:
         config = compose.compose(argv)
         subject = subjects.make(config, "image")
         state = jax.eval_shape(partial(agents.init, subject.agent), subject.key)
-        step = partial(agents.train_step, subject.agent)
+        step = partial(learning.train_step, subject.agent)
         jax.eval_shape(step, state, trained(subject.rows(2, 5)), subject.key)
 
 
