@@ -333,41 +333,32 @@ class Trainer:
             return
         self.skipped += reading.skipped
         what = f"not finite: {', '.join(reading.not_finite)}"
-        self.say(f"{reading.skipped:,} updates skipped, {self.skipped:,} in all; {what}")
+        count = f"{reading.skipped:,} update{'s' if reading.skipped > 1 else ''} skipped"
+        self.say(f"{count}, {self.skipped:,} in all; {what}")
 
     def _go_back(self, in_a_row: int, not_finite: Sequence[str]) -> NoReturn:
         """To the newest checkpoint of before so many updates; or ends the run, with advice."""
-        run, times = self.config.run, self._rollbacks + 1
-        why = f"{in_a_row:,} updates in a row were skipped, more than"
-        why = f"{why} run.max_skipped={run.max_skipped}; not finite: {', '.join(not_finite)}"
+        most, times = self.config.run.max_rollbacks, self._rollbacks + 1
+        why = f"{in_a_row:,} updates in a row were skipped, more than run.max_skipped="
+        why = f"{why}{self.config.run.max_skipped}; not finite: {', '.join(not_finite)}"
         with contextlib.suppress(SaveError):
             self.checkpoints.wait()
         tried = self._began if self._rollbacks else None
-        whole = self.updates - in_a_row
-        step = rollback.good(self.checkpoints.directory, whole, tried)
-        if step is None:
-            end = "there is no checkpoint of before them to go back to"
-        elif times > run.max_rollbacks:
-            end = f"the run went back {self._rollbacks} times, as run.max_rollbacks allows"
-        else:
-            try:
-                rollback.go_back(self.checkpoints, step, times, skipped=self.skipped)
-            except SaveError as error:
-                end = f"the run cannot go back: {error}"
-            else:
-                new = f"with other random keys, {times} of {run.max_rollbacks} times"
-                self.say(f"{why}; back to step {step:,} {new}")
-                raise RolledBack(self.path)
+        step = rollback.good(self.checkpoints.directory, self.updates - in_a_row, tried)
+        try:
+            rollback.go_back(self.checkpoints, step, times, most, skipped=self.skipped)
+        except (rollback.Exhausted, SaveError) as end:
+            raise UserError(f"{why}; {end}; {self._keep()}; {rollback.ADVICE}") from end
+        self.say(f"{why}; back to step {step:,} with other random keys, {times} of {most} times")
+        raise RolledBack(self.path)
+
+    def _keep(self) -> str:
+        """Saves as well as it can; what is left, in words."""
         try:
             self.save()
-            kept = f"the weights before them are saved in {self.path}"
         except SaveError as error:
-            kept = f"{error}; {self.kept}"
-        raise UserError(
-            f"{why}; {end}; {kept}; look at rewards and observations, or try "
-            "run.accept_changes=true with agent.compute_dtype=float32 or a smaller "
-            "agent.optimizer.learning_rate"
-        )
+            return f"{error}; {self.kept}"
+        return f"the weights before them are saved in {self.path}"
 
     def _evaluation_is_due(self) -> bool:
         """Whether the agent of this step is still to be evaluated, at the end of the run."""

@@ -17,9 +17,13 @@ from dreamer import parallel
 from dreamer.config import Config
 from dreamer.errors import UserError
 from dreamer.run import checkpoint, checkpointer
-from dreamer.run.checkpointer import Checkpointer
+from dreamer.run.checkpointer import Checkpointer, SaveError
 
 COUNT = "rollbacks"  # in the meta of a checkpoint
+ADVICE = (
+    "look at rewards and observations, or try run.accept_changes=true with "
+    "agent.compute_dtype=float32 or a smaller agent.optimizer.learning_rate"
+)
 
 
 class RolledBack(Exception):
@@ -28,6 +32,10 @@ class RolledBack(Exception):
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         self.path = path
+
+
+class Exhausted(Exception):
+    """There is nothing to go back to, or it was done too often; in words."""
 
 
 def count(directory: Path) -> int:
@@ -64,21 +72,32 @@ def good(directory: Path, updates: int, tried: int | None = None) -> int | None:
     return max(shared - {tried} or shared, default=None)
 
 
-def go_back(checkpoints: Checkpointer, step: int, times: int, **changes: Any) -> None:
+def go_back(
+    checkpoints: Checkpointer, step: int | None, times: int, most: int, **changes: Any
+) -> None:
     """Makes a checkpoint the newest.
 
     Args:
       checkpoints: of the run.
-      step: the checkpoint to go back to.
+      step: the checkpoint to go back to, if there is one.
       times: how often the run went back, this time included.
+      most: how often it may.
       changes: other counters of the checkpoint.
 
     Raises:
+      Exhausted: there is no checkpoint, or it would be once too often.
       SaveError: the folder cannot be written to.
     """
+    if step is None:
+        raise Exhausted("there is no checkpoint of before them to go back to")
+    if times > most:
+        raise Exhausted(f"the run went back {most} times, as run.max_rollbacks allows")
     meta = _meta(checkpoints.directory, step) | changes | {COUNT: times}
-    checkpoints.amend(step, meta)  # first: a run that is killed in between only goes back again
-    checkpoints.remove_newer(step)
+    try:
+        checkpoints.amend(step, meta)  # first: a run killed in between only goes back again
+        checkpoints.remove_newer(step)
+    except SaveError as error:
+        raise SaveError(f"the run cannot go back: {error}") from error
 
 
 def _meta(directory: Path, step: int) -> dict[str, Any]:

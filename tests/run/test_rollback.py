@@ -104,7 +104,7 @@ def test_where_it_cannot_go_back_it_ends_with_all_that_is_wrong(
     def full(*_: object, **__: object) -> None:
         raise SaveError("the disk is full")
 
-    monkeypatch.setattr(rollback, "go_back", full)
+    monkeypatch.setattr(Checkpointer, "amend", full)
     monkeypatch.setattr(Trainer, "save", full)
     config = tiny_run.config(tmp_path / "run", *OFTEN)
     with pytest.raises(
@@ -137,7 +137,7 @@ def test_going_back_leaves_the_last_good_checkpoint_as_the_newest(tmp_path: Path
     (directory / "20" / checkpoint.DOCUMENT).write_text("{")
     assert rollback.good(directory, 8) == 10
     assert rollback.count(directory) == 0
-    rollback.go_back(checkpoints, 10, 2, skipped=5)
+    rollback.go_back(checkpoints, 10, 2, 3, skipped=5)
     assert checkpointer.steps(directory) == [10]
     assert rollback.count(directory) == 2
     (directory / "11").mkdir()  # damaged
