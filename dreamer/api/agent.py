@@ -11,7 +11,7 @@ import numpy as np
 
 from dreamer import parallel
 from dreamer.agent import interface
-from dreamer.agent.agent import Agent, Carry
+from dreamer.agent.agent import Agent, Carry, initial_carry
 from dreamer.agent.dream import dream
 from dreamer.agent.report import open_loop
 from dreamer.api import arguments
@@ -21,7 +21,7 @@ from dreamer.envs import registry
 from dreamer.envs.base import BatchedEnv
 from dreamer.errors import UserError
 from dreamer.run import loading, summary
-from dreamer.run.policy import Policy, compile_act, transition
+from dreamer.run.policy import Policy, compile_act, transition, transition_spec
 from dreamer.run.reporter import FPS, images, open_loop_grids
 from dreamer.run.video import write_mp4
 
@@ -168,6 +168,9 @@ class TrainedAgent:
         """
         is_state = isinstance(state, Carry)
         arguments.expect(is_state, "state", state, "the memory of a policy, policy.state")
+        own = jax.eval_shape(partial(initial_carry, self.networks, len(state.action)))
+        if jax.tree.map(np.shape, state) != jax.tree.map(np.shape, own):
+            raise UserError("state: it is that of another agent; give the one of a policy of this")
         horizon, key = arguments.whole("horizon", horizon), jax.random.key(arguments.seed(seed))
         found = self._dream(self.params, state, horizon, key, bool(greedy), bool(decode))
         return Imagination(**jax.device_get(found))
@@ -202,6 +205,12 @@ class TrainedAgent:
             raise UserError("the agent predicts no image, so there is no video of its predictions")
         recorded = isinstance(sequences, Mapping) and sequences.keys() >= RECORDED
         arguments.expect(recorded, "sequences", sequences, "all that agent.record gives")
+        spec = {name: transition_spec(self.networks)[name] for name in sorted(RECORDED)}
+        found = jax.tree.map(lambda x: np.shape(x)[2:], {name: sequences[name] for name in spec})
+        if found != jax.tree.map(
+            lambda leaf: leaf[0], spec, is_leaf=lambda x: isinstance(x, tuple)
+        ):
+            raise UserError("sequences: another agent has recorded them; record them with this one")
         steps = sequences["is_first"].shape[1] - 1
         if steps < 2:
             raise UserError(

@@ -127,9 +127,13 @@ def _observation_leaf(space: gymnasium.Space, key: str) -> Codec:
     if isinstance(space, spaces.Box) and len(space.shape) <= 2:
         leaf = specs.Array(space.shape, np.float32, key)
         return Codec({key: leaf}, lambda batch: {key: np.array(batch, np.float32)})
-    is_box = isinstance(space, spaces.Box)
-    advice = "; images are uint8 (height, width, channels), vectors have rank 0 to 2"
-    raise UserError(_unsupported("observation", key, space) + (advice if is_box else ""))
+    if isinstance(space, spaces.Box):
+        raise UserError(
+            f"observation '{key}' is a Box of shape {space.shape} and type {space.dtype}; images "
+            "are uint8 from 0 to 255 of shape (height, width, channels), vectors have rank 0 to 2; "
+            "scale, cast or reshape it in a wrapper"
+        )
+    raise UserError(_unsupported("observation", key, space))
 
 
 # ----------------------------------------------------------------------------------------------

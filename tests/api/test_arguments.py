@@ -68,6 +68,14 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         "state: expected the memory of a policy, policy.state, not None",
     ),
     "a policy": (lambda: AGENT().imagine(AGENT().policy()), "state: expected the memory of a pol"),
+    "a state of another agent": (
+        lambda: agents.seeing().imagine(state()),
+        "state: it is that of another agent; give the one of a policy of this",
+    ),
+    "recorded by another agent": (
+        lambda: agents.seeing().predict_video(AGENT().record(ENV(2), 4)),
+        "sequences: another agent has recorded them; record them with this one",
+    ),
     "nothing recorded": (
         lambda: agents.seeing().predict_video({}),
         "sequences: expected all that agent.record gives, not {}",

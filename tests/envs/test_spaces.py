@@ -213,7 +213,7 @@ def test_continuous_actions_are_clipped_then_scaled():
     ("codec", "space", "words"),
     [
         (observation_codec, spaces.Dict({"say": spaces.Text(5)}), ["observation", "'say'", "Text"]),
-        (observation_codec, spaces.Box(0, 1, (8, 8, 3)), ["'observation'", "(8, 8, 3)", "uint8"]),
+        (observation_codec, spaces.Box(0, 1, (8, 8, 3)), ["(8, 8, 3)", "uint8 from 0", "cast"]),
         (observation_codec, spaces.Box(0, 255, (3, 84, 84), U8), ["(3, 84, 84)", "first"]),
         (
             observation_codec,
