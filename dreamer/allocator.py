@@ -8,11 +8,15 @@ import os
 import sys
 from typing import Any
 
-# By these a user sets the allocator, and so its settings are numbered in glibc's malloc.h.
-SETTINGS = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")
+# Variables by which a user sets glibc's allocator, or puts another in its place.
+SETTINGS = (
+    *("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"),
+    "LD_PRELOAD",
+)
+# Numbers of its settings in malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 # Gaps of this many bytes are looked for along lists; smaller ones are found at once.
-LEAST, MOST = 1 << 10, 1 << 30
+LEAST, MOST = 1 << 10, 1 << 26
 
 _library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 _keeps = False
@@ -28,20 +32,20 @@ class _Counts(ctypes.Structure):
     )
 
 
-def _has(*names: str) -> bool:
+def has(*names: str) -> bool:
     """Whether the C library has these functions; others than glibc keep to their own ways."""
     return all(hasattr(_library, name) for name in names)
 
 
 def keep_freed() -> None:
-    """Lets the allocator hand out again what was freed, instead of returning it to the system,
-    where the user's environment says nothing of it.
+    """Lets the allocator hand out again what was freed, instead of returning it to the system;
+    unless the user's environment sets the allocator.
 
     On CPU a quarter of an update at 1m went by while the system found and cleared the temporary
     memory page by page (measured). To be called before other threads allocate.
     """
     global _keeps
-    if _has("mallopt") and not any(name in os.environ for name in SETTINGS):
+    if has("mallopt") and not any(name in os.environ for name in SETTINGS):
         _library.mallopt(M_MMAP_MAX, 0)  # large blocks come from the heap as well,
         _library.mallopt(M_ARENA_MAX, 1)  # which the first arena alone can do,
         _library.mallopt(M_TRIM_THRESHOLD, -1)  # and the heap never shrinks
@@ -50,8 +54,8 @@ def keep_freed() -> None:
 
 def release() -> None:
     """Returns to the system what was freed; the allocator keeps the addresses."""
-    if _has("malloc_trim"):
-        _library.malloc_trim(0)
+    if has("malloc_trim"):
+        _library.malloc_trim(ctypes.c_size_t(0))
 
 
 def set_gaps_aside() -> None:
@@ -60,17 +64,20 @@ def set_gaps_aside() -> None:
     A compiler leaves tens of thousands of them, of as many sizes, and the allocator walks along
     lists of them whenever a kernel asks for memory: a run that had to compile took a fifth more
     time per update of size nano than one that found its programs in the cache (measured). What is
-    set aside costs addresses but no memory, which is returned before.
+    set aside costs addresses, but hardly any memory, which is returned before.
     """
-    if not _keeps or not _has("mallinfo2"):
+    if not _keeps or not has("mallinfo2"):
         return
     _library.malloc.restype = _library.sbrk.restype = ctypes.c_void_p
     _library.mallinfo2.restype = _Counts
     release()
-    top = _library.sbrk(0) - _library.mallinfo2().keepcost  # from here on nothing was ever used
+    top = (
+        _library.sbrk(ctypes.c_ssize_t(0)) - _library.mallinfo2().keepcost
+    )  # from here on nothing was ever used
     size = MOST
     while size >= LEAST:
         block = ctypes.c_void_p(_library.malloc(ctypes.c_size_t(size)))
         if block.value is None or block.value >= top:  # there is no gap of this size
             _library.free(block)
             size = size * 7 // 8
+    release()

@@ -8,7 +8,9 @@ import pytest
 
 from dreamer import allocator
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="settings of glibc")
+pytestmark = pytest.mark.skipif(
+    not allocator.has("mallopt", "mallinfo2"), reason="needs the allocator of glibc 2.33 or newer"
+)
 SETTINGS = pytest.mark.parametrize("theirs", [{}, {"MALLOC_ARENA_MAX": "2"}])
 
 FAULTS = """
@@ -67,4 +69,4 @@ def test_gaps_are_set_aside(theirs: dict[str, str]) -> None:
         assert filled > 90
     else:
         assert filled < 30  # what lay free at the end of the heap
-        assert grown <= 0
+        assert grown < 2**20

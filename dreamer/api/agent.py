@@ -1,6 +1,6 @@
 """A trained agent: loaded from its run, it acts, imagines, and shows what it expects."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -168,9 +168,9 @@ class TrainedAgent:
         """
         is_state = isinstance(state, Carry)
         arguments.expect(is_state, "state", state, "the memory of a policy, policy.state")
-        own = jax.eval_shape(partial(initial_carry, self.networks, len(state.action)))
+        own = jax.eval_shape(partial(initial_carry, self.networks, sum(np.shape(state.action)[:1])))
         if jax.tree.map(np.shape, state) != jax.tree.map(np.shape, own):
-            raise UserError("state: it is that of another agent; give the one of a policy of this")
+            raise UserError("state: it does not fit this agent; give that of one of its policies")
         horizon, key = arguments.whole("horizon", horizon), jax.random.key(arguments.seed(seed))
         found = self._dream(self.params, state, horizon, key, bool(greedy), bool(decode))
         return Imagination(**jax.device_get(found))
@@ -205,12 +205,13 @@ class TrainedAgent:
             raise UserError("the agent predicts no image, so there is no video of its predictions")
         recorded = isinstance(sequences, Mapping) and sequences.keys() >= RECORDED
         arguments.expect(recorded, "sequences", sequences, "all that agent.record gives")
-        spec = {name: transition_spec(self.networks)[name] for name in sorted(RECORDED)}
-        found = jax.tree.map(lambda x: np.shape(x)[2:], {name: sequences[name] for name in spec})
-        if found != jax.tree.map(
-            lambda leaf: leaf[0], spec, is_leaf=lambda x: isinstance(x, tuple)
-        ):
-            raise UserError("sequences: another agent has recorded them; record them with this one")
+        spec = transition_spec(self.networks)
+        for name in sorted(RECORDED):
+            found = _each(sequences[name], lambda rows: np.shape(rows)[2:])
+            if found != _each(spec[name], lambda leaf: leaf[0]):
+                raise UserError(
+                    f"sequences: {name!r} does not fit this agent; record them with this one"
+                )
         steps = sequences["is_first"].shape[1] - 1
         if steps < 2:
             raise UserError(
@@ -232,6 +233,13 @@ class TrainedAgent:
     @cached_property
     def _open_loop(self) -> Any:
         return jax.jit(partial(open_loop, self.networks), static_argnums=2)
+
+
+def _each(nested: Any, function: Callable[[Any], Any]) -> Any:
+    """A function of every leaf of nested mappings."""
+    if isinstance(nested, Mapping):
+        return {key: _each(inner, function) for key, inner in nested.items()}
+    return function(nested)
 
 
 def load(path: str | Path, which: str = "newest") -> TrainedAgent:

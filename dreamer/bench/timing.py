@@ -44,9 +44,10 @@ def measure(call: Callable[[], Any], budget: Budget, warm_up: int = 2) -> Timing
       budget: at least `LEAST` calls are timed.
       warm_up: calls before that.
     """
-    for _ in range(warm_up):
+    for number in range(warm_up):
         jax.block_until_ready(call())
-    allocator.set_gaps_aside()  # as a run does after its first update
+        if number == 0:
+            allocator.set_gaps_aside()  # as a run does after its first update
     times: list[float] = []
     end = time.perf_counter() + budget.seconds
     with jax.profiler.trace(budget.trace) if budget.trace else contextlib.nullcontext():

@@ -91,7 +91,7 @@ def go_back(
     if step is None:
         raise Exhausted("there is no checkpoint of before them to go back to")
     if times > most:
-        raise Exhausted(f"the run went back {most} times, as run.max_rollbacks allows")
+        raise Exhausted(f"the run went back {times - 1} times, and run.max_rollbacks={most}")
     meta = _meta(checkpoints.directory, step) | changes | {COUNT: times}
     try:
         checkpoints.amend(step, meta)  # first: a run killed in between only goes back again

@@ -70,11 +70,11 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "a policy": (lambda: AGENT().imagine(AGENT().policy()), "state: expected the memory of a pol"),
     "a state of another agent": (
         lambda: agents.seeing().imagine(state()),
-        "state: it is that of another agent; give the one of a policy of this",
+        "state: it does not fit this agent; give that of one of its policies",
     ),
     "recorded by another agent": (
         lambda: agents.seeing().predict_video(AGENT().record(ENV(2), 4)),
-        "sequences: another agent has recorded them; record them with this one",
+        "sequences: 'action' does not fit this agent; record them with this one",
     ),
     "nothing recorded": (
         lambda: agents.seeing().predict_video({}),

@@ -83,7 +83,7 @@ def test_a_run_that_fails_again_and_again_ends_with_advice(
         seeds.train(config, callbacks=[Poison(30, times=1000)])
     assert re.match(r"\d+ updates in a row were skipped, more than run.max_skipped=3", str(e.value))
     assert "not finite: " in str(e.value)
-    assert "the run went back 2 times, as run.max_rollbacks allows" in str(e.value)
+    assert "the run went back 2 times, and run.max_rollbacks=2" in str(e.value)
     assert "agent.optimizer.learning_rate" in str(e.value)
     said = capsys.readouterr().out
     assert re.search(r"\d updates? skipped, \d+ in all; not finite: .*loss/total", said)
@@ -137,6 +137,8 @@ def test_going_back_leaves_the_last_good_checkpoint_as_the_newest(tmp_path: Path
     (directory / "20" / checkpoint.DOCUMENT).write_text("{")
     assert rollback.good(directory, 8) == 10
     assert rollback.count(directory) == 0
+    with pytest.raises(rollback.Exhausted, match="went back 3 times, and run.max_rollbacks=1"):
+        rollback.go_back(checkpoints, 10, 4, 1)
     rollback.go_back(checkpoints, 10, 2, 3, skipped=5)
     assert checkpointer.steps(directory) == [10]
     assert rollback.count(directory) == 2
