@@ -71,9 +71,8 @@ def set_gaps_aside() -> None:
     _library.malloc.restype = _library.sbrk.restype = ctypes.c_void_p
     _library.mallinfo2.restype = _Counts
     release()
-    top = (
-        _library.sbrk(ctypes.c_ssize_t(0)) - _library.mallinfo2().keepcost
-    )  # from here on nothing was ever used
+    end = _library.sbrk(ctypes.c_ssize_t(0))
+    top = end - _library.mallinfo2().keepcost  # from here on all is free, and no gap
     size = MOST
     while size >= LEAST:
         block = ctypes.c_void_p(_library.malloc(ctypes.c_size_t(size)))

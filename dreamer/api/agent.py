@@ -168,7 +168,8 @@ class TrainedAgent:
         """
         is_state = isinstance(state, Carry)
         arguments.expect(is_state, "state", state, "the memory of a policy, policy.state")
-        own = jax.eval_shape(partial(initial_carry, self.networks, sum(np.shape(state.action)[:1])))
+        num_envs = np.shape(state.action)[0] if np.ndim(state.action) else 0
+        own = jax.eval_shape(partial(initial_carry, self.networks, num_envs))
         if jax.tree.map(np.shape, state) != jax.tree.map(np.shape, own):
             raise UserError("state: it does not fit this agent; give that of one of its policies")
         horizon, key = arguments.whole("horizon", horizon), jax.random.key(arguments.seed(seed))

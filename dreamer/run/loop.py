@@ -348,11 +348,11 @@ class Trainer:
         try:
             rollback.go_back(self.checkpoints, step, times, most, skipped=self.skipped)
         except (rollback.Exhausted, SaveError) as end:
-            raise UserError(f"{why}; {end}; {self._keep()}; {rollback.ADVICE}") from end
+            raise UserError(f"{why}; {end}; {self._try_to_save()}; {rollback.ADVICE}") from end
         self.say(f"{why}; back to step {step:,} with other random keys, {times} of {most} times")
         raise RolledBack(self.path)
 
-    def _keep(self) -> str:
+    def _try_to_save(self) -> str:
         """Saves as well as it can; what is left, in words."""
         try:
             self.save()
