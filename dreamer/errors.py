@@ -5,7 +5,7 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 INTERRUPTED = 130  # the exit status that shells expect after Ctrl-C
 
@@ -24,10 +24,31 @@ class EnvironmentFault(UserError):
     """An environment failed, or gave what its spaces do not allow: which, what, and where."""
 
 
+def describe(error: BaseException) -> str:
+    """Type and message of an exception in one line; the type alone where `str` of it fails."""
+    try:
+        message = " ".join(str(error).split())
+    except Exception:
+        message = ""
+    name = type(error).__name__
+    return f"{name}: {message}" if message else name
+
+
+def emit(line: str, stream: TextIO | None) -> None:
+    """Prints a line as far as the stream takes it, which may be closed, full or know only ASCII."""
+    if stream is None:
+        return
+    with contextlib.suppress(OSError, ValueError):  # ValueError: closed
+        try:
+            print(line, file=stream, flush=True)
+        except UnicodeEncodeError:
+            encoding = getattr(stream, "encoding", None) or "ascii"
+            print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+
+
 def warn(line: str) -> None:
-    """Prints a warning on standard error, which may be a file on the disk that is full."""
-    with contextlib.suppress(OSError):
-        print(f"warning: {line}", file=sys.stderr)
+    """Prints a warning on standard error."""
+    emit(f"warning: {line}", sys.stderr)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -43,10 +64,10 @@ def exit_on_user_error(main: Callable[[], int]) -> int:
     try:
         return main()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        emit("interrupted", sys.stderr)
         return INTERRUPTED
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        emit(f"error: {error}", sys.stderr)
         return 2
 
 

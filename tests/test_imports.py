@@ -12,15 +12,16 @@ PACKAGE = Path(__file__).resolve().parent.parent / "dreamer"
 EVERY = tuple(path.relative_to(PACKAGE).as_posix() for path in sorted(PACKAGE.rglob("*.py")))
 
 # File or folder of dreamer/ -> what of dreamer it may import beside itself; the longest fit counts.
-SCHEMA = ("config", "errors")
+SCHEMA = ("config", "errors", "files")
 COMMAND_LINE = (*SCHEMA, "keys", "explain", "compose", "usage")
 MAY_IMPORT = {
     "errors.py": (),
+    "files.py": (),
     "config/": (),
     "keys.py": (),
     "explain.py": ("errors", "keys"),
-    "compose.py": ("errors", "keys", "explain", "config"),
-    "usage.py": ("errors", "keys", "compose", "config"),
+    "compose.py": ("keys", "explain", *SCHEMA),
+    "usage.py": ("keys", "compose", *SCHEMA),
     "allocator.py": (),
     "start.py": ("errors", "allocator"),
     "parallel.py": ("errors",),
@@ -63,6 +64,7 @@ WITHOUT_JAX = (
     "keys.py",
     "explain.py",
     "errors.py",
+    "files.py",
 )
 JAX = {"jax", "jaxlib", "flax", "optax", "distrax", "chex"}
 DEVICE_NAMES = {

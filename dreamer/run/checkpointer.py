@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dreamer import files
 from dreamer.errors import UserError, warn
 from dreamer.explain import first_line
 from dreamer.run import checkpoint, folder
@@ -187,7 +188,7 @@ class Checkpointer:
                 temporary.mkdir()
                 checkpoint.write(temporary, state, replay, about)
                 temporary.rename(self._path(step))
-                folder.sync(self.directory)
+                files.sync(self.directory)
             self.completed += 1
             self._remove_old()
         except SaveError as error:

@@ -8,7 +8,7 @@ import dm_env
 import jax
 import numpy as np
 
-from dreamer import compose
+from dreamer import compose, files
 from dreamer.config.data import CollectOptions, InfoOptions, ToMinariOptions
 from dreamer.config.env import Env, GymnasiumEnv
 from dreamer.envs import minari_data, recorded, registry
@@ -68,7 +68,7 @@ def collect(options: CollectOptions, env_config: Env | None) -> None:
             for number, episode in enumerate(episodes):
                 if not told:  # an environment that fails before leaves no folder behind
                     out.mkdir(parents=True, exist_ok=True)
-                    folder.write_atomic(out / ENV, compose.to_yaml(env_config))
+                    files.write_atomic(out / ENV, compose.to_yaml(env_config))
                 recorded.save(out, number, episode)
                 told.append({key: episode[key] for key in ("reward", "is_first")})
         restarts = env.restarts

@@ -17,6 +17,7 @@ from typing import Any
 import filelock
 
 from dreamer.errors import UserError
+from dreamer.files import write_atomic
 
 CONFIG = "config.yaml"
 VERSION = "version.json"
@@ -158,38 +159,6 @@ def saved_config(path: str | Path) -> str | None:
             f"cannot read {file}: {error}; choose another folder with run.dir=PATH"
         ) from error
     return text if text.startswith(HEADER) else None
-
-
-def write_atomic(path: str | Path, text: str) -> None:
-    """Writes a text file whole or not at all: into a temporary file beside it, then renamed.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Sees that the names in a folder are on the disk.
-
-    Raises:
-        OSError: they cannot be written.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def versions() -> dict[str, str | None]:

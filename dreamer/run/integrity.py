@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from dreamer.run import folder
+from dreamer import files
 
 Seals = dict[str, list[int]]  # size and checksum of every file by its path in a folder
 
@@ -24,7 +24,7 @@ def seal(path: Path) -> Seals:
     everything = sorted(path.rglob("*"))
     for place in (path, *everything):
         if place.is_dir():
-            folder.sync(place)
+            files.sync(place)
     return {
         str(file.relative_to(path)): _measure(file, sync=True)
         for file in everything
@@ -64,7 +64,7 @@ def write_document(path: Path, content: dict[str, Any]) -> None:
         OSError: it cannot be written.
     """
     text = json.dumps(content)
-    folder.write_atomic(path, f'{{"checksum": {zlib.crc32(text.encode())}, "content": {text}}}\n')
+    files.write_atomic(path, f'{{"checksum": {zlib.crc32(text.encode())}, "content": {text}}}\n')
 
 
 def read_document(path: Path) -> dict[str, Any] | None:

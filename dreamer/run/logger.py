@@ -15,7 +15,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
 from dreamer.errors import UserError, warn
-from dreamer.run.folder import write_atomic
+from dreamer.files import write_atomic
 from dreamer.run.video import to_gif, write_mp4
 
 METRICS = "metrics.jsonl"

@@ -15,6 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dreamer import files
 from dreamer.errors import UserError
 from dreamer.run import folder
 
@@ -101,7 +102,7 @@ def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
     text = json.dumps(_finite(data), indent=2, allow_nan=False) + "\n"
     with explaining_refusal(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        folder.write_atomic(path, text)
+        files.write_atomic(path, text)
 
 
 def check(path: str | Path) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from dreamer.errors import UserError
-from dreamer.run.folder import git_state, locked, prepare, saved_config, versions, write_atomic
+from dreamer.files import write_atomic
+from dreamer.run.folder import git_state, locked, prepare, saved_config, versions
 
 CONFIG = "seed: 3\n"
 
