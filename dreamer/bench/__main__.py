@@ -1,6 +1,7 @@
 """`python -m dreamer.bench [--what ...] [--sizes ...] [KEY=VALUE ...]`: measures speed."""
 
 import argparse
+import itertools
 import os
 import platform
 import sys
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 
 from dreamer.errors import UserError, exit_on_user_error, nearest
 
-WHAT = ("update", "parts", "act", "replay", "device_replay", "env", "loop")
+WHAT = ("limits", "update", "parts", "act", "replay", "device_replay", "env", "loop")
 OBSERVATIONS = ("vector", "image")
 
 
@@ -37,7 +38,11 @@ def parser() -> Parser:
     )
     parser.add_argument("--trace", type=Path, help="folder for a profile of the timed calls")
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--against", type=Path, help="JSON file of an earlier run to compare with")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        help="JSON file of an earlier run, or folder of experiments/accelerator.py",
+    )
     parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="as for dreamer.train")
     return parser
 
@@ -59,32 +64,38 @@ def main(argv: list[str] | None = None) -> int:
     from dreamer.bench import report
     from dreamer.run import summary
 
-    earlier = report.load(given.against) if given.against else None
+    earlier = report.load(given.against, given.options) if given.against else {}
     if given.out:
         summary.check(given.out)
     start.runtime(configs[0].platform, configs[0].xla_flags)
     content = machine(configs[0], given.options)
     import jax
 
-    from dreamer.bench.timing import Budget, peak_flops
-    from dreamer.nets.layers import compute_dtype
+    from dreamer.bench import cases
+    from dreamer.bench.timing import Budget
 
     if given.cold:
         jax.config.update("jax_enable_compilation_cache", False)
     budget = Budget(given.repeats, given.seconds, given.trace)
-    peak = peak_flops(compute_dtype(configs[0].agent.compute_dtype), budget)
-    print(f"{content['device']}: {peak / 1e9:,.0f} GFLOP/s in a large matrix product", flush=True)
-    results = []
-    for result in measured(what, configs, observations, budget):
-        results.append(report.row(result, peak))
+    limits = cases.limits(configs[0], budget)
+    peak, bandwidth = report.speeds(*limits)
+    print(
+        f"{content['device']}: {peak / 1e9:,.0f} GFLOP/s in a large matrix product, "
+        f"{bandwidth / 1e9:,.0f} GB/s in a copy",
+        flush=True,
+    )
+    content |= {"peak_flops": peak, "bandwidth": bandwidth, "results": []}
+    results = content["results"]
+    wanted = limits if "limits" in what else ()
+    for result in itertools.chain(wanted, measured(what, configs, observations, budget)):
+        results.append(report.row(result, peak, bandwidth))
         print(f"  {result.what} {result.size} {result.observation}", file=sys.stderr, flush=True)
-    content |= {"peak_flops": peak, "results": results, **memory(configs[0])}
+        if given.out:  # at once: what is measured later may not fit, or take too long
+            summary.write_json(given.out, content | memory(configs[0]))
     print(report.table(report.COLUMNS, [report.cells(entry) for entry in results]))
-    if earlier is not None:
-        print(f"beside {given.against}, {earlier.get('device')}, {earlier.get('options')}:")
-        print(report.comparison(results, earlier["results"]))
-    if given.out:
-        summary.write_json(given.out, content)
+    for device, rows in earlier.items():
+        print(f"beside {given.against}, {device}:")
+        print(report.comparison(results, rows))
     return 0
 
 

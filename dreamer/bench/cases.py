@@ -22,11 +22,12 @@ from dreamer.agent import learning
 from dreamer.agent import world_model as models
 from dreamer.bench.arithmetic import flops
 from dreamer.bench.subject import Subject, nbytes
-from dreamer.bench.timing import Budget, Timing, measure
+from dreamer.bench.timing import Budget, Timing, copy, matrix_product, measure
 from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.envs.base import random_action
 from dreamer.errors import UserError
+from dreamer.nets.layers import compute_dtype
 from dreamer.nets.rssm import feature
 from dreamer.replay import device, host
 from dreamer.run.loop import Trainer
@@ -46,6 +47,7 @@ class Result:
     compile_seconds: float | None = None
     flops: float | None = None  # on each device
     memory: int | None = None  # bytes beside arguments and results
+    moved: float | None = None  # bytes of arguments and results in the memory of each device
     to_device: int = 0
     to_host: int = 0
 
@@ -68,8 +70,21 @@ def compiled(
         measure(lambda: program(*args), budget),
         compile_seconds=seconds,
         flops=flops(function, *args),
+        moved=nbytes(args) + nbytes(jax.eval_shape(function, *args)),
         memory=program.memory_analysis().temp_size_in_bytes,
         **more,
+    )
+
+
+def limits(config: Config, budget: Budget) -> tuple[Result, Result]:
+    """What the machine can do at best: a large matrix product and a large copy."""
+    budget = dataclasses.replace(budget, trace=None)
+    dtype = compute_dtype(config.agent.compute_dtype)
+    product, operations = matrix_product(dtype, budget)
+    copied, moved = copy(budget)
+    return (
+        Result("matrix product", "", jnp.dtype(dtype).name, product, flops=operations),
+        Result("copy", "", "float32", copied, moved=moved),
     )
 
 
@@ -103,6 +118,7 @@ def update(subject: Subject, budget: Budget) -> Iterator[Result]:
         unit="updates",
         compile_seconds=seconds,
         flops=count * flops(step, subject.state(), one, subject.key) / len(subject.devices),
+        moved=2.0 * count * nbytes(state) + nbytes((batches, latents)) / len(subject.devices),
         memory=program.memory_analysis().temp_size_in_bytes,
         to_device=nbytes(batches),
         to_host=nbytes(latents),
@@ -242,8 +258,9 @@ def device_replay(subject: Subject, budget: Budget) -> Iterator[Result]:
     index = sampled(stored, subject.key)[1]
     add, update = (jax.jit(one, donate_argnums=0) for one in (device.add, device.update))
 
-    def result(what: str, call: Callable, count: int, unit: str) -> Result:
-        return _result(subject, what, measure(call, budget), per_call=count, unit=unit)
+    def result(what: str, call: Callable, count: int, unit: str, moved: Any) -> Result:
+        timing = measure(call, budget)
+        return _result(subject, what, timing, per_call=count, unit=unit, moved=2.0 * nbytes(moved))
 
     def changed(change: Callable, *args: Any) -> Callable:
         def call() -> Any:
@@ -253,9 +270,14 @@ def device_replay(subject: Subject, budget: Budget) -> Iterator[Result]:
 
         return call
 
-    yield result("device replay add", changed(add, row), num_envs, "steps")
-    yield result("device replay sample", lambda: sampled(stored, subject.key), batch, "windows")
-    yield result("device replay update", changed(update, index, latent), batch, "windows")
+    drawn = jax.eval_shape(sampled, stored, subject.key)
+
+    def sample() -> Any:
+        return sampled(stored, subject.key)
+
+    yield result("device replay add", changed(add, row), num_envs, "steps", row)
+    yield result("device replay sample", sample, batch, "windows", drawn)
+    yield result("device replay update", changed(update, index, latent), batch, "windows", latent)
 
 
 def env(config: Config, budget: Budget) -> Iterator[Result]:

@@ -11,21 +11,38 @@ from dreamer.errors import UserError
 
 COLUMNS = (
     *("what", "size", "observation", "time", "spread", "rate"),
-    *("GFLOP", "of peak", "memory", "up", "down", "compile"),
+    *("GFLOP", "of limit", "memory", "up", "down", "compile"),
 )
 LABELS = ("what", "size", "observation")
 
 
-def row(result: Result, peak: float) -> dict[str, Any]:
-    """One result as a flat dict: seconds, bytes, operations, and what follows from them."""
+def speeds(product: Result, copied: Result) -> tuple[float, float]:
+    """Operations and bytes per second of `cases.limits`."""
+    assert product.flops is not None
+    assert copied.moved is not None
+    return product.flops / product.timing.low, copied.moved / copied.timing.low
+
+
+def row(result: Result, peak: float, bandwidth: float) -> dict[str, Any]:
+    """One result as a flat dict: seconds, bytes, operations, and what follows from them.
+
+    Args:
+      result: what was measured.
+      peak: floating-point operations per second of a large matrix product.
+      bandwidth: bytes per second of a large copy, read and written.
+
+    Returns:
+      The fields of the result, and `share_of_limit`: the time that its arithmetic takes at `peak`,
+      or its arguments and results at `bandwidth`, whichever is longer, over the time it took.
+    """
     timing = dataclasses.asdict(result.timing)
     rest = {name: value for name, value in vars(result).items() if name != "timing"}
-    share = result.flops / result.timing.median / peak if result.flops else None
+    floor = max((result.flops or 0) / peak, (result.moved or 0) / bandwidth)
     return {
         **rest,
         **timing,
         "per_second": result.per_call / result.timing.median,
-        "share_of_peak": share,
+        "share_of_limit": floor / result.timing.median or None,
     }
 
 
@@ -38,7 +55,7 @@ def cells(entry: dict[str, Any]) -> list[str]:
         f"{spread:.0%}",
         f"{entry['per_second']:,.4g} {entry['unit']}/s",
         f"{entry['flops'] / 1e9:,.3g}" if entry["flops"] else "",
-        f"{entry['share_of_peak']:.0%}" if entry["share_of_peak"] else "",
+        f"{entry['share_of_limit']:.0%}" if entry["share_of_limit"] else "",
         amount(entry["memory"]),
         amount(entry["to_device"]),
         amount(entry["to_host"]),
@@ -72,23 +89,39 @@ def comparison(entries: Sequence[dict[str, Any]], others: Sequence[dict[str, Any
     return table((*LABELS, "then", "now", "faster"), lines) if lines else "nothing in common"
 
 
-def load(path: Path) -> dict[str, Any]:
-    """What an earlier run has written.
+def load(path: Path, options: Sequence[str] = ()) -> dict[str, list[dict[str, Any]]]:
+    """Rows of earlier runs by the machine they were measured on; of equal rows the last counts.
+
+    Args:
+      path: a file that `--out` has written, or a folder of `experiments/accelerator.py`.
+      options: of a folder, rows with these options or with none.
 
     Raises:
       UserError: there is no such file, or something else is in it.
     """
+    found: dict[str, list[dict[str, Any]]] = {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        for entry in content["results"]:
-            entry["per_second"], entry["median"], *(entry[name] for name in LABELS)
+        if path.is_dir():
+            lines = "".join(file.read_text(encoding="utf-8") for file in path.glob("*/rows.jsonl"))
+            contents = [json.loads(line) for line in lines.splitlines()]
+            contents = [one for one in contents if one["options"] in ([], list(options))]
+            contents.sort(key=lambda one: len(one["options"]))  # those with options count
+        else:
+            contents = [json.loads(path.read_text(encoding="utf-8"))]
+        for content in contents:
+            for entry in content["results"]:
+                entry["per_second"], entry["median"], *(entry[name] for name in LABELS)
+                found.setdefault(content["device"], []).append(entry)
     except OSError as error:
         raise UserError(f"--against {path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
+        found = {}
+    if not found:
         raise UserError(
-            f"--against {path} holds no benchmark; name a file that --out has written"
-        ) from None
-    return content
+            f"--against {path} holds no benchmark; name a file that --out has written, or a folder "
+            "of experiments/accelerator.py"
+        )
+    return found
 
 
 def duration(seconds: float) -> str:

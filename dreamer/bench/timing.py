@@ -59,9 +59,17 @@ def measure(call: Callable[[], Any], budget: Budget, warm_up: int = 2) -> Timing
     return Timing(median, low, high, len(times))
 
 
-def peak_flops(dtype: DTypeLike, budget: Budget) -> float:
-    """Floating-point operations per second of a large matrix product on the first device."""
+def matrix_product(dtype: DTypeLike, budget: Budget) -> tuple[Timing, float]:
+    """Times a large matrix product on the first device, and counts its operations."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
-    x = jnp.ones((size, size), dtype)
+    x = jax.random.normal(jax.random.key(0), (size, size), dtype)  # zeros are multiplied faster
     multiply = jax.jit(jnp.matmul)
-    return 2 * size**3 / measure(lambda: multiply(x, x), budget).low
+    return measure(lambda: multiply(x, x), budget), 2.0 * size**3
+
+
+def copy(budget: Budget) -> tuple[Timing, float]:
+    """Times a copy in the memory of the first device, and counts the bytes read and written."""
+    size = 2**26 if jax.default_backend() == "cpu" else 2**29
+    x = jnp.arange(size, dtype=jnp.float32)
+    shifted = jax.jit(lambda x: x + 1)  # XLA leaves out a plain copy
+    return measure(lambda: shifted(x), budget), 2.0 * x.nbytes

@@ -13,6 +13,7 @@ from tests import tiny_run
 TINY = [option for option in tiny_run.OPTIONS if not option.startswith("run.")]
 FAST = ["--repeats", "3", "--seconds", "0.1"]
 NAMES = {
+    *("matrix product", "copy"),
     *("update", "encoder", "observe, forward", "observe", "decoder", "decoder, heads and KL"),
     *("imagination", "actor and critic", "optimizer", "act"),
     *("replay add", "replay sample", "replay update"),
@@ -37,7 +38,9 @@ def test_everything_is_measured(measured: Path) -> None:
     assert set(results) == NAMES
     assert all(0 < r["low"] <= r["median"] <= r["high"] for r in results.values())
     assert results["update"]["flops"] > results["imagination"]["flops"] > 0
-    assert 0 < results["update"]["share_of_peak"] < 1
+    assert 0 < results["update"]["share_of_limit"] < 1
+    assert results["copy"]["moved"] > 2**20
+    assert results["device replay sample"]["moved"] > 0
     assert results["act"]["to_host"] > 0
     assert content["peak_host_bytes"] > 2**20
     assert {"device", "git", "versions", "options"} <= set(content)
@@ -68,7 +71,7 @@ def test_a_comparison_says_how_many_times_faster() -> None:
 
 
 BAD = {
-    "what": (["--what", "updat"], "--what updat: expected some of update,parts"),
+    "what": (["--what", "updat"], "--what updat: expected some of limits,update,parts"),
     "observation": (["--observations", "images"], "did you mean image?"),
     "size": (["--sizes", "13m"], "size=13m"),
     "repeats": (["--repeats", "0"], "--repeats must be at least 1"),

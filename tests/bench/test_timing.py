@@ -4,7 +4,7 @@ import time
 
 import jax.numpy as jnp
 
-from dreamer.bench.timing import LEAST, Budget, measure, peak_flops
+from dreamer.bench.timing import LEAST, Budget, copy, matrix_product, measure
 
 
 def test_calls_are_warmed_up_and_counted() -> None:
@@ -26,5 +26,7 @@ def test_the_median_lies_between_the_quartiles() -> None:
     assert 0.002 <= timing.low < 0.01 <= timing.median < 0.02 <= timing.high < 0.03
 
 
-def test_a_large_product_has_a_speed() -> None:
-    assert 1e8 < peak_flops(jnp.float32, Budget(repeats=3, seconds=1)) < 1e16
+def test_a_large_product_and_a_large_copy_have_a_speed() -> None:
+    for limit in (matrix_product(jnp.float32, Budget(repeats=3, seconds=1)), copy(Budget(3, 1))):
+        timing, amount = limit
+        assert 1e8 < amount / timing.low < 1e16
