@@ -12,7 +12,7 @@ if "jax" in sys.modules:
     )
 
 os.environ.update(
-    JAX_PLATFORMS="cpu",
+    JAX_PLATFORMS=os.environ.get("DREAMER_TEST_PLATFORMS", "cpu"),
     XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}",
     JAX_NUMPY_RANK_PROMOTION="raise",
     JAX_COMPILATION_CACHE_DIR=str(Path(__file__).resolve().parent.parent / ".cache" / "jax"),

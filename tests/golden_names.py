@@ -108,13 +108,15 @@ def unflatten(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return tree
 
 
-def load(name: str) -> tuple[agents.Agent, dict[str, np.ndarray], dict[str, Any], agents.State]:
+def load(
+    name: str, compute_dtype: str = "float32"
+) -> tuple[agents.Agent, dict[str, np.ndarray], dict[str, Any], agents.State]:
     """The agent `vector_continuous` or `image_discrete`: agent, raw data, batch, state."""
     with np.load(FOLDER / f"{name}.npz") as file:
         data = dict(file)
     config = AgentConfig.model_validate(
         {
-            "compute_dtype": "float32",
+            "compute_dtype": compute_dtype,
             "units": 16,
             "depth": 4,
             "rssm": {"deter": 32, "hidden": 8, "blocks": 4, "stoch": 4, "classes": 4},

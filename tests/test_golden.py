@@ -176,3 +176,25 @@ def test_three_updates(golden):
         np.testing.assert_allclose(
             change, expected, rtol=2e-2, atol=2 * np.finfo(np.float32).eps, err_msg=key
         )
+
+
+@pytest.mark.parametrize("name", ["vector_continuous", "image_discrete"])
+def test_bfloat16_stays_near(name):
+    """What accelerators compute in: losses to 2%, gradients of every network in direction."""
+    agent, data, batch, state = names.load(name, "bfloat16")
+
+    @jax.jit
+    def learn(params):
+        args = (state.slow_critic, state.percentiles, batch, learning.Draws())
+        objective = partial(learning.loss, agent)
+        return jax.value_and_grad(lambda p: objective(p, *args), has_aux=True)(params)
+
+    (total, _), gradients = learn(state.params)
+    close(total, data["loss/total"], 2e-2)
+    ours, theirs = names.flatten(gradients), names.weights(data, "grad")
+    for network in gradients:
+        keys = [key for key in theirs if key.startswith(f"{network}/")]
+        a, b = (np.concatenate([np.ravel(x[key]) for key in keys]) for x in (ours, theirs))
+        lengths = np.linalg.norm(a), np.linalg.norm(b)
+        assert a @ b > 0.85 * lengths[0] * lengths[1], network
+        np.testing.assert_allclose(*lengths, rtol=0.1, err_msg=network)
