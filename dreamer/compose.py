@@ -15,8 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from dreamer import keys
-from dreamer.config import Config
+from dreamer import keys, trust
+from dreamer.config import Config, TrainOptions
+from dreamer.config.env import Env
 from dreamer.errors import UserError, nearest
 from dreamer.explain import expected, first_line, joined, unknown_key, validate
 
@@ -71,14 +72,16 @@ def compose(argv: list[str]) -> Config:
         UserError: an argument that is not GROUP=CHOICE or KEY=VALUE, or that is not allowed.
     """
     given = _split(argv, GROUPS)
+    word = options([f"trust={given.pop('trust', 'false')}"], TrainOptions).trust
     tree, choices = _compose_groups({group: given.pop(group) for group in GROUPS if group in given})
     refuse_two_names(given)
     _assign(tree, given, Config, tree.env.suite)
     config = validate(Config, _resolve(tree))
-    if config.run.dir:
-        return config
-    run = config.run.model_copy(update={"dir": _run_folder(config, choices)})
-    return config.model_copy(update={"run": run})
+    if not config.run.dir:
+        run = config.run.model_copy(update={"dir": _run_folder(config, choices)})
+        config = config.model_copy(update={"run": run})
+    trust.settle(config, given, word=word)
+    return config
 
 
 def refuse_two_names(given: Mapping[str, Any]) -> None:
@@ -107,6 +110,24 @@ def options(argv: list[str], schema: type[Schema]) -> Schema:
     tree = OmegaConf.create({})
     _assign(tree, _split(argv), schema, "")
     return validate(schema, _resolve(tree))
+
+
+def options_and_env(
+    argv: list[str], schema: type[Schema], about: tuple[str, ...] = ("env=", "env.")
+) -> tuple[Schema, Env | None]:
+    """Returns what `options` does, and the environment that other options name, if any.
+
+    Args:
+        argv: of the command.
+        schema: as in `options`.
+        about: how the options start that name the environment.
+
+    Raises:
+        UserError: as `options` and `compose`.
+    """
+    about_env = [argument for argument in argv if argument.startswith(about)]
+    found = options([argument for argument in argv if argument not in about_env], schema)
+    return found, compose(about_env).env if about_env else None
 
 
 def to_yaml(config: BaseModel) -> str:

@@ -36,14 +36,12 @@ def main(argv: list[str] | None = None) -> int:
     verb, *given = argv
     if verb not in verbs:
         raise UserError(f"{verb} is no verb; there are {', '.join(verbs)}{nearest(verb, verbs)}")
-    about_env = [x for x in given if x.startswith(("env=", "env."))]
-    options = compose.options([x for x in given if x not in about_env], verbs[verb])
-    if verb == "collect" and bool(about_env) == bool(options.run):
+    options, env = compose.options_and_env(given, verbs[verb])
+    if verb == "collect" and not (env or options.run):
         raise UserError(
             "collect plays with the agent of run=FOLDER, whose environment it knows, or at random "
             "in that of env=, as in env.task=CartPole-v1; name one of both"
         )
-    env = compose.compose(about_env).env if about_env else None
     from dreamer import start
 
     start.runtime(getattr(options, "platform", "cpu"))

@@ -10,7 +10,7 @@ HELP = "Usage: python -m dreamer.eval run=PATH [KEY=VALUE ...]\n"
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; UserError is for the caller."""
     # Slow to import: from here on Ctrl-C ends the command without a traceback.
-    from dreamer import compose, usage
+    from dreamer import compose, trust, usage
     from dreamer.config import EvalOptions
     from dreamer.run import paths
 
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     if usage.wants_help(argv):
         print(HELP + usage.options_text(EvalOptions))
         return 0
-    options = compose.options(argv, EvalOptions)
+    options, env = compose.options_and_env(argv, EvalOptions, trust.NAMES)
     if not paths.expand(options.run, "run").is_dir():
         raise UserError(f"run={options.run} is not a folder; name the folder of a training run")
     from dreamer import start
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     start.runtime(options.platform)
     from dreamer.run.playback import play
 
-    play(options)
+    play(options, env)
     return 0
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from dreamer import keys
 from dreamer.compose import GROUPS, compose, config_dir, group_choices
-from dreamer.config import Config
+from dreamer.config import Config, TrainOptions
 
 WIDTH = 100
 INTRODUCTION = """\
@@ -45,6 +45,7 @@ def help_text() -> str:
     parts.append("KEYS (KEY=VALUE): key, default, meaning (what it takes)\n")
     defaults = {suite: compose([f"env={_group_of(suite)}"]) for suite in keys.suites(Config)}
     parts += [_section(title, path, suite, defaults[suite]) for title, path, suite in _sections()]
+    parts.append(f"  of this command, kept in no file\n{options_text(TrainOptions)}")
     return "\n".join(parts)
 
 

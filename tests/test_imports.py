@@ -13,14 +13,16 @@ EVERY = tuple(path.relative_to(PACKAGE).as_posix() for path in sorted(PACKAGE.rg
 
 # File or folder of dreamer/ -> what of dreamer it may import beside itself; the longest fit counts.
 SCHEMA = ("config", "errors", "files")
-COMMAND_LINE = (*SCHEMA, "keys", "explain", "compose", "usage")
+COMMAND_LINE = (*SCHEMA, "keys", "explain", "compose", "usage", "trust")
 MAY_IMPORT = {
     "errors.py": (),
     "files.py": (),
     "config/": (),
     "keys.py": (),
     "explain.py": ("errors", "keys"),
-    "compose.py": ("keys", "explain", *SCHEMA),
+    "trust.py": SCHEMA,
+    "importing.py": (),
+    "compose.py": ("keys", "explain", "trust", *SCHEMA),
     "usage.py": ("keys", "compose", *SCHEMA),
     "allocator.py": (),
     "start.py": ("errors", "allocator"),
@@ -29,11 +31,11 @@ MAY_IMPORT = {
     "ops/": (),
     "nets/": ("ops", *SCHEMA),
     "agent/": ("nets", "ops", *SCHEMA),
-    "envs/": SCHEMA,
+    "envs/": ("trust", "importing", *SCHEMA),
     "envs/__main__.py": COMMAND_LINE,
     "replay/": ("allocator", *SCHEMA),
     "run/": ("agent", "envs", "replay", "parallel", "allocator", *COMMAND_LINE),
-    "run/ray_actors.py": ("start", *SCHEMA),
+    "run/ray_actors.py": ("start", "trust", "importing", *SCHEMA),
     "bench/": (
         "run",
         "agent",
@@ -52,7 +54,7 @@ MAY_IMPORT = {
     "train.py": ("api", "run", "start", "hosts", "sweep", *COMMAND_LINE),
     "data.py": ("run", "start", *COMMAND_LINE),
     "eval.py": ("run", "start", *COMMAND_LINE),
-    "__init__.py": ("api", "run", "agent", "envs", "start", *COMMAND_LINE),
+    "__init__.py": ("importing", "api", "run", "agent", "envs", "start", *COMMAND_LINE),
 }
 
 WITHOUT_JAX = (
@@ -65,6 +67,8 @@ WITHOUT_JAX = (
     "explain.py",
     "errors.py",
     "files.py",
+    "trust.py",
+    "importing.py",
 )
 JAX = {"jax", "jaxlib", "flax", "optax", "distrax", "chex"}
 DEVICE_NAMES = {

@@ -13,11 +13,14 @@ from dreamer.keys import show
 from dreamer.run import paths, seeds
 from dreamer.run.callbacks import Callback
 from dreamer.run.signals import StopRequest
+from dreamer.trust import settle
 
 Options = Config | Iterable[str] | Mapping[str, Any]
 
 
-def train(options: Options = (), callbacks: Sequence[Callback] = ()) -> TrainedAgent:
+def train(
+    options: Options = (), callbacks: Sequence[Callback] = (), trust: bool = False
+) -> TrainedAgent:
     """Trains, or resumes the run of that folder, until `run.steps` or a wish to stop.
 
     Ctrl-C and SIGTERM save and return, as do callbacks that ask for it; the same call then resumes.
@@ -27,6 +30,8 @@ def train(options: Options = (), callbacks: Sequence[Callback] = ()) -> TrainedA
       options: those of the command line, as ["env=atari100k", "env.task=pong"] or as
         {"env": "atari100k", "env.task": "pong"}; or a whole configuration.
       callbacks: told how it goes.
+      trust: whether a whole configuration, which may be that of a saved run, may run code and reach
+        outside of its folder as it says, although you have never named what it does.
 
     Returns:
       The agent of the newest checkpoint; of `run.seeds` runs that of the first.
@@ -39,6 +44,8 @@ def train(options: Options = (), callbacks: Sequence[Callback] = ()) -> TrainedA
         *("callbacks", callbacks, "a list of objects of dreamer.Callback"),
     )
     config = _config(options)
+    if isinstance(options, Config):
+        settle(config, (), "the configuration", trust)
     hosts.refuse(config.run)
     start.runtime(config.platform, config.xla_flags)
     in_main = threading.current_thread() is threading.main_thread()

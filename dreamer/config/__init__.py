@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from dreamer.config.agent import AgentConfig
 from dreamer.config.env import Env, GymnasiumEnv
 from dreamer.config.run import CheckpointConfig, EvalConfig, LogConfig, ReplayConfig, RunConfig
-from dreamer.config.section import Count, Section
+from dreamer.config.section import Count, Section, Word
 
 
 class Config(Section):
@@ -119,6 +119,12 @@ class Config(Section):
         return self
 
 
+class TrainOptions(Section):
+    """What `python -m dreamer.train` takes beside the configuration."""
+
+    trust: Word = False
+
+
 class EvalOptions(Section):
     """What `python -m dreamer.eval` takes."""
 
@@ -133,6 +139,7 @@ class EvalOptions(Section):
         "", description="JSON file; empty is evaluation-STEP-seedSEED.json in the run folder"
     )
     platform: Literal["auto", "cpu", "gpu", "tpu"] = Field("auto", description="jax platform")
+    trust: Word = False
 
 
 class ExportOptions(Section):
@@ -151,6 +158,11 @@ class ExportOptions(Section):
     platforms: str = Field(
         "cpu,cuda", description="what StableHLO may run on: some of cpu, cuda, rocm, tpu"
     )
-    steps: Count = Field(250, description="of each environment that are recorded and compared")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="of the environments")
+    steps: Count = Field(
+        250, description="observations of each environment on which policy and agent are compared"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        1, description="of these observations where the checkpoint has no replay to take them from"
+    )
     platform: Literal["auto", "cpu", "gpu", "tpu"] = Field("auto", description="jax platform")
+    trust: Word = False

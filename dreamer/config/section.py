@@ -10,6 +10,13 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Word = Annotated[
+    bool,
+    Field(
+        description="your word that what the files name may run, now and later; to repeat their "
+        "env.entry_point, env.id and env.kwargs here says the same"
+    ),
+]
 Mults = Annotated[tuple[Count, ...], Field(min_length=1)]
 
 

@@ -7,10 +7,12 @@ An episode is a flat dict of arrays by name, whose leading axis are its T + 1 ro
 - `is_first`, `is_last`, `is_terminal` bool; an episode that was cut off has no last row, one that
   ended by a time limit has a last row that is not terminal.
 
-A folder holds one `.npz` file of these arrays per episode, and `env.yaml`, the section `env` of the
-configuration they were made with, which only those need who ask for it.
+A folder holds one `.npz` file of these arrays per episode, `env.yaml`, the section `env` of the
+configuration they were made with, and `spaces.json`, the spaces of that environment; the last two
+only those need who do not say which environment it is.
 """
 
+import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,12 +24,16 @@ import numpy as np
 from dm_env import specs
 from gymnasium import spaces
 
+from dreamer import files
+from dreamer.envs import saved_spaces
 from dreamer.envs.base import BatchedEnv, Specs
+from dreamer.envs.spaces import action_codec
 from dreamer.errors import UserError
 
 Episode = dict[str, np.ndarray]
 
 ENV = "env.yaml"
+SPACES = "spaces.json"
 FLAGS = ("is_first", "is_last", "is_terminal")
 _ADVICE = "choose the environment that was recorded, or other episodes"
 
@@ -62,6 +68,22 @@ def spaces_of(
     actions = env.action_spec()
     native = getattr(env, "native_actions", None) or space_of(actions)
     return Spaces(name, dict(observations or env.observation_spec()), actions, native)
+
+
+def fitting(native: gymnasium.Space | None, actions: Specs) -> gymnasium.Space | None:
+    """The space, if actions of these specs are made into its elements.
+
+    Raises:
+      ValueError: they are not.
+    """
+    try:
+        specs_of = {} if native is None else action_codec(native).specs
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    forms = [{key: describe(leaf) for key, leaf in part.items()} for part in (specs_of, actions)]
+    if native is not None and forms[0] != forms[1]:
+        raise ValueError("its actions are not those of the space that it has for them")
+    return native
 
 
 def space_of(leaves: Specs) -> gymnasium.Space:
@@ -200,6 +222,46 @@ def save(folder: Path, number: int, episode: Episode) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def save_spaces(folder: Path, spaces: Spaces) -> None:
+    """Writes the spaces of the episodes in a folder.
+
+    Raises:
+      OSError: they cannot be written.
+    """
+    content = {
+        "observations": saved_spaces.dump_specs(spaces.observations),
+        "actions": saved_spaces.dump_specs(spaces.actions),
+        "native": saved_spaces.dump_space(spaces.native),
+    }
+    files.write_atomic(folder / SPACES, json.dumps(content, indent=1) + "\n")
+
+
+def read_spaces(folder: Path, name: str) -> Spaces | None:
+    """The spaces that were saved with the episodes in a folder; None for older ones.
+
+    Raises:
+      UserError: they cannot be read, or are none.
+    """
+    file = folder / SPACES
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        observations, actions = (
+            saved_spaces.load_specs(saved[key]) for key in ("observations", "actions")
+        )
+        if not (observations and actions):
+            raise ValueError("it has no observations or no actions")
+        native = fitting(saved_spaces.load_space(saved["native"]), actions)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError) as error:
+        what = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"{file} cannot be read as the spaces of an environment: {what}; say which it is, as "
+            "in env.task=CartPole-v1"
+        ) from None
+    return Spaces(name, observations, actions, native or space_of(actions))
 
 
 def open_folder(folder: Path, wanted: Spaces) -> Recording:

@@ -8,6 +8,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+from dreamer import trust
 from dreamer.config.env import Env
 from dreamer.envs.base import BatchedEnv
 from dreamer.errors import UserError, nearest
@@ -60,6 +61,7 @@ def make_jax(config: Env) -> Any:
     Raises:
       UserError: as `make`, or the suite is not written in JAX.
     """
+    trust.require(config)
     if not is_jax(config):
         raise UserError(
             f"run.loop=device needs environments written in JAX, which env.suite={config.suite} is "
@@ -89,8 +91,9 @@ def make(config: Env, num_envs: int, seed: int, render: bool = False) -> Batched
 
     Raises:
       UserError: The suite or task is unknown, its package is not installed or its spaces are not
-        supported.
+        supported; or it names code that the user has not named, see `trust`.
     """
+    trust.require(config)
     env: BatchedEnv = _module(config.suite).make(config, num_envs, seed, render)
     return env
 

@@ -79,6 +79,7 @@ class DeviceLoop:
     where = "device"
     stored = "device memory"
     restarts: Sequence[Restart] = ()  # nothing fails in compiled code
+    native_actions = None  # environments written in JAX take actions as the agent has them
 
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
         _refuse_options(config)

@@ -41,6 +41,7 @@ class HostLoop(StoreLoop):
         self.env = registry.make(config.env, config.env.num_envs, config.seed)
         try:
             specs = self.env.observation_spec(), self.env.action_spec()
+            self.native_actions = getattr(self.env, "native_actions", None)
             self.agent = agents.make_agent(config.agent, *specs)
             self._actor = Actor(config, self.agent, devices)
             self.store = make_store(config, self.agent, devices)

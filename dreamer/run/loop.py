@@ -10,7 +10,7 @@ import jax
 from dreamer import allocator, compose, parallel
 from dreamer.agent import interface
 from dreamer.config import Config
-from dreamer.envs import registry
+from dreamer.envs import registry, saved_spaces
 from dreamer.errors import EnvironmentFault, UserError
 from dreamer.run import agreement, beginning, checkpointer, common, folder, paths, rollback, shares
 from dreamer.run.actor_loop import ActorLoop
@@ -417,7 +417,8 @@ class Trainer:
             "evaluated": self.evaluated,
             "skipped": self.skipped,
             rollback.COUNT: self._rollbacks,
-            "spaces": interface.dump(self.loop.agent),
+            "spaces": interface.dump(self.loop.agent)
+            | {"native": saved_spaces.dump_space(self.loop.native_actions)},
             "hosts": self._count,
         }
         counters = own | self.loop.get_counters()

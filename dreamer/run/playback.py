@@ -7,6 +7,7 @@ import numpy as np
 from dreamer import parallel
 from dreamer.agent import interface
 from dreamer.config import EvalOptions
+from dreamer.config.env import Env
 from dreamer.envs import registry
 from dreamer.errors import UserError
 from dreamer.run import loading, paths, summary
@@ -19,14 +20,18 @@ from dreamer.run.video import write_mp4
 EVALUATION = 4  # the purpose of these random numbers, beside those of training
 
 
-def play(options: EvalOptions) -> dict[str, Any]:
+def play(options: EvalOptions, named: Env | None = None) -> dict[str, Any]:
     """Evaluates as asked: prints a table, writes JSON and perhaps a video, and gives the summary.
+
+    Args:
+      options: of the command.
+      named: the environment that the user named beside the run, see `loading.load`.
 
     Raises:
       UserError: no run, no checkpoint, or a folder that cannot be written.
     """
     parallel.local_devices(options.platform, 1, 1)  # refuses a platform that is not there
-    saved = loading.load(options.run, options.checkpoint)
+    saved = loading.load(options.run, options.checkpoint, options.trust, named)
     env, step = saved.config.env, saved.step
     _check(saved, options.video)
     mode = "-greedy" if options.greedy else ""

@@ -5,7 +5,6 @@ import os
 import platform
 import signal
 import socket
-import sys
 import warnings
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 import ray
 from ray import exceptions
 
+from dreamer import importing, trust
 from dreamer.config import Config
 from dreamer.errors import EnvironmentFault, UserError
 
@@ -133,10 +133,11 @@ class _Actor:
         os.environ.setdefault("PJRT_NPROC", "1")  # threads of jax: the CPU that Ray has set aside
         if os.path.isdir(folder):
             os.chdir(folder)
-            sys.path.insert(0, folder)
+            importing.add(folder)
         from dreamer import start
         from dreamer.run.player import Player
 
+        trust.allow_here(config.env)
         start.runtime("cpu")
         self._player = Player(config, life)
         return platform.node()
