@@ -7,7 +7,6 @@ import numpy as np
 
 from dreamer.agent.agent import Agent
 from dreamer.envs.base import FIRST, LAST, MID, Specs
-from dreamer.nets import spaces
 from dreamer.run import recordings
 from dreamer.run.loading import Saved
 
@@ -95,10 +94,10 @@ def _random(agent: Agent, num_envs: int, steps: int, seed: int) -> dict[str, Any
 
 def _draw(rng: np.random.Generator, spec: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Values of a spec: of a mask about half, one of every action at least."""
-    whole, kind = (*shape, *spec.shape), spaces.kind(spec)
-    if kind == "continuous":
+    whole = (*shape, *spec.shape)
+    if np.issubdtype(spec.dtype, np.floating):
         return rng.normal(size=whole).astype(spec.dtype)
-    if kind == "mask":
+    if spec.dtype == np.bool_:
         value = rng.random(whole)
         return (value < 0.5) | (value == value.min(-1, keepdims=True))
     return rng.integers(0, np.max(spec.maximum), whole, dtype=spec.dtype, endpoint=True)

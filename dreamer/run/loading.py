@@ -17,7 +17,6 @@ from dreamer.agent.agent import Agent
 from dreamer.config import Config
 from dreamer.config.env import Env
 from dreamer.errors import UserError
-from dreamer.nets.spaces import Spec
 from dreamer.run import checkpoint, finding, folder, paths
 
 
@@ -82,7 +81,7 @@ def load(
     return Saved(home, config, agent, params, step, found, meta["spaces"])
 
 
-def spaces(meta: dict[str, Any]) -> tuple[dict[str, Spec], dict[str, Spec]]:
+def spaces(meta: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Observations and actions of the agent of a checkpoint.
 
     Raises:

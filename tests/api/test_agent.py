@@ -253,7 +253,7 @@ def test_environments_with_other_spaces_are_refused(run: Path, tmp_path: Path) -
         text = (run / "config.yaml").read_text()
         config.write_text(text.replace("probe/Drawn-v0", f"probe/{task}-v0"))
         with pytest.raises(UserError) as caught:
-            dreamer.load(copy).make_env()
+            dreamer.load(copy, trust=True).make_env()
         assert str(caught.value).startswith(message)
 
 

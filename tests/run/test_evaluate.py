@@ -6,6 +6,7 @@ import dm_env
 import numpy as np
 import pytest
 
+from dreamer import trust
 from dreamer.config.env import GymnasiumEnv
 from dreamer.run.evaluate import Episodes, Evaluation, Recorder, evaluate
 from tests import probe_envs
@@ -72,7 +73,8 @@ class Idle:
 def play(
     name: str, num_envs: int, episodes: int, record: bool = False, seed: int = 0
 ) -> Evaluation:
-    config = GymnasiumEnv(task=probe_envs.task(name).split("=")[1], image_size=(16, 16))
+    task = probe_envs.task(name).split("=")[1]
+    config = trust.allow(GymnasiumEnv(task=task, image_size=(16, 16)))
     policy: Any = Idle(num_envs)
     result = evaluate(policy, None, config, episodes, seed, record)
     assert result is not None
@@ -141,7 +143,7 @@ def test_there_are_no_frames_where_there_is_nothing_to_see() -> None:
 
 
 def test_an_interrupted_evaluation_has_no_result() -> None:
-    config = GymnasiumEnv(task=probe_envs.task("Walk").split("=")[1])
+    config = trust.allow(GymnasiumEnv(task=probe_envs.task("Walk").split("=")[1]))
     policy: Any = Idle(2)
     assert evaluate(policy, None, config, 50, 0, interrupted=lambda: len(policy.steps) == 4) is None
     assert policy.steps == [0, 1, 2, 3]
