@@ -102,6 +102,39 @@ def _address(run: RunConfig) -> tuple[str, int]:
     return name.strip("[]"), int(port)
 
 
+def _listen(run: RunConfig) -> str:
+    """Where process 0 listens: at the address that run.coordinator names, if it is one of this
+    machine. Empty if it is none, as behind NAT, or if the name has several, or the loopback address
+    as a name has on its own machine that others find elsewhere."""
+    name, port = _address(run)
+    if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
+        return ""
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)}
+        found = (
+            {"127.0.0.1"}
+            if name == "localhost"
+            else {address for address in found if _is_here(address)}
+        )
+    except OSError:
+        return ""
+    (address, *others) = found or {""}
+    loopback = address.startswith("127.") or address == "::1"
+    if others or not address or (loopback and name not in (address, "localhost")):
+        return ""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _is_here(address: str) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as attempt:
+        try:
+            attempt.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
 def bond(run: RunConfig, stop: StopRequest | None = None) -> AbstractContextManager[Any]:
     """That of this process with others, if there are any; see `wanted` and `Bond`."""
     return Bond(run, stop or StopRequest()) if wanted(run) else nullcontext()
@@ -142,6 +175,7 @@ class Bond:
                     parallel.unite(
                         run.coordinator if direct else "",
                         *(run.num_processes, run.process_id, seconds, LOST_AFTER),
+                        _listen(run) if direct and run.process_id == 0 else "",
                     )
             except (RuntimeError, ValueError) as error:
                 raise UserError(

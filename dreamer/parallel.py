@@ -244,7 +244,9 @@ def compile_updates(step: Callable, devices: Sequence[jax.Device]) -> Callable:
 _numbers = itertools.count()  # of the exchanges, which come in the same order on every host
 
 
-def unite(coordinator: str, count: int, number: int, seconds: float, lost_after: int) -> None:
+def unite(
+    coordinator: str, count: int, number: int, seconds: float, lost_after: int, listen: str = ""
+) -> None:
     """Makes this process one of several hosts; before jax is used.
 
     Args:
@@ -253,6 +255,8 @@ def unite(coordinator: str, count: int, number: int, seconds: float, lost_after:
       number: of this one.
       seconds: to wait for the others. Then the process aborts, from C++.
       lost_after: seconds of silence after which a host is lost, and all others abort likewise.
+      listen: host:port at which the first listens; empty is what jax chooses: all interfaces, or
+        that of JAX_COORDINATOR_BIND_ADDRESS.
 
     Raises:
       RuntimeError, ValueError: they cannot be found, or the port is taken.
@@ -261,6 +265,7 @@ def unite(coordinator: str, count: int, number: int, seconds: float, lost_after:
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         coordinator_address=coordinator or None,
+        coordinator_bind_address=listen or None,
         num_processes=count if coordinator else None,
         process_id=number if coordinator else None,
         cluster_detection_method="deactivate" if coordinator else None,

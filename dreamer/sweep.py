@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -229,7 +230,8 @@ def _launch(jobs: Sequence[Job], options: Sequence[str], stop: StopRequest) -> l
             launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=context, task_function=task, config=config
             )
-            returned = launcher.launch([[f"job={number}"] for number in range(len(jobs))], 0)
+            with _alone(name, options):
+                returned = launcher.launch([[f"job={number}"] for number in range(len(jobs))], 0)
     except UserError:
         raise
     except (HydraException, OmegaConfBaseException) as error:
@@ -241,6 +243,16 @@ def _launch(jobs: Sequence[Job], options: Sequence[str], stop: StopRequest) -> l
             f"hydra/launcher={name} failed with {type(error).__name__}: {first_line(error)}"
         ) from error
     return [_result(job) for job in returned]
+
+
+def _alone(launcher: str, options: Sequence[str]) -> AbstractContextManager[None]:
+    """Keeps a cluster that the launcher starts itself from listening to other machines."""
+    joins = any(".ray.init.address=" in option for option in options)
+    if launcher != "ray" or joins or "RAY_ADDRESS" in os.environ:
+        return contextlib.nullcontext()
+    from dreamer.run.ray_actors import on_loopback
+
+    return on_loopback()
 
 
 def _result(returned: Any) -> Result:

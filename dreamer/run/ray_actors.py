@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray import exceptions
+from ray._private import ray_constants
 
 from dreamer import importing, trust
 from dreamer.config import Config
@@ -156,7 +157,8 @@ def _connect(address: str, count: int) -> None:
     cpus = max(os.cpu_count() or 1, count)
     where = {"address": address} if address else {"address": "local", "num_cpus": cpus}
     dashboard = {} if address else {"include_dashboard": False}
-    with _our_signals(), warnings.catch_warnings():
+    where_from = contextlib.nullcontext() if address else on_loopback()
+    with where_from, _our_signals(), warnings.catch_warnings():
         # What Ray forks becomes another program at once, which is safe.
         warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
         try:
@@ -189,6 +191,18 @@ def _no_cluster(address: str, reason: str) -> UserError:
         "names; start it with `ray start --head`, and `ray start --address` on this machine, or "
         "leave it out"
     )
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Lets a cluster that is started inside of it listen on the loopback address alone, not on all
+    interfaces, which is what Ray does where it cannot have other machines."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextlib.contextmanager
