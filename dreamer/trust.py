@@ -123,6 +123,12 @@ def require(env: Any, source: str = "a saved file") -> None:
         _require(claim, source)
 
 
+def known(env: Any) -> bool:
+    """Whether all that a section `env` names may run."""
+    claim = code(env)
+    return claim is None or _is_known(claim)
+
+
 def settle(config: Any, given: Collection[str], source: str = "", word: bool = False) -> None:
     """Decides on a whole configuration that was just made.
 
@@ -147,8 +153,12 @@ def settle(config: Any, given: Collection[str], source: str = "", word: bool = F
         _require(claim, source)
 
 
+def _is_known(claim: Claim) -> bool:
+    return claim.digest in _allowed or claim.digest in _remembered()
+
+
 def _require(claim: Claim, source: str) -> None:
-    if claim.digest in _allowed or claim.digest in _remembered():
+    if _is_known(claim):
         return
     is_code = any(key.startswith("env.") for key in claim.values)
     what = "code" if is_code else "something outside of the run folder"

@@ -243,9 +243,11 @@ def _spec(env_id: str | None) -> Any:
     """How gymnasium makes the environment, where that can be written down."""
     if env_id is None:
         return None
-    spec = gymnasium.spec(env_id)
     try:
+        spec = gymnasium.spec(env_id)
         spec.to_json()
+    except gymnasium.error.Error:  # of a package that was not imported
+        return None
     except ValueError:  # it was registered with a class or function, not with the name of one
         return None
     return spec

@@ -1,5 +1,7 @@
 """Plays episodes to be saved, turns them into Minari datasets, and tells what they hold."""
 
+import contextlib
+import importlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -171,7 +173,11 @@ def _env_id(config: Env) -> str | None:
     """By what gymnasium knows an environment, which need not be the name of its task."""
     if not isinstance(config, GymnasiumEnv) or config.entry_point:
         return None
-    return config.task.rpartition(":")[2]
+    package, _, name = config.task.rpartition(":")
+    if package and trust.known(config):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(package)  # which registers it
+    return name
 
 
 def _numbers(episodes: Iterable[Any]) -> list[str]:

@@ -62,8 +62,10 @@ def load(
         )
     config = compose.from_yaml(folder.saved_config(home) or "")
     if named is not None and trust.named_as(named) != trust.named_as(config.env):
+        other = " with other env.kwargs" if named.name == config.env.name else ""
         raise UserError(
-            f"env={named.name}: {home} is a run in {config.env.name}; name that, or leave it out"
+            f"env={named.name}: {home} is a run in {config.env.name}{other}; name what it has, or "
+            "leave it out"
         )
     if word:
         trust.allow(config.env)
