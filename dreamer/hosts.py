@@ -110,17 +110,16 @@ def _listen(run: RunConfig) -> str:
     if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
         return ""
     try:
-        found = {info[4][0] for info in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)}
-        found = (
-            {"127.0.0.1"}
-            if name == "localhost"
-            else {address for address in found if _is_here(address)}
-        )
+        known = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
     except OSError:
         return ""
-    (address, *others) = found or {""}
-    loopback = address.startswith("127.") or address == "::1"
-    if others or not address or (loopback and name not in (address, "localhost")):
+    found = {address for address in (str(info[4][0]) for info in known) if _is_here(address)}
+    if name == "localhost":
+        found = {"127.0.0.1"}
+    if len(found) != 1:
+        return ""
+    (address,) = found
+    if (address.startswith("127.") or address == "::1") and name not in (address, "localhost"):
         return ""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 

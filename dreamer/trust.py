@@ -86,6 +86,8 @@ def claims(config: Any) -> list[Claim]:
         value = config
         for name in key.split("."):
             value = getattr(value, name)
+        if key == "checkpoint.dir" and not value and config.run.dir:
+            value = os.path.join(config.run.dir, "checkpoints")  # which may be a link
         if not value or value in NOWHERE.get(key, ()):
             continue
         if key in WRITTEN:

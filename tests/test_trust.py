@@ -15,10 +15,12 @@ import pytest
 import yaml
 
 import dreamer
-from dreamer import compose, data, export, trust
+from dreamer import compose, data, export, importing, trust
 from dreamer import eval as evaluation
 from dreamer.envs import registry
 from dreamer.errors import UserError, exit_on_user_error
+from dreamer.run import checkpoint
+from dreamer.run.folder import HEADER
 from tests import probe_envs, tiny_run
 
 ENTRY = "tests.test_trust:touching"
@@ -196,6 +198,12 @@ def test_a_foreign_agent_is_exported_without_its_environment(
             **{"shape": [], "dtype": "int32", "classes": 3, "start": 0}
         }
         shutil.rmtree(copy / "checkpoints" / "100" / "replay", ignore_errors=True)
+    saved = copy / "checkpoints" / "100"
+    meta = checkpoint.read(saved).meta
+    del meta["spaces"]["native"]  # as it was before it was saved
+    checkpoint.amend(saved, meta, None)
+    line = refused(export.main, f"run={copy}", f"out={tmp_path / 'three'}", *options)
+    assert line.startswith("env.entry_point=os:system ")
     assert not mark.exists()
 
 
@@ -228,15 +236,24 @@ def test_what_was_named_is_remembered_by_later_processes(
 
 
 def test_each_way_to_give_ones_word(
-    run: Path, tmp_path: Path, mark: Path, new_process: Callable[[], None]
+    run: Path,
+    tmp_path: Path,
+    mark: Path,
+    new_process: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By an option, by repeating it beside the run, by a program; each is remembered."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise UserError("would play")
+
+    monkeypatch.setattr("dreamer.run.playback.evaluate", stop)
     copy = foreign(run, tmp_path / "run", entry_point=ENTRY, kwargs={"mark": str(mark)})
     play = [f"run={copy}", "episodes=1", "num_envs=1", "platform=cpu", f"out={tmp_path / 'a'}"]
     named = [f"env.entry_point={ENTRY}", f"env.kwargs={{mark: {mark}}}"]
     ways: list[Callable[[], Any]] = [
-        lambda: evaluation.main([*play, "trust=true"]),
-        lambda: evaluation.main([*play, *named]),
+        lambda: refused(evaluation.main, *play, "trust=true"),
+        lambda: refused(evaluation.main, *play, *named),
         lambda: dreamer.load(copy, trust=True).make_env(),
         lambda: dreamer.make_env("gymnasium", entry_point=ENTRY, kwargs={"mark": str(mark)}),
     ]
@@ -272,7 +289,7 @@ def test_a_recipe_and_a_plain_id_need_no_word(run: Path, tmp_path: Path) -> None
 
 
 def test_what_a_configuration_reaches_outside(run: Path, tmp_path: Path) -> None:
-    """Of the settings of a saved one that is trained with; folders inside of the run are its own."""
+    """By settings of a saved one; folders inside of the run are its own."""
     config = dreamer.load(run).config
 
     def settle(*given: str, **changes: Any) -> None:
@@ -299,6 +316,12 @@ def test_what_a_configuration_reaches_outside(run: Path, tmp_path: Path) -> None
         settle(key.replace("__", "."), **{key: value})  # named by the user
         settle(**{key: value})
     settle(checkpoint__dir=str(run / "saves"), run__coordinator="none")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "checkpoints").symlink_to(tmp_path)
+    assert refused(lambda _: settle(run__dir=str(linked))).startswith(
+        f"checkpoint.dir={tmp_path}: "
+    )
     assert refused(lambda _: trust.settle(config, {"env.task"}, str(tmp_path))).startswith(
         "run.dir="
     )
@@ -395,6 +418,18 @@ def test_a_run_folder_is_never_imported_from(run: Path, tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+def test_a_folder_of_saved_files_is_not_added_to_the_path(
+    run: Path, episodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path), str(run)])
+    for folder in (run, run / "checkpoints", run / "checkpoints" / "100", episodes):
+        importing.add(str(folder))
+    assert sys.path == [str(tmp_path)]
+    importing.add("/somewhere")
+    assert sys.path == ["/somewhere", str(tmp_path)]
+    assert HEADER.startswith(importing.MARK)
+
+
 def test_the_status_and_the_one_line(
     run: Path, tmp_path: Path, mark: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -403,9 +438,10 @@ def test_the_status_and_the_one_line(
     argv = [f"run={copy}", "episodes=1", "platform=cpu"]
     assert exit_on_user_error(lambda: evaluation.main(argv)) == 2
     (line,) = capsys.readouterr().err.splitlines()
+    shown = f"env.entry_point=os:system 'env.kwargs={{command: \"touch {mark}\"}}'"
     assert line == (
-        f"error: env.entry_point=os:system 'env.kwargs={{command: \"touch {mark}\"}}': a saved file "
-        "names code that you have never named; it needs your word: repeat it on the command line "
-        "as it is written here, or add trust=true (in Python trust=True)"
+        f"error: {shown}: a saved file names code that you have never named; it needs your word: "
+        "repeat it on the command line as it is written here, or add trust=true (in Python "
+        "trust=True)"
     )
     assert not mark.exists()
