@@ -21,6 +21,7 @@ from dreamer.envs import registry
 from dreamer.errors import UserError, exit_on_user_error
 from dreamer.run import checkpoint
 from dreamer.run.folder import HEADER
+from dreamer.run.loop import Trainer
 from tests import probe_envs, tiny_run
 
 ENTRY = "tests.test_trust:touching"
@@ -444,4 +445,16 @@ def test_the_status_and_the_one_line(
         "repeat it on the command line as it is written here, or add trust=true (in Python "
         "trust=True)"
     )
+    assert not mark.exists()
+
+
+def test_what_another_run_holds_is_read_without_its_environment(
+    run: Path, tmp_path: Path, mark: Path
+) -> None:
+    """Its replay and its weights, into a new run in an environment that the user named."""
+    env = {"entry_point": "os:system", "kwargs": {"command": f"touch {mark}"}}
+    copy = foreign(run, tmp_path / "run", **env)
+    changes = (f"replay.load={copy}", f"run.init_from={copy}")
+    with Trainer(tiny_run.config(tmp_path / "new", *changes)) as trainer:
+        assert trainer.loop.loaded
     assert not mark.exists()

@@ -43,9 +43,7 @@ def train(
         isinstance(callbacks, Sequence) and all(isinstance(each, Callback) for each in callbacks),
         *("callbacks", callbacks, "a list of objects of dreamer.Callback"),
     )
-    config = _config(options)
-    if isinstance(options, Config):
-        settle(config, (), "the configuration", trust)
+    config = _config(options, trust)
     hosts.refuse(config.run)
     start.runtime(config.platform, config.xla_flags)
     in_main = threading.current_thread() is threading.main_thread()
@@ -56,8 +54,9 @@ def train(
     return load(paths.run_folder(first))
 
 
-def _config(options: Options) -> Config:
+def _config(options: Options, word: bool) -> Config:
     if isinstance(options, Config):
+        settle(options, (), "the configuration", word)
         return options
     if isinstance(options, Mapping):
         options = [f"{key}={_text(value)}" for key, value in options.items()]
@@ -67,7 +66,7 @@ def _config(options: Options) -> Config:
         all(isinstance(option, str) for option in given),
         *("options", options, "a list of texts KEY=VALUE, a mapping or a configuration"),
     )
-    return compose.compose(given)
+    return compose.compose([*given, "trust=true"] if word else given)
 
 
 def _text(value: Any) -> str:

@@ -176,3 +176,20 @@ def test_a_signal_saves_and_leaves_nothing_behind(number: signal.Signals, tmp_pa
     assert not [line for line in lines if "ray" in line.lower() and "actors on Ray" not in line]
     _, alive = psutil.wait_procs(children, 20)
     assert not alive
+
+
+def test_a_cluster_that_is_started_here_listens_to_this_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an actor makes an environment that this process was allowed to make."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with Trainer(tiny_run.config(tmp_path / "run", *OPTIONS)) as trainer:
+        go_on(trainer, 20)
+        own = psutil.Process()
+        listening = {
+            connection.laddr.ip.removeprefix("::ffff:")
+            for process in (own, *own.children(recursive=True))
+            for connection in process.net_connections("tcp")
+            if connection.status == "LISTEN"
+        }
+    assert listening == {"127.0.0.1"}
