@@ -17,11 +17,16 @@ class UserError(Exception):
     """
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().split())
+        return printable(" ".join(super().__str__().split()))
 
 
 class EnvironmentFault(UserError):
     """An environment failed, or gave what its spaces do not allow: which, what, and where."""
+
+
+def printable(text: str) -> str:
+    """Text of others without what a terminal would act on, which is written as its code."""
+    return "".join(x if x.isprintable() else ascii(x)[1:-1] for x in text)
 
 
 def describe(error: BaseException) -> str:

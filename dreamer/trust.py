@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dreamer import files
-from dreamer.errors import UserError, warn
+from dreamer.errors import UserError, printable, warn
 
 ABOUT = (
     "# What you named on a command line or in a program, and what saved files may therefore use.\n"
@@ -265,8 +265,7 @@ def _shown(value: Any, inside: bool = False) -> str:
         text = str(value).lower()
     else:
         text = "null" if value is None else repr(value)
-    if not text.isprintable():
-        text = ascii(text)[1:-1]
+    text = printable(text)
     return text if len(text) <= SHOWN or inside else f"{text[:SHOWN]}... ({len(text):,} characters)"
 
 

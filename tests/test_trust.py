@@ -382,12 +382,17 @@ def test_a_file_that_others_may_have_made_is_not_believed(
         assert file.read_text() == text
 
 
-def test_what_is_shown_acts_on_no_terminal(run: Path, tmp_path: Path) -> None:
+def test_what_is_shown_acts_on_no_terminal(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     kwargs = {"a": "\x1b[2Jgone\u202e", "b": "two\nlines", "n": {"c": [1, True, None, 0.5]}}
     copy = foreign(run, tmp_path / "run", entry_point="os:system", kwargs=kwargs)
     line = refused(lambda _: dreamer.load(copy).make_env())
     assert line.isprintable()
     assert "{c: [1, true, null, 0.5]}" in line
+    other = foreign(run, tmp_path / "other", entry_point="a:\x1b[2J")
+    assert data.main(["info", f"source={other}"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
     named = ["env.entry_point=os:system", "env.kwargs={a: 'x y', b: 1.5, c: [p/q.txt, true]}"]
     claim = trust.code(compose.compose(named).env)
     again = [

@@ -16,7 +16,7 @@ from dreamer.config.env import Env, GymnasiumEnv
 from dreamer.envs import minari_data, recorded, registry
 from dreamer.envs.base import Actions, BatchedEnv, random_action
 from dreamer.envs.recorded import ENV, Episode, Spaces
-from dreamer.errors import UserError
+from dreamer.errors import UserError, printable
 from dreamer.run import folder, loading, paths, recordings, summary
 from dreamer.run.policy import Policy
 
@@ -146,7 +146,7 @@ def info(options: InfoOptions, env_config: Env | None) -> None:
         _, spaces = _spaces(options, env_config)
     found = recordings.open_recording(options.source, "source", spaces)
     leaves = recorded.expected(spaces)
-    rows = {"source": f"{found.name}, {spaces.name}"}
+    rows = {"source": f"{found.name}, {printable(spaces.name)}"}
     print("\n".join([f"{name:>9}  {text}" for name, text in rows.items()]))
     print("\n".join(_numbers(found.read())))
     for name, leaf in leaves.items():

@@ -9,7 +9,7 @@ from dreamer.agent import interface
 from dreamer.config import EvalOptions
 from dreamer.config.env import Env
 from dreamer.envs import registry
-from dreamer.errors import UserError
+from dreamer.errors import UserError, printable
 from dreamer.run import loading, paths, summary
 from dreamer.run.evaluate import evaluate, frame
 from dreamer.run.loading import Saved
@@ -57,7 +57,7 @@ def play(options: EvalOptions, named: Env | None = None) -> dict[str, Any]:
         assert result.frames is not None, "refused at the start"
         with summary.explaining_refusal(video):
             write_mp4(video, result.frames, FPS)
-    print(summary.render(numbers, f"{env.name}, step {step:,}"))
+    print(summary.render(numbers, f"{printable(env.name)}, step {step:,}"))
     print(f"written to {out}" + (f", the first episode to {video}" if options.video else ""))
     return numbers
 
