@@ -175,13 +175,16 @@ def _require(claim: Claim, source: str) -> None:
 
 def path() -> Path | None:
     """The file of what is remembered; None where there is no home folder."""
-    state = os.environ.get("XDG_STATE_HOME", "")
-    if not os.path.isabs(state):
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if not state.is_absolute():  # as the specification of these folders says
         try:
-            state = str(Path.home() / ".local" / "state")
+            home = Path.home()
         except RuntimeError:
             return None
-    return Path(state) / "dreamer" / "trusted"
+        if not home.is_dir():
+            return None
+        state = home / ".local" / "state"
+    return state / "dreamer" / "trusted"
 
 
 def _remember(claims: list[Claim]) -> None:

@@ -328,15 +328,17 @@ def test_what_a_configuration_reaches_outside(run: Path, tmp_path: Path) -> None
     )
 
 
-@pytest.mark.parametrize("home", ["missing", "read-only", "file"])
+@pytest.mark.parametrize("home", ["none", "missing", "read-only", "file"])
 def test_without_a_home_it_goes_on(
     home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "home"
-    if home == "missing":
-        monkeypatch.delenv("XDG_STATE_HOME")
-        monkeypatch.delenv("HOME", raising=False)
+    if home == "none":
+        monkeypatch.setenv("XDG_STATE_HOME", "")
         monkeypatch.setattr(Path, "home", _no_home)
+    elif home == "missing":
+        monkeypatch.setenv("XDG_STATE_HOME", "relative")
+        monkeypatch.setenv("HOME", str(place))
     elif home == "read-only":
         monkeypatch.setenv("XDG_STATE_HOME", "/proc/1/none")
     else:
@@ -344,6 +346,7 @@ def test_without_a_home_it_goes_on(
         monkeypatch.setenv("XDG_STATE_HOME", str(place))
     env = compose.compose(["env.entry_point=tests.probe_envs:Drawn"]).env
     registry.make(env, 1, 0).close()
+    assert home == "file" or not place.exists()
 
 
 def _no_home() -> Path:
