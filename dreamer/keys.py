@@ -55,6 +55,14 @@ def leaves(schema: type[BaseModel], suite: str = "gymnasium") -> dict[str, Field
     return {path: field for path, field in keys.items() if path not in parents}
 
 
+def every(schema: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Returns every key that holds a value with any suite of environments, by its dotted path."""
+    merged: dict[str, FieldInfo] = {}
+    for suite in suites(schema) or ("",):
+        merged |= leaves(schema, suite)
+    return merged
+
+
 def sections(schema: type[BaseModel], suite: str = "gymnasium") -> dict[str, list[str]]:
     """Returns the names that can be set below every section, by its dotted path ('' is the top)."""
     names: dict[str, list[str]] = {}

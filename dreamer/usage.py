@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from dreamer import keys
-from dreamer.compose import GROUPS, compose, config_dir, group_choices
+from dreamer.compose import GROUPS, compose, config_dir, group_choices, group_of
 from dreamer.config import Config
 
 WIDTH = 100
@@ -43,15 +43,9 @@ def help_text() -> str:
     chosen = {"env": default.env.suite, "size": default.size, "agent": "default"}
     parts += [_group(group, chosen.get(group)) for group in GROUPS]
     parts.append("KEYS (KEY=VALUE): key, default, meaning (what it takes)\n")
-    defaults = {suite: compose([f"env={_group_of(suite)}"]) for suite in keys.suites(Config)}
+    defaults = {suite: compose([f"env={group_of(suite)}"]) for suite in keys.suites(Config)}
     parts += [_section(title, path, suite, defaults[suite]) for title, path, suite in _sections()]
     return "\n".join(parts)
-
-
-def _group_of(suite: str) -> str:
-    """The group file of a suite: of its name, or the first whose name begins with it."""
-    choices = group_choices("env")
-    return suite if suite in choices else next(c for c in choices if c.startswith(suite))
 
 
 def _group(group: str, default: str | None) -> str:
