@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,11 @@ class Agent:
     observations: spaces.Specs  # those that are seen or predicted, and masks
     actions: spaces.Specs
     dtype: DTypeLike
+
+    @cached_property
+    def init(self) -> Any:
+        """`init` of this agent, compiled when it is called; its shapes are known before."""
+        return jax.jit(partial(init, self))
 
 
 @struct.dataclass

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 
-from dreamer.agent import agent as agents
 from dreamer.agent.agent import Agent, State
 from dreamer.config import Config
 from dreamer.envs import registry
@@ -54,14 +53,14 @@ class StoreLoop:
         return self.store.sequences(count, seed)
 
 
-def make_agent(config: Config) -> Agent:
+def make_agent(config: Config, devices: list[jax.Device]) -> Agent:
     """The agent where no environment stays: one is made for its spaces."""
     env = registry.make(config.env, 1, config.seed)
     try:
         specs = env.observation_spec(), env.action_spec()
     finally:
         env.close()
-    return agents.make_agent(config.agent, *specs)
+    return device_memory.make_agent(config, specs, devices)
 
 
 def make_store(config: Config, agent: Agent, devices: list[jax.Device]) -> HostStore | DeviceStore:
