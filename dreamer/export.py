@@ -4,31 +4,24 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from dreamer.errors import UserError, exit_on_user_error
-
-HELP = "Usage: python -m dreamer.export run=PATH [KEY=VALUE ...]\n"
+from dreamer.errors import exit_on_user_error
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; UserError is for the caller."""
     # Slow to import: from here on Ctrl-C ends the command without a traceback.
-    from dreamer import compose, usage
+    from dreamer import usage
     from dreamer.config import ExportOptions
-    from dreamer.run import paths
 
-    argv = sys.argv[1:] if argv is None else argv
-    if usage.wants_help(argv):
-        print(HELP + usage.options_text(ExportOptions))
+    options = usage.of_run(sys.argv[1:] if argv is None else argv, ExportOptions, "export")
+    if options is None:
         return 0
-    options = compose.options(argv, ExportOptions)
-    if not paths.expand(options.run, "run").is_dir():
-        raise UserError(f"run={options.run} is not a folder; name the folder of a training run")
     from dreamer import start
 
     start.runtime(options.platform)
     from dreamer.api.agent import TrainedAgent
     from dreamer.exporting import folder
-    from dreamer.run import loading
+    from dreamer.run import loading, paths
 
     saved = loading.load(options.run, options.checkpoint)
     agent = TrainedAgent(saved.config, saved.agent, saved.params, saved.step)

@@ -1,15 +1,29 @@
 """The text of --help: groups with their choices, keys with their defaults and meanings."""
 
+import os
+import platform
 import textwrap
+from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from dreamer import keys
-from dreamer.compose import GROUPS, compose, config_dir, group_choices, group_of
+from dreamer.compose import (
+    GROUPS,
+    compose,
+    config_dir,
+    group_choices,
+    group_of,
+    options,
+    to_yaml,
+)
 from dreamer.config import Config
+from dreamer.errors import UserError
 
+Schema = TypeVar("Schema", bound=BaseModel)
 WIDTH = 100
 INTRODUCTION = """\
 Trains a DreamerV3 agent.
@@ -20,8 +34,11 @@ usage: python -m dreamer.train [GROUP=CHOICE ...] [KEY=VALUE ...]
   python -m dreamer.train env=atari100k env.task=pong size=12m seed=1
   python -m dreamer.train experiment=cartpole run.dir=runs/first
 
-The same command with the same run folder resumes. Lists are written [64,64]. With --multirun, every
-combination of several values is a run: python -m dreamer.train --multirun seed=0,1,2 size=1m,12m
+The same command with the same run folder resumes, and so does run.dir=FOLDER alone.
+config=FILE.yaml takes groups and keys from a file, which those given beside it override. --cfg job
+prints the whole configuration, --version the versions; DREAMER_TRACEBACK=1 in the environment shows
+where an error comes from. Lists are written [64,64]. With --multirun, every combination of several
+values is a run: python -m dreamer.train --multirun seed=0,1,2 size=1m,12m
 """
 PURPOSE = {
     "env": "the suite of environments and its published protocol",
@@ -31,9 +48,65 @@ PURPOSE = {
 }
 
 
-def wants_help(argv: list[str]) -> bool:
+def wants_help(argv: Sequence[str]) -> bool:
     """Returns whether the arguments ask for help."""
     return any(argument in ("-h", "--help", "help") for argument in argv)
+
+
+def answered(argv: Sequence[str], text: Callable[[], str]) -> bool:
+    """Prints the help or the versions, where the arguments ask for them; whether they do."""
+    if wants_help(argv):
+        print(text())
+    elif "--version" in argv:
+        print(f"dreamer {_version('dreamer')}, jax {_version('jax')}, ", end="")
+        print(f"Python {platform.python_version()}")
+    else:
+        return False
+    return True
+
+
+def answered_config(argv: Sequence[str]) -> bool:
+    """Prints the whole configuration that the arguments make, where --cfg job asks for it as in
+    programs of Hydra; whether it does."""
+    for index, argument in enumerate(argv):
+        if argument in ("--cfg=job", "-c=job"):
+            end = index + 1
+        elif argument in ("--cfg", "-c") and argv[index + 1 : index + 2] == ["job"]:
+            end = index + 2
+        else:
+            continue
+        rest = [one for one in (*argv[:index], *argv[end:]) if one != "--resolve"]
+        print(to_yaml(compose(rest)), end="")
+        return True
+    return False
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def of_run(argv: Sequence[str], schema: type[Schema], name: str) -> Schema | None:
+    """Returns the options of a command about a run; None where it has printed its help instead.
+
+    Args:
+      argv: arguments.
+      schema: has a field `run`, of a folder.
+      name: of the command.
+
+    Raises:
+      UserError: an option that is not allowed, or no such folder.
+    """
+    text = f"Usage: python -m dreamer.{name} run=PATH [KEY=VALUE ...]\n"
+    if answered(argv, lambda: text + options_text(schema)):
+        return None
+    found = options(list(argv), schema)
+    run: str = found.run  # type: ignore[attr-defined]
+    if not Path(os.path.expanduser(run)).is_dir():
+        raise UserError(f"run={run} is not a folder; name the folder of a training run")
+    return found
 
 
 def help_text() -> str:
