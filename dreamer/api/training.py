@@ -9,7 +9,6 @@ from dreamer import compose, hosts, start
 from dreamer.api import arguments
 from dreamer.api.agent import TrainedAgent, load
 from dreamer.config import Config
-from dreamer.keys import show
 from dreamer.run import paths, seeds
 from dreamer.run.callbacks import Callback
 from dreamer.run.signals import StopRequest
@@ -24,8 +23,9 @@ def train(options: Options = (), callbacks: Sequence[Callback] = ()) -> TrainedA
     From another thread than the main one, signals are left to the program.
 
     Args:
-      options: those of the command line, as ["env=atari100k", "env.task=pong"] or as
-        {"env": "atari100k", "env.task": "pong"}; or a whole configuration.
+      options: those of the command line, as ["env=atari100k", "env.task=pong"]; or a mapping such
+        as {"env": "atari100k", "env.task": "pong", "run": {"steps": 5000}}, whose values are taken
+        exactly as they are; or a whole configuration.
       callbacks: told how it goes.
 
     Returns:
@@ -53,7 +53,7 @@ def _config(options: Options) -> Config:
     if isinstance(options, Config):
         return options
     if isinstance(options, Mapping):
-        options = [f"{key}={_text(value)}" for key, value in options.items()]
+        return compose.compose(options)
     given = [options] if isinstance(options, str) else options
     given = list(given) if isinstance(given, Iterable) else [given]
     arguments.expect(
@@ -61,10 +61,3 @@ def _config(options: Options) -> Config:
         *("options", options, "a list of texts KEY=VALUE, a mapping or a configuration"),
     )
     return compose.compose(given)
-
-
-def _text(value: Any) -> str:
-    """A value as one would write it at the command line."""
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_text, value))}]"
-    return value if isinstance(value, str) else show(value)

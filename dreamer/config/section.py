@@ -20,6 +20,18 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def __repr__(self) -> str:
+        """What differs from the defaults, shortened to fit in a few lines."""
+        changed = [
+            f"{name}={value!r}"
+            for name, field in type(self).model_fields.items()
+            if (value := getattr(self, name)) != field.get_default(call_default_factory=True)
+        ]
+        text = f"{type(self).__name__}({', '.join(changed)})"
+        return text if len(text) <= 200 else f"{text[:197]}..."
+
+    __str__ = __repr__
+
     @model_validator(mode="before")
     @classmethod
     def _no_boolean_numbers(cls, data: Any) -> Any:
