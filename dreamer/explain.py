@@ -40,6 +40,7 @@ FLAGS = {
     ),
     **dict.fromkeys(("--hydra-help", "-sc", "--shell-completion"), "write --help"),
     **dict.fromkeys(("-r", "--run"), "leave it out; without --multirun there is one run"),
+    **dict.fromkeys(("-m", "--multirun"), "several runs are made by python -m dreamer.train alone"),
     "--experimental-rerun": "run.dir=RUN alone resumes a run, config=RUN/config.yaml repeats it",
 }
 
