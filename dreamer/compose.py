@@ -29,7 +29,8 @@ from dreamer.explain import expected, first_line, habit, joined, unknown_key, va
 Schema = TypeVar("Schema", bound=BaseModel)
 Reader = Callable[[str, Any, FieldInfo], Any]
 
-GROUPS = ("size", "agent", "env", "experiment")  # merged in this order
+GROUPS = ("env", "size", "agent", "experiment")
+MERGED = ("size", "agent", "env", "experiment")  # the groups, later ones over earlier ones
 ALIASES = {"env.id": "env.task"}  # another name of a key
 NAMES = {"env.task", "env.entry_point"}  # each says what the environment is
 FILE = "config"  # the option that names a file of the user's
@@ -338,7 +339,7 @@ def _merge_groups(choices: dict[str, str], below: dict[str, Any]) -> DictConfig:
         if suite not in keys.suites(Config):
             validate(Config, {"env": {"suite": suite}})
         tree.env = {"suite": suite}
-    for group in GROUPS:
+    for group in MERGED:
         if group not in choices:
             continue
         values = _group_file(group, choices[group])
