@@ -268,7 +268,9 @@ def test_a_second_run_in_the_same_folder_is_refused(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tiny_run.copy(finished, tmp_path / "run")
-    with Trainer(tiny_run.config(folder)):
+    with Trainer(tiny_run.config(folder)) as trainer:
+        name = "tests.probe_envs:probe/Drawn-v0"
+        assert repr(trainer) == f"Trainer({name}, nano, step 100, in {folder})"
         capsys.readouterr()
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
         assert run(folder) == 2

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from jax.experimental import compilation_cache
 
 import dreamer
 from dreamer import train
-from dreamer.agent.agent import initial_carry
+from dreamer.agent.agent import init, initial_carry
 from dreamer.api.agent import Imagination
+from dreamer.api.gymnasium_policy import Memory
 from dreamer.bench import __main__ as bench
 from dreamer.compose import HEADER, compose, differences, to_yaml
 from dreamer.config import Config
@@ -296,9 +298,9 @@ def test_threads_compose_at_once() -> None:
 
 def test_whatever_the_library_gives_has_a_short_repr() -> None:
     agent = agents.agent()
-    env = agents.env(2)
     zeros = np.zeros((5, 2))
     policy = agent.policy(num_envs=2)
+    state = jax.eval_shape(partial(init, agent.networks), jax.random.key(0))
     config = compose(["agent=dreamerv3", "experiment=pendulum_pixels", "env.kwargs={a: [1,2,3]}"])
     made = dreamer.make_env("gymnasium", "CartPole-v1", num_envs=3)
     made.close()
@@ -313,12 +315,14 @@ def test_whatever_the_library_gives_has_a_short_repr() -> None:
         r"GymnasiumEnv\(.*kwargs=.*": config.env,
         r"VectorEnv\(3 environments, observation float32 \(4,\), action int32 \(\)\)": made,
         r".*Policy object .*": Policy(agent.networks, 2),
+        r"GymnasiumPolicy\(TrainedAgent\(.*\)\)": agent.sb3(agents.Choice()),
+        r"Memory\(2 environments, step 3\)": Memory(initial_carry(agent.networks, 2), 3),
+        r"State\([\d,]+ parameters\)": state,
     }
     for pattern, thing in shown.items():
         for text in (repr(thing), str(thing)):
             assert re.fullmatch(pattern, text), text
             assert len(text) <= 200
-    assert env.num_envs == 2
 
 
 # --------------------------------------------------------------- what libraries and systems raise
