@@ -75,9 +75,10 @@ def habit(argv: Sequence[str], index: int, known: Mapping[str, FieldInfo | None]
     """
     key, equals, value = argv[index].partition("=")
     name = key.lstrip("+~-")
-    if name.startswith("hydra"):
+    trains = "run.dir" in known  # other commands take neither files nor groups
+    if name.startswith("hydra") and trains:
         return _of_hydra(name, value, argv)
-    if key in FLAGS:
+    if key in FLAGS and trains:
         return FLAGS[key].format(file=_own_file(argv))
     if name == key:
         return ""
@@ -103,7 +104,7 @@ def habit(argv: Sequence[str], index: int, known: Mapping[str, FieldInfo | None]
 def unknown_key(path: str, value: str, schema: type[BaseModel], suite: str) -> str:
     """Returns why `path` cannot be set: a section, a key of another suite, or nothing at all."""
     sections = keys.sections(schema, suite)
-    if path.startswith("hydra"):
+    if path.startswith("hydra") and "run" in sections:
         return f"{path}={value}: {_of_hydra(path, value, ())}"
     inside = _inside(path, value, keys.leaves(schema, suite))
     if inside:

@@ -75,6 +75,8 @@ def answered_config(argv: Sequence[str]) -> bool:
             end = index + 2
         else:
             continue
+        if {"-m", "--multirun"} & set(argv):
+            raise UserError("--cfg job prints one configuration; leave out --multirun")
         rest = [one for one in (*argv[:index], *argv[end:]) if one != "--resolve"]
         print(to_yaml(compose(rest)), end="")
         return True

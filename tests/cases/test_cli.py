@@ -20,6 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from jax.experimental import compilation_cache
 
 import dreamer
+from dreamer import eval as evaluation
 from dreamer import train
 from dreamer.agent.agent import init, initial_carry
 from dreamer.api.agent import Imagination
@@ -203,6 +204,20 @@ def test_cfg_job_prints_the_configuration(capsys: pytest.CaptureFixture[str]) ->
     for main in (train.main, bench.main):
         assert main(["--version"]) == 0
         assert capsys.readouterr().out.startswith("dreamer ")
+
+
+def test_commands_about_a_run_take_dashes_for_what_they_have() -> None:
+    for argv, piece in (
+        (["--run=x"], "--run=x: options are written without dashes; write run=x"),
+        (["run=x", "--video"], "write video=true"),
+        (["run=x", "hydra.run.dir=y"], "hydra.run.dir=y: no such key"),
+        (["run=x", "-cn", "y"], "-cn: no such key"),
+        (["run=x", "+greedy=true"], "keys are not added; write greedy=true"),
+    ):
+        with pytest.raises(UserError, match=re.escape(piece)):
+            evaluation.main(argv)
+    with pytest.raises(UserError, match="leave out --multirun"):
+        train.main(["-m", "seed=0,1", "--cfg", "job"])
 
 
 def test_a_value_that_needs_quotes_says_so() -> None:
