@@ -29,9 +29,12 @@ def main(argv: list[str] | None = None) -> int:
         "info": InfoOptions,
     }
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or usage.wants_help(argv):
+
+    def text() -> str:
         sections = [f"\n{verb}: {o.__doc__}\n{usage.options_text(o)}" for verb, o in verbs.items()]
-        print(HELP + "\n".join(sections))
+        return HELP + "\n".join(sections)
+
+    if usage.answered(argv or ["help"], text):
         return 0
     verb, *given = argv
     if verb not in verbs:

@@ -3,31 +3,25 @@
 import sys
 from pathlib import Path
 
-from dreamer.errors import UserError, exit_on_user_error
-
-HELP = "Usage: python -m dreamer.export run=PATH [KEY=VALUE ...]\n"
+from dreamer.errors import exit_on_user_error
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; UserError is for the caller."""
     # Slow to import: from here on Ctrl-C ends the command without a traceback.
-    from dreamer import compose, trust, usage
+    from dreamer import usage
     from dreamer.config import ExportOptions
-    from dreamer.run import paths
 
-    argv = sys.argv[1:] if argv is None else argv
-    if usage.wants_help(argv):
-        print(HELP + usage.options_text(ExportOptions))
+    found = usage.of_run(sys.argv[1:] if argv is None else argv, ExportOptions, "export")
+    if found is None:
         return 0
-    options, env = compose.options_and_env(argv, ExportOptions, trust.NAMES)
-    if not paths.expand(options.run, "run").is_dir():
-        raise UserError(f"run={options.run} is not a folder; name the folder of a training run")
+    options, env = found
     from dreamer import start
 
     start.runtime(options.platform)
     from dreamer.api.agent import TrainedAgent
     from dreamer.exporting import folder, observations
-    from dreamer.run import loading
+    from dreamer.run import loading, paths
 
     saved = loading.load(options.run, options.checkpoint, options.trust, env)
     agent = TrainedAgent(saved.config, saved.agent, saved.params, saved.step)

@@ -89,7 +89,7 @@ def detected(env: Mapping[str, str]) -> str:
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text and text.isdigit() else 0
+    return int(text) if text and text.isdecimal() else 0
 
 
 def _address(run: RunConfig) -> tuple[str, int]:

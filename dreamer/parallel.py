@@ -39,6 +39,8 @@ def local_devices(platform: str, count: int, batch_size: int) -> list[jax.Device
     try:
         found = jax.local_devices(backend=None if platform == "auto" else platform)
     except (RuntimeError, AssertionError):  # which of the two depends on the platform
+        if platform == "auto":
+            raise
         raise UserError(
             f"platform={platform} was asked for but jax finds no such device here; set "
             "platform=auto, or install its extra: pip install 'dreamer[cuda]' or 'dreamer[tpu]'"

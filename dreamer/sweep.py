@@ -50,6 +50,11 @@ RAY = tuple(
     for option in ("object_store_memory=null", "log_to_driver=false", "logging_level=error")
 )
 EXTRAS = {"ray": "ray", "submitit_slurm": "slurm", "submitit_local": "slurm"}  # by launcher
+# Options of Hydra that change nothing here: composing says what to write instead.
+EXPLAINED = (
+    *("hydra.run.", "hydra.searchpath", "hydra.job.chdir", "hydra.output_subdir", "hydra.mode"),
+    *("hydra/sweeper", "hydra.sweeper"),
+)
 LOCAL = "basic"  # the launcher that runs one after the other in this process
 POLL = 0.2  # seconds between looks at a job and at signals
 
@@ -179,7 +184,8 @@ class Task:
 
 
 def _is_hydras(argument: str) -> bool:
-    return argument.lstrip("+~").startswith(("hydra.", "hydra/"))
+    name = argument.lstrip("+~")
+    return name.startswith(("hydra.", "hydra/")) and not name.startswith(EXPLAINED)
 
 
 def _values(argument: str) -> list[str]:

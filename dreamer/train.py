@@ -18,8 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     with StopRequest() as stop:  # before the slow imports: a signal never meets a half-made run
         from dreamer import compose, sweep, usage
 
-        if usage.wants_help(argv):
-            print(usage.help_text())
+        if usage.answered(argv, usage.help_text) or usage.answered_config(argv):
             return 0
         if sweep.wanted(argv):
             return sweep.sweep(argv, stop)

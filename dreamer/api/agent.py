@@ -46,6 +46,11 @@ class Imagination:
     values: np.ndarray  # [H + 1, N], the critic's, of state t
     observations: dict[str, np.ndarray]  # [H + 1, N, ...] by key, of state t; {} unless decoded
 
+    def __repr__(self) -> str:
+        horizon, count = np.shape(self.rewards)
+        decoded = f", with {', '.join(self.observations)}" if self.observations else ""
+        return f"Imagination({horizon} steps of {count} environments{decoded})"
+
 
 @dataclass(frozen=True, eq=False)
 class TrainedAgent:
@@ -55,6 +60,11 @@ class TrainedAgent:
     networks: Agent
     params: Any
     step: int  # environment steps of training
+
+    def __repr__(self) -> str:
+        count = sum(map(np.size, jax.tree.leaves(self.params)))
+        name, size = self.config.env.name, self.config.size
+        return f"TrainedAgent({name}, {size}, {count:,} parameters, step {self.step:,})"
 
     @classmethod
     def of(cls, run: "Trainer") -> Self:

@@ -9,7 +9,6 @@ from dreamer import compose, hosts, start
 from dreamer.api import arguments
 from dreamer.api.agent import TrainedAgent, load
 from dreamer.config import Config
-from dreamer.keys import show
 from dreamer.run import paths, seeds
 from dreamer.run.callbacks import Callback
 from dreamer.run.signals import StopRequest
@@ -27,8 +26,9 @@ def train(
     From another thread than the main one, signals are left to the program.
 
     Args:
-      options: those of the command line, as ["env=atari100k", "env.task=pong"] or as
-        {"env": "atari100k", "env.task": "pong"}; or a whole configuration.
+      options: those of the command line, as ["env=atari100k", "env.task=pong"]; or a mapping such
+        as {"env": "atari100k", "env.task": "pong", "run": {"steps": 5000}}, whose values are taken
+        exactly as they are; or a whole configuration.
       callbacks: told how it goes.
       trust: whether a whole configuration, which may be that of a saved run, may run code and reach
         outside of its folder as it says, although you have never named what it does.
@@ -59,7 +59,7 @@ def _config(options: Options, word: bool) -> Config:
         settle(options, (), "the configuration", word)
         return options
     if isinstance(options, Mapping):
-        options = [f"{key}={_text(value)}" for key, value in options.items()]
+        return compose.compose({**options, "trust": True} if word else options)
     given = [options] if isinstance(options, str) else options
     given = list(given) if isinstance(given, Iterable) else [given]
     arguments.expect(
@@ -67,10 +67,3 @@ def _config(options: Options, word: bool) -> Config:
         *("options", options, "a list of texts KEY=VALUE, a mapping or a configuration"),
     )
     return compose.compose([*given, "trust=true"] if word else given)
-
-
-def _text(value: Any) -> str:
-    """A value as one would write it at the command line."""
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_text, value))}]"
-    return value if isinstance(value, str) else show(value)

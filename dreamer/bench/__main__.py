@@ -44,13 +44,17 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; UserError is for the caller."""
+    # Slow to import: from here on Ctrl-C ends the command without a traceback.
+    from dreamer import compose, usage
+
+    argv = sys.argv[1:] if argv is None else argv
+    if usage.answered(argv, parser().format_help):
+        return 0
     given = parser().parse_intermixed_args(argv)
     what = chosen("--what", WHAT if given.what == "all" else given.what.split(","), WHAT)
     observations = chosen("--observations", given.observations.split(","), OBSERVATIONS)
     if given.repeats < 1 or not given.seconds > 0:
         raise UserError("--repeats must be at least 1 and --seconds more than 0")
-    from dreamer import compose
-
     sizes = [f"size={size}" for size in given.sizes.split(",") if size]
     configs = [compose.compose([*given.options, size]) for size in sizes] or [
         compose.compose(given.options)
@@ -62,6 +66,13 @@ def main(argv: list[str] | None = None) -> int:
     earlier = report.load(given.against) if given.against else None
     if given.out:
         summary.check(given.out)
+    if given.trace:
+        try:
+            given.trace.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--trace {given.trace}: no folder can be made there: {error.strerror}"
+            ) from None
     start.runtime(configs[0].platform, configs[0].xla_flags)
     content = machine(configs[0], given.options)
     import jax

@@ -39,6 +39,12 @@ class Config(Section):
     log: LogConfig = LogConfig()
     run: RunConfig = RunConfig()
 
+    def __repr__(self) -> str:
+        where = f", run.dir={self.run.dir}" if self.run.dir else ""
+        return f"Config({self.env.suite} {self.env.name}, {self.size}, seed={self.seed}{where})"
+
+    __str__ = __repr__
+
     @property
     def first_update(self) -> int:
         """Environment step from which updates are owed: when the replay holds batch_size *

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=1, le=2**20)]  # of a part of the networks
+Layers = Annotated[int, Field(ge=1, le=100)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -17,13 +19,25 @@ Word = Annotated[
         "env.entry_point, env.id and env.kwargs here says the same"
     ),
 ]
-Mults = Annotated[tuple[Count, ...], Field(min_length=1)]
+Mults = Annotated[tuple[Size, ...], Field(min_length=1)]
 
 
 class Section(BaseModel):
     """A part of the configuration: immutable, and a key that is not declared is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __repr__(self) -> str:
+        """What differs from the defaults, shortened to fit in a few lines."""
+        changed = [
+            f"{name}={value!r}"
+            for name, field in type(self).model_fields.items()
+            if (value := getattr(self, name)) != field.get_default(call_default_factory=True)
+        ]
+        text = f"{type(self).__name__}({', '.join(changed)})"
+        return text if len(text) <= 200 else f"{text[:197]}..."
+
+    __str__ = __repr__
 
     @model_validator(mode="before")
     @classmethod

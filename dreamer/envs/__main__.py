@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from dreamer import compose
+from dreamer import compose, usage
 from dreamer.envs import registry
 from dreamer.envs.base import random_action
 from dreamer.envs.check import CheckError, check_all
@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
         print(table())
-    elif argv[0] in ("-h", "--help"):
-        print(__doc__)
+    elif usage.answered(argv, lambda: str(__doc__)):
+        pass
     elif argv[0] in STEPS:
         _run(argv)
     elif len(argv) == 1:
@@ -150,9 +150,13 @@ def _named(spec: dict[str, Any]) -> str:
 
 
 def _number(text: str, key: str) -> int:
-    if not text.replace("_", "").isdigit() or int(text) < 1:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
         raise UserError(f"{key}={text}: must be a whole number of at least 1")
-    return int(text)
+    return number
 
 
 if __name__ == "__main__":

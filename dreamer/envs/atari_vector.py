@@ -18,7 +18,7 @@ from ale_py import AtariVectorEnv
 from dm_env import specs
 
 from dreamer.config.env import WORKERS, AtariEnv
-from dreamer.envs.base import FIRST, LAST, MID, Actions, Restart, Specs, episode_seed
+from dreamer.envs.base import FIRST, LAST, MID, Actions, Restart, Specs, episode_seed, short
 from dreamer.envs.episodes import digest_of
 from dreamer.errors import UserError
 
@@ -39,6 +39,8 @@ class AtariVector:
     """
 
     restarts: Sequence[Restart] = ()  # nothing is made anew
+
+    __repr__ = short
 
     def __init__(self, config: AtariEnv, max_frames: int, num_envs: int, seed: int) -> None:
         _refuse(config)

@@ -116,6 +116,14 @@ class BatchedEnv(Protocol):
         ...
 
 
+def short(env: BatchedEnv) -> str:
+    """The `repr` of environments: how many, what is seen and what is done, in one short line."""
+    specs = {**env.observation_spec(), **env.action_spec()}
+    leaves = ", ".join(f"{key} {np.dtype(x.dtype)} {x.shape}" for key, x in specs.items())
+    text = f"{type(env).__name__}({env.num_envs} environments, {leaves})"
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
 def episode_seed(seed: int, index: int, episode: int) -> int:
     """Returns the seed of one episode of environment `index`: 31 bits, for any simulator."""
     return int(np.random.SeedSequence([seed, index, episode]).generate_state(1)[0] >> 1)

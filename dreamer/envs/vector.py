@@ -17,7 +17,7 @@ from gymnasium.vector.utils import batch_space, iterate
 
 from dreamer.config.env import EnvBase
 from dreamer.envs import slots
-from dreamer.envs.base import FIRST, LAST, Actions, Restart, Specs, episode_seed
+from dreamer.envs.base import FIRST, LAST, Actions, Restart, Specs, episode_seed, short
 from dreamer.envs.episodes import Episodes, Row, digest_of
 from dreamer.envs.pool import Answers, Call, Pool
 from dreamer.envs.spaces import action_codec, observation_codec
@@ -63,6 +63,8 @@ class VectorEnv:
         exception, gave what their spaces do not allow, or their process died or hung. `get_state`
         then gives a state from which all start new episodes.
     """
+
+    __repr__ = short
 
     def __init__(
         self,

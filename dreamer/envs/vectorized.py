@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 
 from dreamer.envs import masks
-from dreamer.envs.base import FIRST, LAST, MID, Actions, Restart, Specs, episode_seed
+from dreamer.envs.base import FIRST, LAST, MID, Actions, Restart, Specs, episode_seed, short
 from dreamer.envs.faults import checker, story, wrong_reward
 from dreamer.envs.spaces import action_codec, observation_codec
 from dreamer.envs.vector import unrestorable
@@ -49,6 +49,8 @@ class Vectorized:
 
     repeats = False
     restarts: Sequence[Restart] = ()  # nothing is made anew
+
+    __repr__ = short
 
     def __init__(
         self, vector: gymnasium.vector.VectorEnv, num_envs: int, seed: int, render: bool

@@ -59,7 +59,7 @@ class ActorLoop(StoreLoop):
 
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
         self._config = config
-        self.agent, self.native_actions = make_agent(config)
+        self.agent, self.native_actions = make_agent(config, devices)
         self._actors = make_actors(self._for_actors())
         try:
             self.store = make_store(config, self.agent, devices)

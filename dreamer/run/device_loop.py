@@ -28,7 +28,13 @@ from dreamer.envs.jax.episodes import EnvState
 from dreamer.errors import UserError
 from dreamer.replay import device
 from dreamer.run.beginning import NOTHING, Beginning
-from dreamer.run.device_memory import DeviceMemory, Memory, merge_shares, split_shares
+from dreamer.run.device_memory import (
+    DeviceMemory,
+    Memory,
+    make_agent,
+    merge_shares,
+    split_shares,
+)
 from dreamer.run.learner import purpose_key
 from dreamer.run.metrics import LateMetrics, Reading
 from dreamer.run.policy import transition
@@ -86,13 +92,14 @@ class DeviceLoop:
         self._config, self.devices = config, devices
         self._env = registry.make_jax(config.env)
         simulator = self._env.simulator
-        self.agent = agents.make_agent(config.agent, simulator.observations, simulator.actions)
+        specs = simulator.observations, simulator.actions
+        self.agent = make_agent(config, specs, devices)
         self.metrics = LateMetrics()
         self._memory = DeviceMemory(config, self.agent, devices, self.metrics, "run.loop=host")
         self._turns, self._updates = cycle(config)
         self._cycles = -(-config.run.updates_per_call // self._updates)  # rounded up
-        init = jax.jit(partial(agents.init, self.agent))
-        self._state: State = parallel.replicate(init(purpose_key(config.seed, "init")), devices)
+        state = self.agent.init(purpose_key(config.seed, "init"))
+        self._state: State = parallel.replicate(state, devices)
         self._world: World
         self._group: Group | None = None  # which holds both instead
         self.step = 0  # environment steps so far, all of them put into replay

@@ -14,9 +14,11 @@ from flax import struct
 from jax import Array
 
 from dreamer import parallel
+from dreamer.agent import agent as agents
 from dreamer.agent import learning
 from dreamer.agent.agent import Agent, State
 from dreamer.config import Config
+from dreamer.envs.base import Specs
 from dreamer.envs.recorded import Recording
 from dreamer.errors import UserError
 from dreamer.replay import device, host, memory, tree
@@ -259,6 +261,48 @@ def check(config: Config, spec: Mapping[str, Any], devices: list[jax.Device], ad
             f"{memory.gib(usable)} of it can be used; the largest capacity that fits is "
             f"replay.capacity={largest}, or set {advice}"
         )
+
+
+def make_agent(
+    config: Config, specs: tuple[Specs, Specs], devices: list[jax.Device], runs: int = 1
+) -> Agent:
+    """The agent for specs of observations and actions, if training it can fit.
+
+    Raises:
+      UserError: its weights, or what it imagines in an update, need more than the memory there is.
+    """
+    agent = agents.make_agent(config.agent, *specs)
+    size, rssm, settings = config.agent, config.agent.rssm, config.replay
+    try:
+        shapes = agent.init.eval_shape(purpose_key(config.seed, "init"))
+        weights = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+        state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    except OverflowError:  # a size beyond 2^63
+        weights = state = 2**63
+    starts = settings.batch_size * settings.batch_length // len(devices)
+    feature = rssm.deter + rssm.stoch * (rssm.classes if rssm.latent == "categorical" else 1)
+    imagined = starts * size.returns.imagination * feature * np.dtype(agent.dtype).itemsize
+    limit = parallel.memory_limit(devices[0])
+    usable = memory.available() // len(devices) if limit is None else limit
+    of_size = f"size={config.size} with agent.units={size.units}, agent.depth={size.depth}, "
+    for needed, what in (
+        (
+            runs * (state + 4 * weights),  # the gradients
+            f"{of_size}agent.rssm.deter={rssm.deter}, agent.rssm.hidden={rssm.hidden}: "
+            f"{weights:,} parameters",
+        ),
+        (
+            runs * imagined,
+            f"agent.returns.imagination={size.returns.imagination} from replay.batch_size="
+            f"{settings.batch_size} times replay.batch_length={settings.batch_length} steps",
+        ),
+    ):
+        if needed > usable:
+            raise UserError(
+                f"{what} need at least {memory.gib(needed)} of memory but {memory.gib(usable)} "
+                "can be used on each device; choose smaller ones"
+            )
+    return agent
 
 
 def _usable(devices: list[jax.Device]) -> int | None:

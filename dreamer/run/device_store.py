@@ -36,8 +36,8 @@ class DeviceStore:
     def __init__(self, config: Config, agent: Agent, devices: list[jax.Device]) -> None:
         self._metrics, self._devices = LateMetrics(), devices
         self._plan = DeviceMemory(config, agent, devices, self._metrics, "replay.where=host")
-        init = jax.jit(partial(agents.init, agent))
-        self.state: State = parallel.replicate(init(purpose_key(config.seed, "init")), devices)
+        first = agent.init(purpose_key(config.seed, "init"))
+        self.state: State = parallel.replicate(first, devices)
         self.updates = 0  # gradient updates dispatched so far
         self._memory: Memory
         self._steps = 0  # added by each environment

@@ -16,6 +16,7 @@ from typing import Any
 
 import filelock
 
+from dreamer.compose import HEADER
 from dreamer.errors import UserError
 from dreamer.files import write_atomic
 
@@ -23,9 +24,6 @@ CONFIG = "config.yaml"
 VERSION = "version.json"
 LOCK = ".lock"
 HOSTS = "hosts"  # the folder with those of all hosts but the first
-HEADER = (
-    "# Configuration of a dreamer run, complete and resolved. The same run.dir resumes the run.\n"
-)
 PACKAGES = (
     "dreamer",
     "jax",

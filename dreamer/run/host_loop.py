@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from dreamer import parallel
-from dreamer.agent import agent as agents
 from dreamer.agent.agent import Agent, State
 from dreamer.config import Config
 from dreamer.envs import registry
@@ -22,6 +21,7 @@ from dreamer.envs.base import Restart
 from dreamer.errors import UserError
 from dreamer.run.beginning import NOTHING, Beginning
 from dreamer.run.clocks import Ratio
+from dreamer.run.device_memory import make_agent
 from dreamer.run.evaluate import Episodes
 from dreamer.run.learner import purpose_key
 from dreamer.run.policy import PARTS, Policy, transition
@@ -42,7 +42,7 @@ class HostLoop(StoreLoop):
         try:
             specs = self.env.observation_spec(), self.env.action_spec()
             self.native_actions = getattr(self.env, "native_actions", None)
-            self.agent = agents.make_agent(config.agent, *specs)
+            self.agent = make_agent(config, specs, devices)
             self._actor = Actor(config, self.agent, devices)
             self.store = make_store(config, self.agent, devices)
         except BaseException:

@@ -3,14 +3,12 @@ late."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
 from dreamer import parallel
-from dreamer.agent import agent as agents
 from dreamer.agent import learning
 from dreamer.agent.agent import Agent, State
 from dreamer.replay import host
@@ -72,9 +70,7 @@ class Learner:
         # Every host samples from its own replay.
         self._seeds = (seed, parallel.host()) if parallel.hosts() > 1 else (seed,)
         init_key, train_key = purpose_key(seed, "init"), purpose_key(seed, "train")
-        self.state: State = parallel.replicate(
-            jax.jit(partial(agents.init, agent))(init_key), devices
-        )
+        self.state: State = parallel.replicate(agent.init(init_key), devices)
         self._key = parallel.replicate(train_key, devices)
         self._metrics = LateMetrics()
         self._owed = 0

@@ -20,7 +20,7 @@ from dreamer.errors import UserError
 from dreamer.run import checkpoint, finding, folder, paths
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Saved:
     """An agent and what it learned."""
 

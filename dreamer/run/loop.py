@@ -141,6 +141,10 @@ class Trainer:
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
+    def __repr__(self) -> str:
+        name, size = self.config.env.name, self.config.size
+        return f"Trainer({name}, {size}, step {self.step:,}, in {self.path})"
+
     @property
     def step(self) -> int:
         """Environment steps so far, or updates of an offline run."""

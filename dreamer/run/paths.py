@@ -46,7 +46,8 @@ def refuse_changes(config: Config, path: Path) -> None:
     if changes:
         raise UserError(
             f"{path} holds a run with another configuration: {'; '.join(changes)}; "
-            "choose another run.dir, or resume with the changes by run.accept_changes=true"
+            f"run.dir={path} alone resumes it as it was; or choose another run.dir, or resume with "
+            "the changes by run.accept_changes=true"
         )
 
 

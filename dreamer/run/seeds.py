@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamer import parallel
-from dreamer.agent import agent as agents
 from dreamer.agent.agent import State
 from dreamer.config import Config
 from dreamer.envs import registry
@@ -135,7 +134,8 @@ def _check(config: Config, configs: list[Config]) -> None:
         paths.refuse_changes(one, path)
     devices = parallel.local_devices(config.platform, config.devices, config.replay.batch_size)
     simulator = registry.make_jax(config.env).simulator
-    agent = agents.make_agent(config.agent, simulator.observations, simulator.actions)
+    specs = simulator.observations, simulator.actions
+    agent = device_memory.make_agent(config, specs, devices, config.run.seeds)
     device_memory.check(config, transition_spec(agent), devices, "fewer run.seeds")
 
 

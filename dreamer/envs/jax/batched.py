@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer.envs.base import Actions, Restart, Specs
+from dreamer.envs.base import Actions, Restart, Specs, short
 from dreamer.envs.jax.episodes import EnvState, JaxEnv
 
 # Their keys are apart from those of the run's other purposes, which have small numbers.
@@ -19,6 +19,8 @@ class BatchedJax:
     """N environments, stepped together in one compiled call. See `envs.base.BatchedEnv`."""
 
     restarts: Sequence[Restart] = ()  # nothing is made anew
+
+    __repr__ = short
 
     def __init__(self, env: JaxEnv, num_envs: int, seed: int, first: int = 0) -> None:
         self.num_envs = num_envs
