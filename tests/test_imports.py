@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "trust.py": SCHEMA,
     "importing.py": (),
     "compose.py": ("keys", "explain", "trust", *SCHEMA),
-    "usage.py": ("keys", "compose", *SCHEMA),
+    "usage.py": ("keys", "compose", "trust", *SCHEMA),
     "allocator.py": (),
     "start.py": ("errors", "allocator"),
     "parallel.py": ("errors",),
