@@ -283,7 +283,9 @@ def _read_file(path: Path) -> tuple[dict[str, Any], bool]:
         ) from None
     complete = text.startswith(HEADER)
     tree = _parse(text, str(path), yaml.SafeLoader if complete else get_yaml_loader())
-    chosen = [_choice(entry, path) for entry in tree.pop("defaults", ()) if entry != "_self_"]
+    entries = tree.pop("defaults", None) or []
+    entries = entries if isinstance(entries, list) else [entries]
+    chosen = [_choice(entry, path) for entry in entries if entry != "_self_"]
     return _keyed(tree) | dict(chosen), complete
 
 

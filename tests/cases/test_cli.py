@@ -103,6 +103,7 @@ IN_FILE = {
     "run: {steps: 1}\nrun.steps: 2": "run.steps is given twice",
     "hydra: {run: {dir: x}}": "mine.yaml: hydra.run.dir=x: the folder of a run is run.dir=x",
     "defaults: [base]": "mine.yaml: defaults: base chooses nothing here; an entry is GROUP: CHOICE",
+    "defaults: 3": "mine.yaml: defaults: 3 chooses nothing here",
     "env: {task: A-v0, entry_point: m:f}": "env.task=A-v0 and env.entry_point=m:f both say",
 }
 
