@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from dreamer import keys
+from dreamer import files, keys
 from dreamer.config import Config
 from dreamer.errors import UserError, nearest
 from dreamer.explain import expected, first_line, joined, unknown_key, validate
@@ -154,7 +154,7 @@ def config_dir() -> Path:
 def group_choices(group: str) -> list[str]:
     """Returns the names that a group may be set to, in natural order (1m before 12m)."""
     names = [path.stem for path in (config_dir() / group).glob("*.yaml")]
-    return sorted(names, key=lambda name: (int(name[:-1]) if name[:-1].isdigit() else 0, name))
+    return sorted(names, key=lambda name: (files.number(name[:-1]) or 0, name))
 
 
 # ---------------------------------------------------------------------------------------- composing

@@ -22,6 +22,7 @@ import numpy as np
 from dm_env import specs
 from gymnasium import spaces
 
+from dreamer import files
 from dreamer.envs.base import BatchedEnv, Specs
 from dreamer.errors import UserError
 
@@ -192,13 +193,8 @@ def save(folder: Path, number: int, episode: Episode) -> Path:
       OSError: it cannot be written.
     """
     path = folder / f"{number:06}.npz"
-    temporary = folder / f".{path.name}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **episode)  # type: ignore[arg-type]
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.replacing(path) as file:
+        np.savez_compressed(file, **episode)  # type: ignore[arg-type]
     return path
 
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from dreamer import allocator, compose, parallel
+from dreamer import allocator, compose, files, parallel
 from dreamer.agent import interface
 from dreamer.config import Config
 from dreamer.envs import registry
@@ -19,7 +19,7 @@ from dreamer.run.checkpointer import Checkpointer, SaveError
 from dreamer.run.clocks import EverySeconds, EverySteps
 from dreamer.run.device_loop import DeviceLoop
 from dreamer.run.host_loop import HostLoop
-from dreamer.run.logger import Logger, Silent
+from dreamer.run.logger import VIDEOS, Logger, Silent
 from dreamer.run.metrics import SKIPPED, Reading
 from dreamer.run.offline_loop import OfflineLoop
 from dreamer.run.plan import plan
@@ -102,15 +102,22 @@ class Trainer:
     def _open(self, stack: ExitStack) -> None:
         """The run folder, what was saved in it, and the display."""
         config = self.config
-        fresh = folder.saved_config(self.path) is None
         checkpoints = paths.checkpoint_folder(config)
+        stack.enter_context(folder.locked(self.path))
         if config.checkpoint.dir:  # which the lock of the run folder does not cover
-            checkpointer.make(checkpoints)
             stack.enter_context(folder.locked(checkpoints))
+        fresh = folder.saved_config(self.path) is None
         paths.refuse_strange_checkpoints(config, fresh)
+        with files.undone_on_failure(self.path) if fresh else contextlib.nullcontext():
+            self._open_locked(stack, fresh)
+
+    def _open_locked(self, stack: ExitStack, fresh: bool) -> None:
+        config, checkpoints = self.config, paths.checkpoint_folder(self.config)
+        files.refuse_links(self.path, paths.CHECKPOINTS, VIDEOS)
         if fresh:
             folder.prepare(self.path, compose.to_yaml(config))
-        stack.enter_context(folder.locked(self.path))
+        for place in (self.path, self.path / VIDEOS):
+            files.remove_stale(place)
         self.checkpoints = Checkpointer(checkpoints, config.checkpoint.keep)
         stack.push(self._end_saving)
         self._saving = Saving(self.checkpoints, self._save, self.say, alone=self._count == 1)

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray import exceptions
 
+from dreamer import files
 from dreamer.config import Config
 from dreamer.errors import EnvironmentFault, UserError
 
@@ -168,7 +169,7 @@ def _connect(address: str, count: int) -> None:
 def _refuse_silence(address: str) -> None:
     """Ray itself tries for minutes."""
     host, colon, port = address.rpartition(":")
-    if "://" in address or (colon and not port.isdigit()):
+    if "://" in address or (colon and not 0 < (files.number(port) or 0) < 2**16):
         raise UserError(
             f"run.ray_address={address}: expected HOST:PORT of the head of a Ray cluster to which "
             "this machine belongs, such as 10.0.0.1:6379"

@@ -247,7 +247,7 @@ def test_what_is_being_deleted_is_no_checkpoint(opened, monkeypatch):
     """Killed in the middle of it, it is gone at the next start."""
     writer = opened(keep=1)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpointer.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr("dreamer.files.remove", lambda _: None)
         patch.setattr(checkpointer.time, "sleep", lambda _: None)
         for step in (1, 2):
             save(writer, step)
