@@ -23,6 +23,7 @@ from dreamer.explain import expected, first_line, joined, unknown_key, validate
 Schema = TypeVar("Schema", bound=BaseModel)
 
 GROUPS = ("env", "size", "agent", "experiment")
+DEEPEST = 50  # nesting of a saved configuration
 ALIASES = {"env.id": "env.task"}  # another name of a key
 
 # Keys, or whole sections, that a resumed run may change, because none of them touches what the
@@ -114,21 +115,45 @@ def to_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=False)
 
 
-def from_yaml(text: str) -> Config:
+def from_yaml(text: str, name: str = "the saved configuration") -> Config:
     """Returns the configuration that `to_yaml` wrote.
+
+    Args:
+        text: what it wrote.
+        name: where it is from, for messages.
 
     Raises:
         UserError: not yaml, or not allowed by the schema.
     """
+    tree = read_yaml(text, name)
     try:
+        return validate(Config, tree)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def read_yaml(text: str, name: str) -> dict[str, Any]:
+    """Returns the mapping that a yaml document is.
+
+    Raises:
+        UserError: it is none, or is nested too deeply or has aliases, by which a short document can
+            become a huge one.
+    """
+    depth = 0
+    try:
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(f"{name} has an alias (*{event.anchor}); write out what it names")
+            opened = isinstance(event, yaml.CollectionStartEvent)
+            depth += opened - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise UserError(f"{name} is nested more than {DEEPEST} times; write it flatter")
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"the saved configuration is not yaml: {first_line(error)}") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{name} is not yaml: {first_line(error)}") from None
     if not isinstance(tree, dict):
-        raise UserError(
-            f"the saved configuration must be a mapping of keys to values, not {keys.show(tree)!r}"
-        )
-    return validate(Config, tree)
+        raise UserError(f"{name} must be a mapping of keys to values, not {keys.show(tree)!r}")
+    return tree
 
 
 def differences(saved: Config, new: Config) -> list[str]:

@@ -22,7 +22,8 @@ from dreamer import files
 from dreamer.errors import UserError, warn
 from dreamer.explain import first_line
 from dreamer.run import checkpoint, folder
-from dreamer.run.checkpoint import Damaged, Document
+from dreamer.run.checkpoint import Damaged
+from dreamer.run.schema import Document
 
 DAMAGED, ASIDE = ".damaged", ".aside"  # of what is kept for the user, and is no checkpoint
 

@@ -45,7 +45,8 @@ def _directory(path: Path) -> Path:
         if _numbered(place):
             return place
     saved = folder.saved_config(path)
-    configured = compose.from_yaml(saved).checkpoint.dir if saved else ""
+    name = str(path / folder.CONFIG)
+    configured = compose.from_yaml(saved, name).checkpoint.dir if saved else ""
     if configured:
         return paths.expand(configured, "checkpoint.dir").absolute()
     return path / paths.CHECKPOINTS

@@ -51,7 +51,7 @@ def load(path: str | Path, which: str = "newest") -> Saved:
             f"{path} is not the folder of a run: it has no config.yaml of one; name a run folder, "
             "or a checkpoint with the config.yaml of its run beside it"
         )
-    config = compose.from_yaml(folder.saved_config(home) or "")
+    config = compose.from_yaml(folder.saved_config(home) or "", str(home / folder.CONFIG))
     found = finding.checkpoint(path, which)
     if found is None:
         raise UserError(
@@ -62,7 +62,8 @@ def load(path: str | Path, which: str = "newest") -> Saved:
     agent = _agent(config, meta)
     pattern = jax.eval_shape(lambda: agents.init_params(agent, jax.random.key(0)))
     params = checkpoint.read_params(found, pattern)
-    return Saved(home, config, agent, params, int(meta["step"]) * meta.get("hosts", 1))
+    step = meta.get("step", meta["learner"]["updates"]) * meta.get("hosts", 1)  # offline: updates
+    return Saved(home, config, agent, params, step)
 
 
 def _agent(config: Config, meta: dict[str, Any]) -> Agent:

@@ -11,7 +11,7 @@ from dreamer import allocator, compose, files, parallel
 from dreamer.agent import interface
 from dreamer.config import Config
 from dreamer.envs import registry
-from dreamer.errors import EnvironmentFault, UserError
+from dreamer.errors import EnvironmentFault, UserError, describe
 from dreamer.run import agreement, beginning, checkpointer, common, folder, paths, rollback, shares
 from dreamer.run.actor_loop import ActorLoop
 from dreamer.run.callbacks import Callbacks
@@ -30,6 +30,7 @@ from dreamer.run.rollback import RolledBack
 from dreamer.run.saving import Saving
 from dreamer.run.signals import StopRequest
 
+REFUSED = (UserError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 SHOWN = ("loss/total", "loss/reward", "kl", "return", "value")  # metrics in the progress display
 
 
@@ -472,11 +473,19 @@ class Trainer:
                 self._begin_anew()
             return self.begun if fresh else f"{self.path} had saved nothing yet and starts anew"
         state, arrays, counters = restored
-        assert arrays is not None, "every save has a replay"
+        path = self.checkpoints.directory / str(self.checkpoints.latest_step())
+        if arrays is None:
+            raise UserError(f"the checkpoint {path} cannot be resumed: it has no replay")
         paths.refuse_checkpoint_of(counters["run"], self.config)
         paths.refuse_other_kind(counters.get("offline", False), self.config)
         self.best, self.evaluated = counters["best"], counters["evaluated"]
         self.skipped = counters.get("skipped", 0)
-        note = self.loop.set_state(state, arrays, counters)
+        try:
+            note = self.loop.set_state(state, arrays, counters)
+        except EnvironmentFault:
+            raise
+        except REFUSED as error:
+            wrong = str(error) if isinstance(error, UserError) else describe(error)
+            raise UserError(f"the checkpoint {path} cannot be resumed: {wrong}") from error
         self._restarts = len(self.loop.restarts)
         return f"resumed {self.path} at step {self.step:,}" + (note and f"; {note}")

@@ -67,7 +67,7 @@ def refuse_changes(config: Config, path: Path) -> None:
     saved = folder.saved_config(path)
     if saved is None or config.run.accept_changes:
         return
-    changes = compose.differences(compose.from_yaml(saved), config)
+    changes = compose.differences(compose.from_yaml(saved, str(path / folder.CONFIG)), config)
     if changes:
         raise UserError(
             f"{path} holds a run with another configuration: {'; '.join(changes)}; "

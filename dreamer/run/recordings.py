@@ -6,16 +6,15 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import yaml
 
-from dreamer import compose
+from dreamer import compose, files
 from dreamer.config import Config
 from dreamer.config.env import Env
 from dreamer.envs import minari_data, recorded, registry
 from dreamer.envs.recorded import ENV, Episode, Recording, Spaces
-from dreamer.errors import UserError
+from dreamer.errors import UserError, describe
 from dreamer.explain import validate
-from dreamer.replay import tree
+from dreamer.replay import host, tree
 from dreamer.run import checkpoint, folder, paths, weights
 
 MINARI = "minari:"
@@ -58,15 +57,17 @@ def env_of(source: str, key: str) -> Env:
     path = paths.expand(source, key)
     saved = folder.saved_config(path)
     if saved is not None:
-        return compose.from_yaml(saved).env
+        return compose.from_yaml(saved, str(path / folder.CONFIG)).env
     try:
-        text = (path / ENV).read_text(encoding="utf-8")
-        return validate(Config, {"env": yaml.safe_load(text)}).env
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        text = files.read(path / ENV, folder.MOST).decode()
+        return validate(Config, {"env": compose.read_yaml(text, str(path / ENV))}).env
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{key}={source} has no {ENV} that names its environment; say which it is, as in "
             "env.task=CartPole-v1"
         ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path / ENV}: {describe(error)}") from None
 
 
 def _of_replay(source: str, key: str, spaces: Spaces) -> Recording:
@@ -78,15 +79,16 @@ def _of_replay(source: str, key: str, spaces: Spaces) -> Recording:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             arguments = ocp.args.PyTreeRestore(**_without_latents(reader.metadata(path)))
             saved = reader.restore(path, args=arguments)["replay"]
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
+        counters = host.counters_of(saved)
+        rings = {tree.name(path): ring for path, ring in tree.flatten(saved["rings"]).items()}
+        firsts_of_all = rings["is_first"]
+    except Exception as error:  # of as many kinds as there are libraries below
+        reason = str(error) if isinstance(error, UserError) else describe(error)[:300]
         raise UserError(f"{key}={source}: {path} cannot be read: {reason}") from error
-    counters = {name: int(value[0]) for name, value in saved["counters"].items()}
-    rings = {tree.name(path): ring for path, ring in tree.flatten(saved["rings"]).items()}
     steps = np.arange(counters["oldest"], counters["steps"])
     parts = [
         (env, rows)
-        for env, firsts in enumerate(rings["is_first"])
+        for env, firsts in enumerate(firsts_of_all)
         for rows in _episodes(firsts, steps % len(firsts))
     ]
 
@@ -111,6 +113,7 @@ def _without_latents(metadata: Any) -> dict[str, Any]:
     saved = metadata.item_metadata.tree["replay"]
     rings = {name: part for name, part in saved["rings"].items() if name != "latent"}
     wanted = {"replay": {"rings": rings, "counters": saved["counters"]}}
+    checkpoint.refuse_huge(wanted)
     target = jax.tree.map(lambda x: np.zeros(0, x.dtype), wanted)
     kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
     return {"item": target, "restore_args": kinds, "partial_restore": True}
