@@ -150,9 +150,7 @@ def locked(path: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            if os.listdir(path) == [LOCK]:
-                (path / LOCK).unlink()
+        _remove_lone(path)
         os.close(descriptor)
         files.remove_empty(missing)
 
@@ -166,10 +164,19 @@ def _lock(path: Path) -> int:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.lstat(path / LOCK)):
                     return descriptor
-        except BaseException:
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):
+                _remove_lone(path)
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _remove_lone(path: Path) -> None:
+    """Removes the lock of a folder that holds nothing else."""
+    with contextlib.suppress(OSError):
+        if os.listdir(path) == [LOCK]:
+            (path / LOCK).unlink()
 
 
 def saved_config(path: str | Path) -> str | None:

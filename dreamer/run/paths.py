@@ -48,7 +48,8 @@ def expand(path: str, key: str) -> Path:
             f"{key}={shown}: {there} is not UTF-8, and such names cannot be written by all "
             "libraries that are used; rename it, or choose another"
         ) from None
-    limits = [os.pathconf(folder.nearest(found), f"PC_{name}_MAX") for name in ("NAME", "PATH")]
+    there = next(filter(os.path.exists, (whole, *found.absolute().parents)))
+    limits = [os.pathconf(there, f"PC_{name}_MAX") for name in ("NAME", "PATH")]
     longest = max(len(part.encode()) for part in ("", *Path(whole).parts))
     if longest > limits[0] or size + ROOM > limits[1]:
         raise UserError(

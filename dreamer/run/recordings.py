@@ -60,7 +60,7 @@ def env_of(source: str, key: str) -> Env:
         return compose.from_yaml(saved, str(path / folder.CONFIG)).env
     try:
         text = files.read(path / ENV, folder.MOST).decode()
-        return validate(Config, {"env": compose.read_yaml(text, str(path / ENV))}).env
+        section = compose.read_yaml(text, str(path / ENV))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{key}={source} has no {ENV} that names its environment; say which it is, as in "
@@ -68,6 +68,10 @@ def env_of(source: str, key: str) -> Env:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path / ENV}: {describe(error)}") from None
+    try:
+        return validate(Config, {"env": section}).env
+    except UserError as error:
+        raise UserError(f"{path / ENV}: {error}") from None
 
 
 def _of_replay(source: str, key: str, spaces: Spaces) -> Recording:

@@ -194,7 +194,7 @@ def validate(content: Any) -> Document:
                 "that saved it, or a newer one"
             )
     first = problems[0]
-    value = "" if first["type"] == "missing" else f"={reprlib.repr(first['input'])}"
+    value = "" if first["type"] == "missing" else f"={reprlib.repr(first['input'])[:60]}"
     reason = first["msg"].removeprefix("Value error, ")
     raise Wrong(f"cannot be used: {_name(first)}{value}: {reason}")
 

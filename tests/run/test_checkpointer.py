@@ -71,6 +71,13 @@ META = {
         "discount": [1.0],
     },
     "episodes": {"returns": [0.1], "lengths": [2]},
+    "spaces": {
+        "observations": {
+            "image": {"shape": [8, 8, 3], "dtype": "uint8"},
+            "action_mask": {"shape": [3], "dtype": "bool"},
+        },
+        "actions": {"action": {"shape": [], "dtype": "int32", "classes": 3}},
+    },
 }
 
 
