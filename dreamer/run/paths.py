@@ -29,8 +29,8 @@ def expand(path: str, key: str) -> Path:
     """The path with `~` as the home folder.
 
     Raises:
-      UserError: it is that of a user who does not exist, has a control character, is not UTF-8,
-        which the library that writes arrays cannot do without, or is too long.
+      UserError: it is that of a user who does not exist, is too long, or what the library that
+        writes arrays cannot write: not UTF-8, with a control character or backslash, an address.
     """
     try:
         found = Path(path).expanduser()
@@ -40,6 +40,11 @@ def expand(path: str, key: str) -> Path:
     shown = path.encode("utf-8", "backslashreplace").decode()
     if any(character < " " or character == "\x7f" for character in path):
         raise UserError(f"{key}={path!r}: the name has a control character; choose another name")
+    if "\\" in whole or any(part.endswith(":") for part in Path(whole).parts):
+        raise UserError(
+            f"{key}={shown}: a backslash, or a part that ends in a colon as those of addresses do, "
+            "cannot be written by the library that saves arrays; name a folder of this machine"
+        )
     try:
         size = len(whole.encode())
     except UnicodeEncodeError:
@@ -48,8 +53,8 @@ def expand(path: str, key: str) -> Path:
             f"{key}={shown}: {there} is not UTF-8, and such names cannot be written by all "
             "libraries that are used; rename it, or choose another"
         ) from None
-    there = next(filter(os.path.exists, (whole, *found.absolute().parents)))
-    limits = [os.pathconf(there, f"PC_{name}_MAX") for name in ("NAME", "PATH")]
+    nearest = next(place for place in (found, *found.absolute().parents) if os.path.exists(place))
+    limits = [os.pathconf(nearest, f"PC_{name}_MAX") for name in ("NAME", "PATH")]
     longest = max(len(part.encode()) for part in ("", *Path(whole).parts))
     if longest > limits[0] or size + ROOM > limits[1]:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Well sealed checkpoints of other content, and environments in JAX in checkpoints of any format."""
+"""Well sealed checkpoints of other content, and environments in JAX of either format."""
 
 import json
 import os

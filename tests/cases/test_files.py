@@ -135,6 +135,8 @@ def test_an_export_replaces_no_link(run: Path, tmp_path: Path, refused: Callable
 LATIN = os.fsdecode(b"lat\xfcn")
 NAMES = {
     "latin 1": (LATIN, "is not UTF-8"),
+    "an address": ("gs://bucket/run", "name a folder of this machine"),
+    "a backslash": ("a\\b", "name a folder of this machine"),
     "a line break": ("a\nb", "has a control character"),
     "a long name": ("x" * 256, "is too long; each part may have 255 bytes"),
     "a long path": ("/".join(["x" * 200] * 20), "is too long"),
