@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from dreamer import keys, trust
+from dreamer import files, keys, trust
 from dreamer.config import Config, TrainOptions
 from dreamer.config.env import Env
 from dreamer.errors import UserError, nearest
@@ -32,6 +32,7 @@ Reader = Callable[[str, Any, FieldInfo], Any]
 
 GROUPS = ("env", "size", "agent", "experiment")
 MERGED = ("size", "agent", "env", "experiment")  # the groups, later ones over earlier ones
+DEEPEST = 50  # nesting of a yaml file
 ALIASES = {"env.id": "env.task"}  # another name of a key
 NAMES = {"env.task", "env.entry_point"}  # each says what the environment is
 FILE = "config"  # the option that names a file of the user's
@@ -187,13 +188,50 @@ def to_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=False)
 
 
-def from_yaml(text: str) -> Config:
+def from_yaml(text: str, name: str = "the saved configuration") -> Config:
     """Returns the configuration that `to_yaml` wrote.
+
+    Args:
+        text: what it wrote.
+        name: where it is from, for messages.
 
     Raises:
         UserError: not yaml, or not allowed by the schema.
     """
-    return validate(Config, _parse(text, "the saved configuration", yaml.SafeLoader))
+    tree = read_yaml(text, name)
+    try:
+        return validate(Config, tree)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
+def read_yaml(text: str, name: str, loader: Any = yaml.SafeLoader) -> dict[str, Any]:
+    """Returns the mapping that a yaml document is.
+
+    Args:
+      text: of the document.
+      name: of its file, for complaints.
+      loader: a kind of SafeLoader; that of Hydra's files reads 1e-3 as a number.
+
+    Raises:
+      UserError: it is none, or is nested too deeply or has aliases, by which a short document can
+        become a huge one.
+    """
+    depth = 0
+    try:
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(f"{name} has an alias (*{event.anchor}); write out what it names")
+            opened = isinstance(event, yaml.CollectionStartEvent)
+            depth += opened - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise UserError(f"{name} is nested more than {DEEPEST} times; write it flatter")
+        tree = loader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{name} is not yaml: {first_line(error)}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{name} must be a mapping of keys to values, not {keys.show(tree)!r}")
+    return tree
 
 
 def differences(saved: Config, new: Config) -> list[str]:
@@ -219,7 +257,7 @@ def config_dir() -> Path:
 def group_choices(group: str) -> list[str]:
     """Returns the names that a group may be set to, in natural order (1m before 12m)."""
     names = [path.stem for path in (config_dir() / group).glob("*.yaml")]
-    return sorted(names, key=lambda name: (int(name[:-1]) if name[:-1].isdecimal() else 0, name))
+    return sorted(names, key=lambda name: (files.number(name[:-1]) or 0, name))
 
 
 def group_of(suite: str) -> str:
@@ -282,7 +320,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], bool]:
             f"{FILE}={path}: cannot be read: {why}; it is a yaml file of keys as in --cfg job{hint}"
         ) from None
     complete = text.startswith(HEADER)
-    tree = _parse(text, str(path), yaml.SafeLoader if complete else get_yaml_loader())
+    tree = read_yaml(text, str(path), yaml.SafeLoader if complete else get_yaml_loader())
     entries = tree.pop("defaults", None) or []
     entries = entries if isinstance(entries, list) else [entries]
     chosen = [_choice(entry, path) for entry in entries if entry != "_self_"]
@@ -500,26 +538,6 @@ def _plain(key: str, value: Any, literal: bool) -> Any:
 def _unquoted(text: str) -> str:
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     return text[1:-1] if quoted else text
-
-
-def _parse(text: str, name: str, loader: Any) -> dict[str, Any]:
-    """Returns the mapping that a text of yaml is.
-
-    Args:
-      text: of a file.
-      name: of the file, for complaints.
-      loader: that of Hydra's files reads 1e-3 as a number, as people write it.
-
-    Raises:
-      UserError: it is none.
-    """
-    try:
-        tree = yaml.load(text, Loader=loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{name} is not yaml: {first_line(error)}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{name} must be a mapping of keys to values, not {keys.show(tree)!r}")
-    return tree
 
 
 def _resolve(tree: DictConfig) -> Any:

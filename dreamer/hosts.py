@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import jax
 
-from dreamer import parallel
+from dreamer import files, parallel
 from dreamer.config.run import RunConfig
 from dreamer.errors import UserError
 from dreamer.run.signals import StopRequest
@@ -89,7 +89,7 @@ def detected(env: Mapping[str, str]) -> str:
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text and text.isdecimal() else 0
+    return files.number(text or "") or 0
 
 
 def _address(run: RunConfig) -> tuple[str, int]:

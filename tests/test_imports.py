@@ -16,7 +16,7 @@ SCHEMA = ("config", "errors", "files")
 COMMAND_LINE = (*SCHEMA, "keys", "explain", "compose", "usage", "trust")
 MAY_IMPORT = {
     "errors.py": (),
-    "files.py": (),
+    "files.py": ("errors",),
     "config/": (),
     "keys.py": (),
     "explain.py": ("errors", "keys"),

@@ -61,18 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     ]
     from dreamer import start
     from dreamer.bench import report
-    from dreamer.run import summary
+    from dreamer.run import paths, summary
 
     earlier = report.load(given.against) if given.against else None
     if given.out:
-        summary.check(given.out)
+        summary.check(paths.expand(str(given.out), "--out"))
     if given.trace:
-        try:
-            given.trace.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"--trace {given.trace}: no folder can be made there: {error.strerror}"
-            ) from None
+        summary.check_folder(paths.expand(str(given.trace), "--trace"))
     start.runtime(configs[0].platform, configs[0].xla_flags)
     content = machine(configs[0], given.options)
     import jax

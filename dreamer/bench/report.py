@@ -84,7 +84,7 @@ def load(path: Path) -> dict[str, Any]:
             entry["per_second"], entry["median"], *(entry[name] for name in LABELS)
     except OSError as error:
         raise UserError(f"--against {path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
             f"--against {path} holds no benchmark; name a file that --out has written"
         ) from None

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from dreamer import compose, usage
+from dreamer import compose, files, usage
 from dreamer.envs import registry
 from dreamer.envs.base import random_action
 from dreamer.envs.check import CheckError, check_all
@@ -150,13 +150,10 @@ def _named(spec: dict[str, Any]) -> str:
 
 
 def _number(text: str, key: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
+    found = files.number(text.replace("_", ""))
+    if not found:
         raise UserError(f"{key}={text}: must be a whole number of at least 1")
-    return number
+    return found
 
 
 if __name__ == "__main__":

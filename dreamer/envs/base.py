@@ -92,9 +92,10 @@ class BatchedEnv(Protocol):
         ...
 
     def get_state(self) -> dict[str, Any]:
-        """Returns what `set_state` needs, made of JSON types only.
+        """Returns what `set_state` needs, made of JSON types only, or of arrays where the
+        environments are written in JAX.
 
-        It grows with the length of the current episodes: it holds their actions.
+        It grows with the length of the current episodes, where it holds their actions.
         """
         ...
 

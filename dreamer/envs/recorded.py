@@ -12,7 +12,9 @@ configuration they were made with, and `spaces.json`, the spaces of that environ
 only those need who do not say which environment it is.
 """
 
+import contextlib
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import numpy.lib.format as npy
+import psutil
 from dm_env import specs
 from gymnasium import spaces
 
@@ -29,6 +33,7 @@ from dreamer.envs import saved_spaces
 from dreamer.envs.base import BatchedEnv, Specs
 from dreamer.envs.spaces import action_codec
 from dreamer.errors import UserError
+from dreamer.errors import describe as told
 
 Episode = dict[str, np.ndarray]
 
@@ -214,13 +219,8 @@ def save(folder: Path, number: int, episode: Episode) -> Path:
       OSError: it cannot be written.
     """
     path = folder / f"{number:06}.npz"
-    temporary = folder / f".{path.name}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **episode)  # type: ignore[arg-type]
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.replacing(path) as file:
+        np.savez_compressed(file, **episode)  # type: ignore[arg-type]
     return path
 
 
@@ -270,27 +270,65 @@ def open_folder(folder: Path, wanted: Spaces) -> Recording:
     Raises:
       UserError: there are none, or one cannot be read.
     """
-    files = sorted(folder.glob("*.npz"))
-    if not files:
+    found = sorted(folder.glob("*.npz"))
+    if not found:
         raise UserError(
             f"{folder} holds no saved episodes (*.npz); save some with python -m dreamer.data "
             "collect, or name a Minari dataset as minari:DATASET_ID"
         )
-    lengths = [len(_arrays(file, ("reward",))["reward"]) for file in files]
+    lengths = [_rows(file) for file in found]
 
     def read() -> Iterator[Episode]:
-        for file in files:
+        for file in found:
             yield checked(str(file), _arrays(file, expected(wanted)), wanted)
 
     return Recording(str(folder), lengths, read)
 
 
+def _rows(file: Path) -> int:
+    """The rows of a saved episode, of which no array is read."""
+    with _opened(file) as members:
+        shape, _ = _form(members, "reward")
+        if not shape:
+            raise ValueError("reward has no axis of rows")
+        return shape[0]
+
+
 def _arrays(file: Path, names: Iterable[str]) -> Episode:
-    """Those of these arrays that a file has; `reward` is in every saved episode."""
+    """Those of these arrays that a file has."""
+    with _opened(file) as members:
+        there = [name for name in names if f"{name}.npy" in members.namelist()]
+        forms = [_form(members, name) for name in there]
+        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in forms)
+        if size > (free := psutil.virtual_memory().available):
+            raise ValueError(f"its arrays have {size:,} bytes, and {free:,} of memory are free")
+        arrays = {}
+        for name in there:
+            with members.open(f"{name}.npy") as member:
+                arrays[name] = npy.read_array(member, allow_pickle=False)
+        return arrays
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if "reward" not in arrays or not arrays["reward"].ndim:
-                raise ValueError("it has no array reward with an axis of rows")
-            return {name: arrays[name] for name in names if name in arrays}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} cannot be read as a saved episode: {error}") from None
+        with open(files.open_regular(file), "rb") as opened, zipfile.ZipFile(opened) as members:
+            yield members
+    except Exception as error:  # of many kinds, for files that are no archives of arrays
+        raise UserError(f"{file} cannot be read as a saved episode: {told(error)}") from None
+
+
+def _form(members: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of an array, which must be all that the file says of its size."""
+    if f"{name}.npy" not in members.namelist():
+        raise ValueError(f"it has no array {name}")
+    with members.open(f"{name}.npy") as member:
+        version = npy.read_magic(member)
+        header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = header(member)
+        size = member.tell() + math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds objects, which are not read")
+    if (there := members.getinfo(f"{name}.npy").file_size) != size or min(shape, default=0) < 0:
+        raise ValueError(f"{name} has {there:,} bytes where its header says {size:,}")
+    return shape, dtype

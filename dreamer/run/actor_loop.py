@@ -149,7 +149,7 @@ class ActorLoop(StoreLoop):
         self.ratio.set_state(counters["ratio"])
         self.episodes.set_state(counters["episodes"])
         self.episodes.forget(np.ones(num_envs, bool))
-        env = counters["env"]
+        env = counters.get("env", {})
         self.restarts = tuple(Restart(*one) for one in env.get("restarts", ()))
         self._lives = env.get("actors", 0)
         self._start_actors()

@@ -65,13 +65,11 @@ def collect(options: CollectOptions, env_config: Env | None) -> None:
     try:
         chosen: Player = player or Chance(num_envs, env.action_spec(), options.seed)
         episodes = play(chosen, params, env, options.episodes, options.seed)
-        with summary.explaining_refusal(out):
+        with summary.explaining_refusal(out), files.undone_on_failure(out):
             told: list[Episode] = []
+            files.write_atomic(out / ENV, compose.to_yaml(env_config))
+            recorded.save_spaces(out, recorded.spaces_of(env, env_config.name))
             for number, episode in enumerate(episodes):
-                if not told:  # an environment that fails before leaves no folder behind
-                    out.mkdir(parents=True, exist_ok=True)
-                    files.write_atomic(out / ENV, compose.to_yaml(env_config))
-                    recorded.save_spaces(out, recorded.spaces_of(env, env_config.name))
                 recorded.save(out, number, episode)
                 told.append({key: episode[key] for key in ("reward", "is_first")})
         restarts = env.restarts

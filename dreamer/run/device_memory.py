@@ -154,13 +154,15 @@ class DeviceMemory:
           Leaves [X, ...], and what could not be restored exactly.
         """
         saved, lost = self._empty(), []
-        same_windows = arrays["replay"]["counters"]["length"][0] == saved.length
+        same_windows = host.counters_of(arrays["replay"])["length"] == saved.length
+        host.set_state(saved, arrays.pop("replay"))
+        if arrays["pending"] and same_windows:
+            host.check_windows(saved, "pending", arrays["pending"])
         pending = self._local(arrays["pending"]) if same_windows else None
         if arrays["pending"] and pending is None:
             lost.append("latents still to be written")
         if arrays.get("ahead"):
             lost.append("batches taken ahead")
-        host.set_state(saved, arrays.pop("replay"))
         if saved.served % len(self.devices):
             lost.append("the place in the online queue")
         return self._place(saved, pending), lost

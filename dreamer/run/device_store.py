@@ -11,7 +11,7 @@ from dreamer import parallel
 from dreamer.agent import agent as agents
 from dreamer.agent.agent import Agent, State
 from dreamer.config import Config
-from dreamer.replay import device
+from dreamer.replay import device, host
 from dreamer.run.beginning import Beginning
 from dreamer.run.device_memory import DeviceMemory, Memory
 from dreamer.run.learner import purpose_key
@@ -124,7 +124,7 @@ class DeviceStore:
         """Restores what any store saved; takes the replay out of `arrays`. Says what was lost."""
         self.state = parallel.replicate(state, self._devices)
         self.updates, self._owed = counters["updates"], counters["owed"]
-        self._steps = int(arrays["replay"]["counters"]["steps"][0])
+        self._steps = host.counters_of(arrays["replay"])["steps"]
         self._memory, lost = self._plan.set_state(arrays)
         return lost
 

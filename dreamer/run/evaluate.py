@@ -11,6 +11,7 @@ import numpy as np
 from dreamer.config.env import Env
 from dreamer.envs import registry
 from dreamer.envs.base import BatchedEnv, Restart
+from dreamer.errors import UserError
 from dreamer.run.policy import Policy
 
 MAX_FRAMES = 2000  # of a video; an episode may last for hours
@@ -50,8 +51,15 @@ class Episodes:
         return {"returns": self.returns.tolist(), "lengths": self.lengths.tolist()}
 
     def set_state(self, state: dict[str, list]) -> None:
-        """Restores a result of `get_state`."""
-        self.returns, self.lengths = np.array(state["returns"]), np.array(state["lengths"])
+        """Restores a result of `get_state`.
+
+        Raises:
+          UserError: it is of another number of environments.
+        """
+        returns, lengths = np.array(state["returns"], float), np.array(state["lengths"], np.int64)
+        if not returns.shape == lengths.shape == self.lengths.shape:
+            raise UserError(f"it is of {len(lengths)} environments, not {len(self.lengths)}")
+        self.returns, self.lengths = returns, lengths
 
     def forget(self, envs: np.ndarray) -> None:
         """Starts again from zero where the mask [N] is True."""

@@ -60,7 +60,7 @@ def load(
             f"{path} is not the folder of a run: it has no config.yaml of one; name a run folder, "
             "or a checkpoint with the config.yaml of its run beside it"
         )
-    config = compose.from_yaml(folder.saved_config(home) or "")
+    config = compose.from_yaml(folder.saved_config(home) or "", str(home / folder.CONFIG))
     if named is not None and trust.named_as(named) != trust.named_as(config.env):
         other = " with other env.kwargs" if named.name == config.env.name else ""
         raise UserError(
@@ -79,7 +79,7 @@ def load(
     agent = agents.make_agent(config.agent, *spaces(meta))
     pattern = jax.eval_shape(lambda: agents.init_params(agent, jax.random.key(0)))
     params = checkpoint.read_params(found, pattern)
-    step = int(meta["step"]) * meta.get("hosts", 1)
+    step = meta.get("step", meta["learner"]["updates"]) * meta.get("hosts", 1)  # offline: updates
     return Saved(home, config, agent, params, step, found, meta["spaces"])
 
 

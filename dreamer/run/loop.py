@@ -7,11 +7,11 @@ from typing import Any, NoReturn
 
 import jax
 
-from dreamer import allocator, compose, parallel
+from dreamer import allocator, compose, files, parallel
 from dreamer.agent import interface
 from dreamer.config import Config
 from dreamer.envs import registry, saved_spaces
-from dreamer.errors import EnvironmentFault, UserError
+from dreamer.errors import EnvironmentFault, UserError, describe
 from dreamer.run import agreement, beginning, checkpointer, common, folder, paths, rollback, shares
 from dreamer.run.actor_loop import ActorLoop
 from dreamer.run.callbacks import Callbacks
@@ -19,7 +19,7 @@ from dreamer.run.checkpointer import Checkpointer, SaveError
 from dreamer.run.clocks import EverySeconds, EverySteps
 from dreamer.run.device_loop import DeviceLoop
 from dreamer.run.host_loop import HostLoop
-from dreamer.run.logger import Logger, Silent
+from dreamer.run.logger import VIDEOS, Logger, Silent
 from dreamer.run.metrics import SKIPPED, Reading
 from dreamer.run.offline_loop import OfflineLoop
 from dreamer.run.plan import plan
@@ -30,6 +30,7 @@ from dreamer.run.rollback import RolledBack
 from dreamer.run.saving import Saving
 from dreamer.run.signals import StopRequest
 
+REFUSED = (UserError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 SHOWN = ("loss/total", "loss/reward", "kl", "return", "value")  # metrics in the progress display
 
 
@@ -102,15 +103,22 @@ class Trainer:
     def _open(self, stack: ExitStack) -> None:
         """The run folder, what was saved in it, and the display."""
         config = self.config
-        fresh = folder.saved_config(self.path) is None
         checkpoints = paths.checkpoint_folder(config)
+        stack.enter_context(folder.locked(self.path))
         if config.checkpoint.dir:  # which the lock of the run folder does not cover
-            checkpointer.make(checkpoints)
             stack.enter_context(folder.locked(checkpoints))
+        fresh = folder.saved_config(self.path) is None
         paths.refuse_strange_checkpoints(config, fresh)
+        with files.undone_on_failure(self.path) if fresh else contextlib.nullcontext():
+            self._open_locked(stack, fresh)
+
+    def _open_locked(self, stack: ExitStack, fresh: bool) -> None:
+        config, checkpoints = self.config, paths.checkpoint_folder(self.config)
+        files.refuse_links(self.path, paths.CHECKPOINTS, VIDEOS)
         if fresh:
             folder.prepare(self.path, compose.to_yaml(config))
-        stack.enter_context(folder.locked(self.path))
+        for place in (self.path, self.path / VIDEOS):
+            files.remove_stale(place)
         self.checkpoints = Checkpointer(checkpoints, config.checkpoint.keep)
         stack.push(self._end_saving)
         self._saving = Saving(self.checkpoints, self._save, self.say, alone=self._count == 1)
@@ -470,11 +478,19 @@ class Trainer:
                 self._begin_anew()
             return self.begun if fresh else f"{self.path} had saved nothing yet and starts anew"
         state, arrays, counters = restored
-        assert arrays is not None, "every save has a replay"
+        path = self.checkpoints.directory / str(self.checkpoints.latest_step())
+        if arrays is None:
+            raise UserError(f"the checkpoint {path} cannot be resumed: it has no replay")
         paths.refuse_checkpoint_of(counters["run"], self.config)
         paths.refuse_other_kind(counters.get("offline", False), self.config)
         self.best, self.evaluated = counters["best"], counters["evaluated"]
         self.skipped = counters.get("skipped", 0)
-        note = self.loop.set_state(state, arrays, counters)
+        try:
+            note = self.loop.set_state(state, arrays, counters)
+        except EnvironmentFault:
+            raise
+        except REFUSED as error:
+            wrong = str(error) if isinstance(error, UserError) else describe(error)
+            raise UserError(f"the checkpoint {path} cannot be resumed: {wrong}") from error
         self._restarts = len(self.loop.restarts)
         return f"resumed {self.path} at step {self.step:,}" + (note and f"; {note}")

@@ -11,6 +11,7 @@ import numpy as np
 from dreamer import parallel
 from dreamer.agent import agent as agents
 from dreamer.agent.agent import Agent, Carry
+from dreamer.replay import tree
 
 PARTS = ("encoder", "rssm", "actor")  # networks that acting needs
 
@@ -57,7 +58,13 @@ class Policy:
         return {"latent": dict(carry.latent), "action": carry.action}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores a carry, also one that was computed in another dtype."""
+        """Restores a carry, also one that was computed in another dtype.
+
+        Raises:
+          UserError: it is another one.
+        """
+        own = {"latent": dict(self.carry.latent), "action": self.carry.action}
+        tree.refuse_others("carry", state, own)
         saved = Carry(state["latent"], state["action"])
         cast = jax.tree.map(lambda x, now: np.asarray(x).astype(now.dtype), saved, self.carry)
         self.carry = parallel.to_device(cast, self._device)

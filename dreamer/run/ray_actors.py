@@ -14,7 +14,7 @@ import ray
 from ray import exceptions
 from ray._private import ray_constants
 
-from dreamer import importing, trust
+from dreamer import files, importing, trust
 from dreamer.config import Config
 from dreamer.errors import EnvironmentFault, UserError
 
@@ -171,7 +171,7 @@ def _connect(address: str, count: int) -> None:
 def _refuse_silence(address: str) -> None:
     """Ray itself tries for minutes."""
     host, colon, port = address.rpartition(":")
-    if "://" in address or (colon and not port.isdigit()):
+    if "://" in address or (colon and not 0 < (files.number(port) or 0) < 2**16):
         raise UserError(
             f"run.ray_address={address}: expected HOST:PORT of the head of a Ray cluster to which "
             "this machine belongs, such as 10.0.0.1:6379"

@@ -7,16 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import yaml
 
-from dreamer import compose, parallel
+from dreamer import compose, files, parallel
 from dreamer.config import Config
 from dreamer.config.env import Env
 from dreamer.envs import minari_data, recorded, registry, saved_spaces
 from dreamer.envs.recorded import ENV, Episode, Recording, Spaces
-from dreamer.errors import UserError
+from dreamer.errors import UserError, describe
 from dreamer.explain import validate
-from dreamer.replay import tree
+from dreamer.replay import host, tree
 from dreamer.run import checkpoint, folder, loading, paths, weights
 
 MINARI = "minari:"
@@ -91,15 +90,21 @@ def env_of(source: str, key: str) -> Env:
     path = paths.expand(source, key)
     saved = folder.saved_config(path)
     if saved is not None:
-        return compose.from_yaml(saved).env
+        return compose.from_yaml(saved, str(path / folder.CONFIG)).env
     try:
-        text = (path / ENV).read_text(encoding="utf-8")
-        return validate(Config, {"env": yaml.safe_load(text)}).env
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        text = files.read(path / ENV, folder.MOST).decode()
+        section = compose.read_yaml(text, str(path / ENV))
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{key}={source} has no {ENV} that names its environment; say which it is, as in "
             "env.task=CartPole-v1"
         ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path / ENV}: {describe(error)}") from None
+    try:
+        return validate(Config, {"env": section}).env
+    except UserError as error:
+        raise UserError(f"{path / ENV}: {error}") from None
 
 
 def _of_replay(source: str, key: str, spaces: Spaces) -> Recording:
@@ -110,14 +115,15 @@ def _of_replay(source: str, key: str, spaces: Spaces) -> Recording:
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             saved = _restored(reader, path, _replay(reader.metadata(path)))
-    except (OSError, ValueError, KeyError) as error:
+        counters = host.counters_of(saved)
+        rings = {tree.name(path): ring for path, ring in tree.flatten(saved["rings"]).items()}
+        firsts_of_all = rings["is_first"]
+    except Exception as error:  # of as many kinds as there are libraries below
         raise _unreadable(f"{key}={source}", path, error) from error
-    counters = {name: int(value[0]) for name, value in saved["counters"].items()}
-    rings = {tree.name(path): ring for path, ring in tree.flatten(saved["rings"]).items()}
     steps = np.arange(counters["oldest"], counters["steps"])
     parts = [
         (env, rows)
-        for env, firsts in enumerate(rings["is_first"])
+        for env, firsts in enumerate(firsts_of_all)
         for rows in _episodes(firsts, steps % len(firsts))
     ]
 
@@ -148,7 +154,7 @@ def first_rows(home: Path, observations: Any, actions: Any, count: int) -> list[
             if rows < 1:
                 return []
             rings = _restored(reader, path, {"rings": saved["rings"]}, rows)["rings"]
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of as many kinds as there are libraries below
         raise _unreadable(f"the checkpoint {home}", path, error) from error
     flat = {tree.name(key): ring for key, ring in tree.flatten(rings).items()}
     wanted = Spaces("of the agent", observations, actions, recorded.space_of(actions))
@@ -174,6 +180,8 @@ def _replay(metadata: Any) -> dict[str, Any]:
 def _restored(reader: Any, path: Path, parts: Any, rows: int | None = None) -> Any:
     """Parts of a replay as numpy arrays; of rings [N, capacity, ...] the first rows, or all."""
     wanted = {"replay": parts}
+    if rows is None:
+        checkpoint.refuse_huge(wanted)
     target = jax.tree.map(lambda x: np.zeros(0, x.dtype), wanted)
 
     def kind(saved: Any) -> ocp.RestoreArgs:
@@ -188,5 +196,5 @@ def _restored(reader: Any, path: Path, parts: Any, rows: int | None = None) -> A
 
 
 def _unreadable(what: str, path: Path, error: Exception) -> UserError:
-    reason = str(error).partition("\n")[0]
+    reason = str(error) if isinstance(error, UserError) else describe(error)[:300]
     return UserError(f"{what}: {path} cannot be read: {reason}")

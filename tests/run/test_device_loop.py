@@ -66,7 +66,7 @@ def test_states_may_have_arrays_without_elements(monkeypatch: pytest.MonkeyPatch
     loop = device_loop(devices=2)
     loop.turn()
     loop.drain()
-    saved = loop.get_counters()["env"]
+    saved = loop.get_arrays()[0]["env"]
     keys = batched.env_keys(0, 4)
     restored = batched.load(saved, jax.eval_shape(jax.vmap(registry.make_jax(None).reset), keys))
     assert restored is not None

@@ -32,6 +32,7 @@ def final(folder: Path, seed: int) -> dict[str, Any]:
             "params": np.concatenate([np.ravel(leaf) for leaf in leaves]),
             "rings": arrays["replay"]["rings"],
             "counters": counters,
+            "env": arrays["env"],
         }
 
 
@@ -53,6 +54,7 @@ def assert_equal(ours: Path, theirs: Path, seed: int) -> None:
     far for a gradient that is only rounding as for any other."""
     found, expected = (final(Path(f"{path}-seed{seed}"), seed) for path in (ours, theirs))
     assert found["counters"] == expected["counters"]
+    tiny_run.assert_same(found["env"], expected["env"])
     for part in ("observation", "action", "reward", "is_last"):
         tiny_run.assert_same(found["rings"][part], expected["rings"][part])
     start = jax.tree.leaves(DeviceLoop(config(f"seed={seed}"), jax.devices()[:1]).params)
@@ -76,7 +78,8 @@ def test_each_is_the_run_that_it_would_be_alone(seed: int, runs: tuple[Path, Pat
 def test_seeds_differ(runs: tuple[Path, Path]) -> None:
     first, second = (final(Path(f"{runs[1]}-seed{seed}"), seed) for seed in (3, 4))
     assert np.linalg.norm(first["params"] - second["params"]) > 1
-    assert first["counters"]["env"] != second["counters"]["env"]
+    keys = [one["env"]["state"] for one in (first, second)]
+    assert any((keys[0][name] != keys[1][name]).any() for name in keys[0])
 
 
 def test_all_are_ended_although_one_cannot_be_saved() -> None:
