@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dreamer.config.section import (
+    INT32,
     Count,
     Decay,
     Fraction,
@@ -18,7 +19,10 @@ from dreamer.config.section import (
     Positive,
     Rate,
     Section,
+    Whole,
 )
+
+NO_CLASS = 255  # in place of a class number where no latent is stored: the zero state
 
 Module = Literal["encoder", "rssm", "decoder", "reward", "cont", "mask", "actor", "critic"]
 
@@ -32,7 +36,7 @@ class RSSMConfig(Section):
     deter: Count = Field(8192, description="size of the deterministic state; divisible by blocks")
     hidden: Count = Field(1024, description="width of the layers inside the RSSM")
     stoch: Count = Field(32, description="latent variables per step")
-    classes: Annotated[int, Field(ge=2, le=256)] = Field(
+    classes: Annotated[int, Field(ge=2, le=NO_CLASS)] = Field(
         64, description="classes of a categorical latent"
     )
     blocks: Count = Field(8, description="blocks of the block-diagonal GRU")
@@ -85,7 +89,7 @@ class HeadConfig(Section):
 
 
 class TwoHotHeadConfig(HeadConfig):
-    bins: Annotated[int, Field(ge=3)] = Field(
+    bins: Annotated[int, Field(ge=3, le=INT32)] = Field(
         255, description="symexp-spaced bins of the two-hot distribution"
     )
 
@@ -163,10 +167,8 @@ class OptimizerConfig(Section):
     """AGC, then RMS scaling, then momentum (LaProp)."""
 
     learning_rate: Positive = Field(4e-5, description="for every parameter")
-    warmup: Annotated[int, Field(ge=0)] = Field(
-        1000, description="updates of linear warm-up from 0"
-    )
-    anneal: Annotated[int, Field(ge=0)] = Field(
+    warmup: Whole = Field(1000, description="updates of linear warm-up from 0")
+    anneal: Whole = Field(
         0,
         description="update at which the rate, falling linearly, reaches its last tenth; 0: never",
     )
