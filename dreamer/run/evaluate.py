@@ -97,7 +97,7 @@ def frame(env: BatchedEnv, time_step: dm_env.TimeStep) -> np.ndarray | None:
         return np.array(rendered[0])
     for value in time_step.observation.values():
         if value.ndim == 4 and value.dtype == np.uint8:
-            return images.picture(value[0].copy())
+            return images.picture(value[0, ..., :3].copy())
     return None
 
 

@@ -109,6 +109,7 @@ class Trainer:
         self._hosts, self._count = agreement.make(self.stop), parallel.hosts()
         self.callbacks = callbacks or Callbacks()
         self.metrics: dict[str, float] = {}  # those last written
+        self._warned: set[tuple[str, type]] = set()  # of what never ends a run
         self.path = paths.run_folder(config)
         folder.check(self.path)
         paths.refuse_changes(config, self.path)
@@ -121,7 +122,7 @@ class Trainer:
             self._rollbacks: int = self._hosts.told(lambda: rollback.count(saved))
             own = shares.share(rollback.rekeyed(config, self._rollbacks))
             self.loop = make_loop(own, self.devices)
-            stack.callback(self.loop.close)
+            stack.callback(self._look, "environments cannot be closed", self.loop.close)
             shares.compare_devices(len(self.devices), self.loop.stored == "device memory")
             self.begun = ""  # with what, in words
             self._saved = paths.holds_checkpoints(saved)
@@ -132,7 +133,6 @@ class Trainer:
             self.skipped = 0  # updates, whose loss or gradient was not finite
             self._skipping = False  # the last of them
             self._unsaved = -1  # the last step that could not be saved
-            self._warned: set[tuple[str, type]] = set()  # of what only shows
             self._open(stack)
             self._stack = stack.pop_all()
 
@@ -157,13 +157,12 @@ class Trainer:
         if not fresh:  # only now is it known that the checkpoint fits a changed configuration
             folder.prepare(self.path, compose.to_yaml(config))
         self.logger = Logger(self.path, config.log.tensorboard) if self._hosts.first else Silent()
-        stack.callback(self.logger.close)
+        stack.callback(self._look, "cannot write metrics", self.logger.close)
         self.logger.truncate(self.step if self.step else -1)
         self.reporter = Reporter(self.loop.agent, config, self.logger, self.say)
         mode = "none" if self.leader or not self._hosts.first else config.log.progress
-        self.progress = stack.enter_context(
-            Progress(mode, config.run.steps, config.log.every_seconds, self.step)
-        )
+        self.progress = Progress(mode, config.run.steps, config.log.every_seconds, self.step)
+        stack.callback(self._look, "the display fails", self.progress.close)
         if not self.leader and self._hosts.first:
             weights = sum(x.size for x in jax.tree.leaves(self.loop.params))
             spec = transition_spec(self.loop.agent)
@@ -291,11 +290,11 @@ class Trainer:
             self._look("the display fails", self.progress.print, line)
 
     def _look(self, failure: str, show: Callable[..., Any], *arguments: Any) -> Any:
-        """Does what is only for looking at, which never ends a run: where it fails there is a
-        warning, once for each reason, and the result is None."""
+        """Does what never ends a run, such as all that is only for looking at: where it fails there
+        is a warning, once for each reason, and the result is None."""
         try:
             return show(*arguments)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if (failure, type(error)) not in self._warned:
                 self._warned.add((failure, type(error)))
                 warn(f"{failure}: {describe(error)}; training continues")

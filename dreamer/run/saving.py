@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 
-from dreamer.errors import warn
 from dreamer.run.checkpointer import Checkpointer, SaveError
 
 FIRST, LONGEST = 30.0, 900.0  # seconds until a save that failed is tried again
@@ -15,7 +14,7 @@ class Saving:
     Args:
       checkpoints: where to.
       save: starts a save, with the score of an evaluation if there is one.
-      say: shows a line that is no warning.
+      say: shows a line.
       now: seconds.
       alone: whether this host saves when it wants to; else `overdue` says that it does.
     """
@@ -66,4 +65,4 @@ class Saving:
         self._again = self._now() + self._wait
         if str(error) != self._told:  # once, unless the reason is another
             self._told = str(error)
-            warn(f"{error}; training goes on, and it is tried again now and then")
+            self._say(f"warning: {error}; training goes on, and it is tried again now and then")
