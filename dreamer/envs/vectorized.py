@@ -135,7 +135,7 @@ class Vectorized:
         if isinstance(rendered, np.ndarray) and len(rendered) != self.num_envs:
             rendered = [rendered]  # one picture of all of them
         try:
-            frames = [images.picture(frame) for frame in rendered or ()]
+            frames = [] if rendered is None else [images.picture(one) for one in rendered]
         except (ValueError, TypeError) as error:
             raise EnvironmentFault(f"the environments {error}") from error
         drawn = [frame for frame in frames if frame is not None]

@@ -71,15 +71,15 @@ def saved_first(runs: Sequence["Trainer"]) -> Iterator[None]:
     except BaseException as cause:
         if isinstance(cause, KeyboardInterrupt) and any(run.stop.requested for run in runs):
             raise
-        kept = [line for run in runs if (line := run.keep(cause))]
-        saved = f"{'; '.join(kept)}, and the same command resumes" if kept else ""
+        kept = "; ".join([line for run in runs if (line := run.keep(cause))])
+        saved = f"; {kept}, and the same command resumes" if kept else ""
         if isinstance(cause, UserError):
-            cause.args = ("; ".join(filter(None, [str(cause), saved])),)
+            cause.args = (f"{cause}{saved}",)
         elif isinstance(cause, SystemExit) and not any(run.callbacks.failed for run in runs):
             called = f"sys.exit({cause.code!r}) was called while the run trained, by no callback"
-            raise UserError(f"{called}; {saved}") from cause
+            raise UserError(f"{called}{saved}") from cause
         else:
-            emit(f"training ended with {describe(cause)}; {saved}", sys.stderr)
+            emit(f"training ended with {describe(cause)}{saved}", sys.stderr)
         raise
 
 
@@ -273,7 +273,8 @@ class Trainer:
         if self._count > 1 and not isinstance(cause, rollback.Exhausted):
             return self.kept
         try:
-            self._close_books()
+            if self.checkpoints.latest_step() != self.step:
+                self._close_books()
         except SaveError as error:
             return str(error)
         except Exception as error:
@@ -297,7 +298,7 @@ class Trainer:
         except (Exception, SystemExit) as error:
             if (failure, type(error)) not in self._warned:
                 self._warned.add((failure, type(error)))
-                warn(f"{failure}: {describe(error)}; training continues")
+                warn(f"{failure}: {describe(error)}")
             return None
 
     # ------------------------------------------------------------------------------ now and then
@@ -411,7 +412,7 @@ class Trainer:
         try:
             rollback.go_back(self.checkpoints, step, times, most, skipped=self.skipped)
         except (rollback.Exhausted, SaveError) as end:
-            raise rollback.Exhausted(f"{why}; {end}; {rollback.ADVICE}") from end
+            raise type(end)(f"{why}; {end}; {rollback.ADVICE}") from end
         self.say(f"{why}; back to step {step:,} with other random keys, {times} of {most} times")
         raise RolledBack(self.path)
 

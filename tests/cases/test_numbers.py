@@ -25,22 +25,20 @@ def forge(folder: Path, step: int) -> None:
     saved.rename(directory / str(step))
 
 
-@pytest.mark.parametrize("where", ["host", "device"])
-def test_the_host_loop_passes_four_billion_steps(where: str, tmp_path: Path) -> None:
-    changes = (f"replay.where={where}", "eval.every=2", "eval.episodes=1", "log.video_every=1e9")
-    tiny_run.train(tmp_path, f"replay.where={where}", "run.steps=28")
+def test_the_host_loop_passes_four_billion_steps(tmp_path: Path) -> None:
+    assert train.main(tiny_run.argv(tmp_path, "run.steps=28")) == 0
     last = 2**32 + 4
     forge(tmp_path, 2**32 - 4)
-    assert train.main(tiny_run.argv(tmp_path, *changes, f"run.steps={last}")) == 0
+    assert train.main(tiny_run.argv(tmp_path, "log.video_every=3e9", f"run.steps={last}")) == 0
     assert dreamer.load(tmp_path).step == last
-    steps = [line["step"] for line in tiny_run.lines(tmp_path)]
-    assert {2**32 - 2, 2**32, last} <= set(steps)
+    updates = [line["updates"] for line in tiny_run.losses(tiny_run.lines(tmp_path))]
+    assert updates[-1] == 2**32 - 4
 
 
 @pytest.mark.parametrize(
     "seeds", ["run.seeds=1", pytest.param("run.seeds=2", marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize("boundary", [2**31, 2**32])
+@pytest.mark.parametrize("boundary", [2**31, pytest.param(2**32, marks=pytest.mark.slow)])
 def test_the_device_loop_passes_what_its_words_hold(
     boundary: int, seeds: str, tmp_path: Path
 ) -> None:
@@ -74,9 +72,12 @@ def test_what_can_never_be_counted_is_refused(option: str) -> None:
         compose.compose([option])
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
+def test_the_largest_numbers_train(tmp_path: Path) -> None:
+    class Stop(dreamer.Callback):
+        def on_update(self, run: Any) -> None:
+            run.request_stop()
+
+    largest = (
         *(
             "run.steps=1e18",
             "eval.every=1e12",
@@ -84,15 +85,8 @@ def test_what_can_never_be_counted_is_refused(option: str) -> None:
             "checkpoint.every_steps=1e15",
         ),
         *("seed=4294967295", "agent.optimizer.anneal=2147483647", "env.time_limit=2147483647"),
-    ],
-)
-def test_the_largest_numbers_train(option: str, tmp_path: Path) -> None:
-    class Stop(dreamer.Callback):
-        def on_update(self, run: Any) -> None:
-            run.request_stop()
-
-    options = tiny_run.argv(tmp_path / "run", "env.num_envs=2", option)
-    assert dreamer.train(options, [Stop()]).step == 28
+    )
+    assert dreamer.train(tiny_run.argv(tmp_path / "run", *largest), [Stop()]).step == 28
 
 
 @pytest.mark.parametrize("loop", ["device", "host"])
