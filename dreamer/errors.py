@@ -43,7 +43,10 @@ def printable(text: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Type and message of an exception in one line; the type alone where `str` of it fails."""
+    """Type and message of an exception in one line; the type alone where `str` of it fails, the
+    message alone of a UserError."""
+    if isinstance(error, UserError):
+        return str(error)
     try:
         message = " ".join(str(error).split())
     except Exception:

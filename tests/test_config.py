@@ -281,7 +281,7 @@ REFUSED = {
     "agent.encoder.mults=[2,0]": ["agent.encoder.mults=[2,0]", "list, each integer >= 1"],
     "agent.encoder.mults=[2,true]": ["agent.encoder.mults=[2,true]", "list, each integer >= 1"],
     "agent.encoder.mults=[]": ["agent.encoder.mults=[]", "list"],
-    "env.image_size=[64]": ["env.image_size=[64]", "list of 2, each integer >= 1 or null"],
+    "env.image_size=[64]": ["env.image_size=[64]", "list of 2, each integer >= 1, ", " or null"],
     "env.image_size=64,64": ["env.image_size=64,64", "a list is written [1,2]"],
     "env.kwargs=3": ["env.kwargs=3", "expected mapping such as {size: 5, walls: true}"],
     "env.kwargs={1:2}": ["env.kwargs={1:2}", "expected mapping such as {size: 5, walls: true}"],

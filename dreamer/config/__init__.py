@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from dreamer.config.agent import AgentConfig
 from dreamer.config.env import Env, GymnasiumEnv
 from dreamer.config.run import CheckpointConfig, EvalConfig, LogConfig, ReplayConfig, RunConfig
-from dreamer.config.section import Count, Section, Word
+from dreamer.config.section import Count, Section, Whole, Word
 
 
 class Config(Section):
@@ -22,9 +22,7 @@ class Config(Section):
     platform: Literal["auto", "cpu", "gpu", "tpu"] = Field(
         "auto", description="what to train on; auto is the best that is present"
     )
-    devices: Annotated[int, Field(ge=0)] = Field(
-        0, description="local devices to train on; 0 is all"
-    )
+    devices: Whole = Field(0, description="local devices to train on; 0 is all")
     xla_flags: str = Field(
         "",
         description="flags for jax's compiler, such as --xla_gpu_graph_min_graph_size=5; those of "
@@ -158,7 +156,7 @@ class ExportOptions(Section):
         "stablehlo", description="for jax, or for onnxruntime"
     )
     greedy: bool = Field(True, description="mode of the policy instead of a sample")
-    num_envs: Annotated[int, Field(ge=0)] = Field(
+    num_envs: Whole = Field(
         0, description="environments acted in together; 0 is any number, with onnx 1"
     )
     platforms: str = Field(

@@ -19,9 +19,12 @@ from dreamer.config.section import (
     Rate,
     Section,
     Size,
+    Whole,
 )
 
 Kernel = Annotated[int, Field(ge=1, le=255)]
+NO_CLASS = 255  # in place of a class number where no latent is stored: the zero state
+
 Module = Literal["encoder", "rssm", "decoder", "reward", "cont", "mask", "actor", "critic"]
 
 
@@ -34,7 +37,7 @@ class RSSMConfig(Section):
     deter: Size = Field(8192, description="size of the deterministic state; divisible by blocks")
     hidden: Size = Field(1024, description="width of the layers inside the RSSM")
     stoch: Size = Field(32, description="latent variables per step")
-    classes: Annotated[int, Field(ge=2, le=256)] = Field(
+    classes: Annotated[int, Field(ge=2, le=NO_CLASS)] = Field(
         64, description="classes of a categorical latent"
     )
     blocks: Size = Field(8, description="blocks of the block-diagonal GRU")
@@ -163,10 +166,8 @@ class OptimizerConfig(Section):
     """AGC, then RMS scaling, then momentum (LaProp)."""
 
     learning_rate: Positive = Field(4e-5, description="for every parameter")
-    warmup: Annotated[int, Field(ge=0)] = Field(
-        1000, description="updates of linear warm-up from 0"
-    )
-    anneal: Annotated[int, Field(ge=0)] = Field(
+    warmup: Whole = Field(1000, description="updates of linear warm-up from 0")
+    anneal: Whole = Field(
         0,
         description="update at which the rate, falling linearly, reaches its last tenth; 0: never",
     )

@@ -4,7 +4,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Count = Annotated[int, Field(ge=1)]
+INT32, INT64 = 2**31 - 1, 2**63 - 1
+
+# Those that reach compiled code or other libraries are int32; Python alone counts the longer ones.
+Count = Annotated[int, Field(ge=1, le=INT32)]
+Whole = Annotated[int, Field(ge=0, le=INT32)]
+LongCount = Annotated[int, Field(ge=1, le=INT64)]
+LongWhole = Annotated[int, Field(ge=0, le=INT64)]
 Size = Annotated[int, Field(ge=1, le=2**20)]  # of a part of the networks
 Layers = Annotated[int, Field(ge=1, le=100)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -12,6 +18,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]  # which the system can wait
 Word = Annotated[
     bool,
     Field(

@@ -24,6 +24,7 @@ from ale_py import ALEInterface, LoggerMode, roms
 from gymnasium import spaces
 
 from dreamer.config.env import AtariEnv
+from dreamer.config.section import INT32
 from dreamer.envs.atari_vector import AtariVector
 from dreamer.envs.base import BatchedEnv
 from dreamer.envs.images import resize
@@ -49,7 +50,7 @@ def make(config: AtariEnv, num_envs: int, seed: int, render: bool = False) -> Ba
             f"env.task={config.task} is no game of the atari suite{nearest(config.task, TASKS)}; "
             f"the {len(TASKS)} names are in snake case, such as pong, ms_pacman, up_n_down"
         )
-    max_frames = config.time_limit * config.repeat or MAX_FRAMES
+    max_frames = min(config.time_limit * config.repeat, INT32) or MAX_FRAMES
     if config.backend == "vector":
         return AtariVector(config, max_frames, num_envs, seed)
     maker = functools.partial(

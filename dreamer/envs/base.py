@@ -85,7 +85,7 @@ class BatchedEnv(Protocol):
         ...
 
     def render(self) -> np.ndarray | None:
-        """Returns frames uint8 [N, H, W, 3] of the current states, or None.
+        """Returns frames uint8 [N, H, W, 3] of the current states, see `images.picture`, or None.
 
         None when it was made without `render=True` or cannot draw itself.
         """

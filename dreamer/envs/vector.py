@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.vector.utils import batch_space, iterate
 
 from dreamer.config.env import EnvBase
-from dreamer.envs import slots
+from dreamer.envs import images, slots
 from dreamer.envs.base import FIRST, LAST, Actions, Restart, Specs, episode_seed, short
 from dreamer.envs.episodes import Episodes, Row, digest_of
 from dreamer.envs.pool import Answers, Call, Pool
@@ -134,19 +134,23 @@ class VectorEnv:
         return self._keep(rows)
 
     def render(self) -> np.ndarray | None:
-        """As `BatchedEnv` has it; of one made anew that has not begun, the frame before.
+        """As `BatchedEnv` has it; of one that draws nothing now, the frame before.
 
         Raises:
-          EnvironmentFault: one fails in it, which is not mended.
+          EnvironmentFault: one fails in it or gives no picture, after which it is not restarted.
         """
         if not self._renders:
             return None
         for i, frame in self._pool.call(dict.fromkeys(range(self.num_envs), ("render",))).items():
             if isinstance(frame, EnvironmentFault):
                 raise frame
-            self._frames[i] = self._frames.get(i) if frame is None else frame
-        frames = list(self._frames.values())
-        return None if any(frame is None for frame in frames) else np.stack(frames)
+            try:
+                drawn = images.picture(frame)
+            except (ValueError, TypeError) as error:
+                raise EnvironmentFault(f"environment {i} {error}") from error
+            self._frames[i] = self._frames.get(i) if drawn is None else drawn
+        frames = [frame for frame in self._frames.values() if frame is not None]
+        return images.stack(frames) if len(frames) == self.num_envs else None
 
     def get_state(self) -> dict[str, Any]:
         assert self._last is not None, "call reset first"

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 
-from dreamer.envs import masks
+from dreamer.envs import images, masks
 from dreamer.envs.base import FIRST, LAST, MID, Actions, Restart, Specs, episode_seed, short
 from dreamer.envs.faults import checker, story, wrong_reward
 from dreamer.envs.spaces import action_codec, observation_codec
@@ -133,7 +133,15 @@ class Vectorized:
         return self._last
 
     def render(self) -> np.ndarray | None:
-        return np.stack(cast(Any, self._ask("render"))) if self._renders else None
+        rendered = self._ask("render") if self._renders else None
+        if isinstance(rendered, np.ndarray) and len(rendered) != self.num_envs:
+            rendered = [rendered]  # one picture of all of them
+        try:
+            frames = [] if rendered is None else [images.picture(one) for one in rendered]
+        except (ValueError, TypeError) as error:
+            raise EnvironmentFault(f"the environments {error}") from error
+        drawn = [frame for frame in frames if frame is not None]
+        return images.stack(drawn) if drawn and len(drawn) == len(frames) else None
 
     def get_state(self) -> dict[str, Any]:
         assert self._last is not None, "call reset first"

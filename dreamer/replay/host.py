@@ -24,6 +24,7 @@ from dreamer.replay import memory, tree
 # equal chunks finds divisors instead of a large prime. A saved ring is laid out anew by as many
 # steps at once, which bounds the temporary copy.
 _BLOCK = 1024
+GONE = -(2**30)  # first step of a window of which no row is stored any more, for `update`
 _ADVICE = "resume with the configuration of the checkpoint or start in another run folder"
 
 

@@ -131,6 +131,11 @@ class DeviceLoop:
         return given
 
     @property
+    def number(self) -> np.uint32:
+        """The step as compiled code counts it, for draws alone: modulo 2**32, as a `Policy`."""
+        return np.uint32(self.step % 2**32)
+
+    @property
     def _first_update(self) -> int:
         """Environment step from which updates are owed."""
         return self._config.first_update - self.loaded
@@ -221,7 +226,7 @@ class DeviceLoop:
         """
         call = self.next_call()
         self._state, self._world, metrics, episodes = self._program(call)(
-            self._state, self._world, np.int32(self.step)
+            self._state, self._world, self.number
         )
         return self.advance(call, metrics, episodes)
 

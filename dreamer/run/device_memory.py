@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
@@ -18,13 +19,14 @@ from dreamer.agent import agent as agents
 from dreamer.agent import learning
 from dreamer.agent.agent import Agent, State
 from dreamer.config import Config
+from dreamer.config.section import INT32
 from dreamer.envs.base import Specs
 from dreamer.envs.recorded import Recording
 from dreamer.errors import UserError
 from dreamer.replay import device, host, memory, tree
 from dreamer.replay.filling import fill
 from dreamer.run.learner import purpose_key
-from dreamer.run.metrics import LateMetrics
+from dreamer.run.metrics import SKIPPED, LateMetrics
 from dreamer.run.policy import transition_spec
 
 # Of a device's own memory, kept back for parameters, activations and compiled programs.
@@ -95,6 +97,9 @@ class DeviceMemory:
         state, latent, metrics = learning.train_step(
             self.agent, state, batch, train_key, parallel.AXIS
         )
+        # What a skipped update gave is not written back.
+        first = jnp.where(metrics[SKIPPED] > 0, host.GONE, index[:, 1])
+        index = index.at[:, 1].set(first)
         remembered = dataclasses.replace(remembered, replay=replay, index=index, latent=latent)
         return state, remembered, self._metrics.stack(metrics)
 
@@ -221,7 +226,7 @@ class DeviceMemory:
             name: np.zeros((*shape, *one), dtype)
             for name, (one, dtype) in self._spec["latent"].items()
         }
-        index = np.full((shape[0], 2), (0, -2 * shape[1]))  # windows long gone: nothing is written
+        index = np.full((shape[0], 2), (0, host.GONE))  # nothing is written
         if pending is not None:
             index, saved = pending
             latent = {name: saved[name].astype(x.dtype) for name, x in latent.items()}
@@ -245,15 +250,22 @@ def merge_shares(x: Any) -> np.ndarray:
 
 
 def fits(config: Config, spec: Mapping[str, Any], devices: list[jax.Device]) -> bool:
-    """Whether devices with memory of their own hold `replay.capacity` steps."""
+    """Whether devices with memory of their own hold `replay.capacity` steps, and can count all."""
     usable = _usable(devices)
-    return usable is not None and _needed(config, spec, devices) <= usable
+    counted = _highest(config) <= INT32
+    return usable is not None and counted and _needed(config, spec, devices) <= usable
 
 
 def check(config: Config, spec: Mapping[str, Any], devices: list[jax.Device], advice: str) -> None:
     """Refuses a capacity beyond the devices' memory, which for CPU devices is the host's; with
-    `run.seeds` that of all runs together."""
+    `run.seeds` that of all runs together; and steps that int32 cannot count there."""
     usable, capacity = _usable(devices), config.replay.capacity
+    if _highest(config) > INT32:
+        raise UserError(
+            f"run.steps={config.run.steps} with env.num_envs={config.env.num_envs} and "
+            f"replay.capacity={capacity} are more steps than replay in device memory can count, "
+            f"2**31 of each environment; use more environments or fewer steps, or set {advice}"
+        )
     if usable is None:
         memory.check_fits(spec, capacity, config.run.seeds)
     elif (needed := config.run.seeds * _needed(config, spec, devices)) > usable:
@@ -310,6 +322,15 @@ def make_agent(
 def _usable(devices: list[jax.Device]) -> int | None:
     limit = parallel.memory_limit(devices[0])
     return None if limit is None else int((1 - HEADROOM) * limit)
+
+
+def _highest(config: Config) -> int:
+    """No counter of a replay in device memory becomes larger: steps stored, those added by each
+    environment, recorded ones included, and windows of the online queue."""
+    capacity = config.replay.capacity
+    steps = capacity + (0 if config.run.offline else config.run.steps)
+    windows = steps // (config.replay.batch_length + 1) + config.replay.batch_size
+    return max(capacity, steps // config.env.num_envs + 1, windows)
 
 
 def _needed(config: Config, spec: Mapping[str, Any], devices: list[jax.Device]) -> int:

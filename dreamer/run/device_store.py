@@ -94,8 +94,8 @@ class DeviceStore:
         """Dispatches as many whole calls as are owed, keeping the rest for later."""
         self._owed += owed
         while self._owed >= self._per_call:
-            self._owed -= self._per_call
             self.state, self._memory, metrics = self._learn(self.state, self._memory)
+            self._owed -= self._per_call
             self.updates += self._per_call
             self._metrics.add(metrics)
 

@@ -85,9 +85,16 @@ class HostLoop(StoreLoop):
         self.step += self._config.env.num_envs
         if self.loaded + self.step >= self._config.first_update:
             before = self.updates
-            self.store.train(self.ratio.updates(self.step))
+            try:
+                self.store.train(self.ratio.updates(self.step))
+            except Exception:  # what can be saved then is whole: the environments stepped too
+                self._act(action)
+                raise
             if self.updates > before:
                 self._actor.learned(self.params)
+        return self._act(action)
+
+    def _act(self, action: Any) -> list[tuple[float, int]]:
         self.time_step = self.env.step(action)
         return [(score, length) for _, score, length in self.episodes.add(self.time_step)]
 

@@ -1,7 +1,8 @@
 """A training run: its loop, and now and then evaluations, logs and checkpoints."""
 
 import contextlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, NoReturn
 
@@ -11,7 +12,7 @@ from dreamer import allocator, compose, files, parallel
 from dreamer.agent import interface
 from dreamer.config import Config
 from dreamer.envs import registry, saved_spaces
-from dreamer.errors import EnvironmentFault, UserError, describe
+from dreamer.errors import EnvironmentFault, UserError, describe, emit, warn
 from dreamer.run import agreement, beginning, checkpointer, common, folder, paths, rollback, shares
 from dreamer.run.actor_loop import ActorLoop
 from dreamer.run.callbacks import Callbacks
@@ -49,6 +50,40 @@ def make_loop(config: Config, devices: list[jax.Device]) -> Loop:
     return DeviceLoop(config, devices) if choice == "device" else HostLoop(config, devices)
 
 
+@contextlib.contextmanager
+def saved_first(runs: Sequence["Trainer"]) -> Iterator[None]:
+    """Whatever ends the training inside, every run is saved first, once, as far as it learned.
+
+    A second Ctrl-C alone ends it at once. What ended it goes through, with what is saved.
+
+    Args:
+      runs: to save; more may come while they train.
+
+    Raises:
+      UserError: what was raised inside; or somebody called `sys.exit`, who is no callback.
+    """
+    try:
+        yield
+    except RolledBack as back:
+        for run in runs:
+            if run.path != back.path:
+                run.say(run.keep(back))
+        raise
+    except BaseException as cause:
+        if isinstance(cause, KeyboardInterrupt) and any(run.stop.requested for run in runs):
+            raise
+        kept = "; ".join([line for run in runs if (line := run.keep(cause))])
+        saved = f"; {kept}, and the same command resumes" if kept else ""
+        if isinstance(cause, UserError):
+            cause.args = (f"{cause}{saved}",)
+        elif isinstance(cause, SystemExit) and not any(run.callbacks.failed for run in runs):
+            called = f"sys.exit({cause.code!r}) was called while the run trained, by no callback"
+            raise UserError(f"{called}{saved}") from cause
+        else:
+            emit(f"training ended with {describe(cause)}{saved}", sys.stderr)
+        raise
+
+
 class Trainer:
     """One run: its loop and its files. A context; `run` returns when done or stopped.
 
@@ -73,8 +108,9 @@ class Trainer:
         self.leader = leader
         self.stop = stop or StopRequest()
         self._hosts, self._count = agreement.make(self.stop), parallel.hosts()
-        self._callbacks = callbacks or Callbacks()
+        self.callbacks = callbacks or Callbacks()
         self.metrics: dict[str, float] = {}  # those last written
+        self._warned: set[tuple[str, type]] = set()  # of what never ends a run
         self.path = paths.run_folder(config)
         folder.check(self.path)
         paths.refuse_changes(config, self.path)
@@ -87,7 +123,7 @@ class Trainer:
             self._rollbacks: int = self._hosts.told(lambda: rollback.count(saved))
             own = shares.share(rollback.rekeyed(config, self._rollbacks))
             self.loop = make_loop(own, self.devices)
-            stack.callback(self.loop.close)
+            stack.callback(self._look, "environments cannot be closed", self.loop.close)
             shares.compare_devices(len(self.devices), self.loop.stored == "device memory")
             self.begun = ""  # with what, in words
             self._saved = paths.holds_checkpoints(saved)
@@ -97,6 +133,7 @@ class Trainer:
             self.evaluated = 0  # step of the last evaluation
             self.skipped = 0  # updates, whose loss or gradient was not finite
             self._skipping = False  # the last of them
+            self._unsaved = -1  # the last step that could not be saved
             self._open(stack)
             self._stack = stack.pop_all()
 
@@ -128,13 +165,12 @@ class Trainer:
         if not fresh:  # only now is it known that the checkpoint fits a changed configuration
             folder.prepare(self.path, compose.to_yaml(config))
         self.logger = Logger(self.path, config.log.tensorboard) if self._hosts.first else Silent()
-        stack.callback(self.logger.close)
+        stack.callback(self._look, "cannot write metrics", self.logger.close)
         self.logger.truncate(self.step if self.step else -1)
         self.reporter = Reporter(self.loop.agent, config, self.logger, self.say)
         mode = "none" if self.leader or not self._hosts.first else config.log.progress
-        self.progress = stack.enter_context(
-            Progress(mode, config.run.steps, config.log.every_seconds, self.step)
-        )
+        self.progress = Progress(mode, config.run.steps, config.log.every_seconds, self.step)
+        stack.callback(self._look, "the display fails", self.progress.close)
         if not self.leader and self._hosts.first:
             weights = sum(x.size for x in jax.tree.leaves(self.loop.params))
             spec = transition_spec(self.loop.agent)
@@ -168,27 +204,18 @@ class Trainer:
         self.stop.requested = True
 
     def run(self) -> None:
-        """Trains until `run.steps` or until a signal asks to stop, then saves.
+        """Trains until `run.steps` or until a signal asks to stop, then saves; see `saved_first`.
 
         Raises:
-          EnvironmentFault: environments failed too often; all that was learned before is saved.
-          RolledBack: the run went back to an earlier checkpoint, and must be made anew.
-          UserError: too many updates in a row were skipped; all that was learned before is saved.
+          EnvironmentFault: environments failed too often.
+          RolledBack: the run went back to an earlier checkpoint, and must be restarted.
+          UserError: too many updates in a row were skipped, or the end cannot be saved.
         """
-        try:
+        with saved_first([self]):
             if self.begin():
                 while self.unfinished:
                     self.after(self.loop.turn())
                 self.finish()
-        except EnvironmentFault as fault:
-            if self._count > 1:  # the others do not know, and do not save
-                raise EnvironmentFault(f"{fault}; {self.kept}, the same command resumes") from fault
-            kept = f"all that was learned until step {self.step:,} is saved in {self.path}"
-            try:
-                self._close_books()
-            except SaveError as error:
-                kept = str(error)
-            raise EnvironmentFault(f"{fault}; {kept}, and the same command resumes") from fault
 
     @property
     def unfinished(self) -> bool:
@@ -205,7 +232,6 @@ class Trainer:
         self._updates = self.updates  # that callbacks were told of
         self._compiled = False  # the program of an update
         self._saves_asked = 0  # that were heeded
-        self._callbacks.watch(self)
         if self._eval_clock(self.step) and self.step < total:  # interrupted by the stop before
             self._evaluate()
         return True
@@ -214,13 +240,13 @@ class Trainer:
         """What comes after a turn in which these episodes ended."""
         self._tell_restarts()
         self._tell(episodes)
-        self._callbacks("on_step", self)
+        self.callbacks("on_step", self)
         if self.updates > self._updates:
             if not self._compiled:
                 self._compiled = True
                 allocator.set_gaps_aside()
             self._updates = self.updates
-            self._callbacks("on_update", self)
+            self.callbacks("on_update", self)
         self._now_and_then()
 
     def finish(self) -> None:
@@ -235,14 +261,37 @@ class Trainer:
         if self.leader:
             self.say(last)
         else:
-            self.progress.close(last)
+            self._look("the display fails", self.progress.close, last)
 
     @property
     def kept(self) -> str:
-        """What would be left if the run ended now, in words."""
-        step = self.checkpoints.latest_step()
-        saved = "nothing is saved" if step is None else f"the newest checkpoint is of step {step:,}"
-        return f"{saved} in {self.path}"
+        """What is left if the run ends now, in words."""
+        saved = self.checkpoints.latest_step()
+        if saved is None:
+            return f"nothing is saved in {self.path}"
+        if saved == self.step:
+            return f"all that was learned until step {saved:,} is saved in {self.path}"
+        lost = f"{self.step - saved:,} steps after it are lost"
+        return f"the newest checkpoint is of step {saved:,} in {self.path}, {lost}"
+
+    def keep(self, cause: BaseException) -> str:
+        """Saves what was learned until something ended the training; what is saved then, in words.
+
+        Of several hosts, the others do not know of it and do not save. What an update that failed
+        had taken, or left incomplete, cannot be saved, and the newest checkpoint remains.
+        """
+        if self._unsaved == self.step:  # which the cause says
+            return ""
+        if self._count > 1 and not isinstance(cause, rollback.Exhausted):
+            return self.kept
+        try:
+            if self.checkpoints.latest_step() != self.step:
+                self._close_books()
+        except SaveError as error:
+            return str(error)
+        except Exception as error:
+            return f"step {self.step:,} cannot be saved ({describe(error)}); {self.kept}"
+        return self.kept
 
     def say(self, line: str) -> None:
         """Prints a line, on the display of the leader if there is one."""
@@ -251,7 +300,18 @@ class Trainer:
         elif self.leader:
             self.leader.say(f"seed {self.config.seed}: {line}")
         else:
-            self.progress.print(line)
+            self._look("the display fails", self.progress.print, line)
+
+    def _look(self, failure: str, show: Callable[..., Any], *arguments: Any) -> Any:
+        """Does what never ends a run, such as all that is only for looking at: where it fails there
+        is a warning, once for each reason, and the result is None."""
+        try:
+            return show(*arguments)
+        except (Exception, SystemExit) as error:
+            if (failure, type(error)) not in self._warned:
+                self._warned.add((failure, type(error)))
+                warn(f"{failure}: {describe(error)}")
+            return None
 
     # ------------------------------------------------------------------------------ now and then
 
@@ -265,16 +325,14 @@ class Trainer:
         self._save_due = False
 
     def _now_and_then(self) -> None:
-        self.progress.update(self.step, self.loop.updates)
+        self._show(self.step, self.loop.updates)
         self._read(self._hosts.meet(self.updates, self._saving.overdue))
         if self._log_clock():
             self._log()
         if self._eval_clock(self.step) and self.step < self.config.run.steps:
             self._evaluate()
         if self._video_clock(self.step) and self._hosts.first:
-            self.reporter.videos(
-                self.loop.params, self.loop.sequences, self.step, self._interrupted
-            )
+            self._film()
         # All are asked every time, so that none falls behind.
         clocks = [self._save_clock(), self._save_step_clock(self.step)]
         due = [self._save_due, self._hosts.wanted, *clocks]
@@ -306,10 +364,10 @@ class Trainer:
                 self._hosts.post(episode)
             return
         for score, length in episodes:
-            self.progress.episode(score, length)
-            self.logger.write(self.step, {"episode/return": score, "episode/length": length})
+            self._look("the display fails", self.progress.episode, score, length)
+            self._write({"episode/return": score, "episode/length": length})
         for score, length in episodes:
-            self._callbacks("on_episode", self, score, length)
+            self.callbacks("on_episode", self, score, length)
 
     def _tell_restarts(self) -> None:
         """Of environments that were made anew since."""
@@ -318,7 +376,13 @@ class Trainer:
             self.say(restart.line)
         if new:
             self._restarts += len(new)
-            self.logger.write(self.step, {"env/restarts": self._restarts})
+            self._write({"env/restarts": self._restarts})
+
+    def _write(self, metrics: dict[str, float]) -> None:
+        self._look("cannot write metrics", self.logger.write, self.step, metrics)
+
+    def _show(self, *progress: Any) -> None:
+        self._look("the display fails", self.progress.update, *progress)
 
     def _log(self, wait: bool = False) -> None:
         reading = self.loop.read_metrics(wait)
@@ -328,8 +392,8 @@ class Trainer:
             shown = {key: metrics[key] for key in SHOWN if metrics}
             metrics |= {"updates": self.loop.updates, SKIPPED: self.skipped}
             self.metrics = metrics
-            self.logger.write(self.step, metrics)
-            self.progress.update(self.step, self.loop.updates, shown)
+            self._write(metrics)
+            self._show(self.step, self.loop.updates, shown)
         if reading.in_a_row > self.config.run.max_skipped and not wait:
             last = self.loop.read_metrics(wait=True)
             self.skipped += last.skipped
@@ -360,17 +424,9 @@ class Trainer:
         try:
             rollback.go_back(self.checkpoints, step, times, most, skipped=self.skipped)
         except (rollback.Exhausted, SaveError) as end:
-            raise UserError(f"{why}; {end}; {self._try_to_save()}; {rollback.ADVICE}") from end
+            raise type(end)(f"{why}; {end}; {rollback.ADVICE}") from end
         self.say(f"{why}; back to step {step:,} with other random keys, {times} of {most} times")
         raise RolledBack(self.path)
-
-    def _try_to_save(self) -> str:
-        """Saves as well as it can; what is left, in words."""
-        try:
-            self.save()
-        except SaveError as error:
-            return f"{error}; {self.kept}"
-        return f"the weights before them are saved in {self.path}"
 
     def _evaluation_is_due(self) -> bool:
         """Whether the agent of this step is still to be evaluated, at the end of the run."""
@@ -379,10 +435,16 @@ class Trainer:
     def _interrupted(self) -> bool:
         return self.stop.requested
 
+    def _film(self) -> None:
+        params, failure = self.loop.params, f"no video of step {self.step:,}"
+        self._look(failure, self.reporter.episode, params, self.step, self._interrupted)
+        if not self._interrupted():
+            self._look(failure, self.reporter.predictions, params, self.loop.sequences, self.step)
+
     def _evaluate(self) -> None:
-        numbers = self._hosts.told(
-            lambda: self.reporter.evaluation(self.loop.params, self.step, self._interrupted)
-        )
+        asked = self.loop.params, self.step, self._interrupted
+        failure = f"no evaluation at step {self.step:,}"
+        numbers = self._hosts.told(lambda: self._look(failure, self.reporter.evaluation, *asked))
         if numbers is None:
             return
         self.evaluated = self.step
@@ -401,21 +463,23 @@ class Trainer:
         self._tell_restarts()
         try:
             self.save()
-        except SaveError as error:
-            raise SaveError(f"{error}; {self.kept}") from error
         finally:
-            self._log(wait=True)
+            self._look("the last metrics are lost", self._log, True)
 
     def save(self) -> None:
         """Saves, and returns when it is written.
 
         Raises:
-          SaveError: it cannot be written.
+          SaveError: it cannot be written, and what is saved.
         """
-        with contextlib.suppress(SaveError):  # of the save before, after which this one comes
+        with contextlib.suppress(Exception):  # of the save before, after which this one comes
             self.checkpoints.wait()
-        self._save()
-        self.checkpoints.wait()
+        try:
+            self._save()
+            self.checkpoints.wait()
+        except SaveError as error:
+            self._unsaved = self.step
+            raise SaveError(f"{error}; {self.kept}") from error
 
     def _save(self, score: float | None = None) -> None:
         """Saves everything that influences the rest of the run."""
@@ -440,11 +504,11 @@ class Trainer:
             return
         arrays, copied = self.loop.get_arrays()
         self.checkpoints.save(step, self.loop.state, arrays, counters, score)
-        told = self._callbacks.want("on_checkpoint")
+        told = self.callbacks.want("on_checkpoint")
         if not copied or told:
             self.checkpoints.wait()
         if told:
-            self._callbacks("on_checkpoint", self, self.checkpoints.directory / str(step))
+            self.callbacks("on_checkpoint", self, self.checkpoints.directory / str(step))
 
     def _make_folders(self) -> None:
         """Makes again what somebody removed during the training."""
@@ -462,8 +526,10 @@ class Trainer:
 
     def _end_saving(self, kind: type[BaseException] | None, *_: object) -> None:
         """Waits for the save under way, but not when a second Ctrl-C ends all at once."""
-        if kind is None or not issubclass(kind, KeyboardInterrupt):
+        if kind is None:
             self.checkpoints.close()
+        elif not issubclass(kind, KeyboardInterrupt):
+            self._look("the checkpoint under way is lost", self.checkpoints.close)
 
     def _begin_anew(self) -> None:
         first = beginning.choose(self.config, self.loop.agent, self.loop.params)

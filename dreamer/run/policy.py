@@ -77,7 +77,7 @@ class Policy:
         Args:
           params: at least those of `PARTS`.
           time_step: batched, leaves [N, ...].
-          step: number of this step, which decides the random draws.
+          step: number of this step, which decides the random draws, modulo 2**32.
 
         Returns:
           Actions [N, ...] by key, and the latents as replay stores them, still on the device.
@@ -85,10 +85,11 @@ class Policy:
         needed = {name: params[name] for name in PARTS}
         first = time_step.step_type == dm_env.StepType.FIRST
         seen = {key: time_step.observation[key] for key in self._seen}
-        self.carry, action, latent = self._act(
-            needed, self.carry, seen, first, self._key, np.uint32(step)
+        carry, action, latent = self._act(
+            needed, self.carry, seen, first, self._key, np.uint32(step % 2**32)
         )
-        return jax.device_get(action), dict(latent)
+        action, self.carry = jax.device_get(action), carry  # unless the call failed
+        return action, dict(latent)
 
 
 def compile_act(agent: Agent, greedy: bool, share: tuple[int, int] = (0, 1)) -> Callable:

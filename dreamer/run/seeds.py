@@ -21,9 +21,8 @@ from dreamer.envs import registry
 from dreamer.errors import UserError
 from dreamer.run import device_memory, folder, paths, shares
 from dreamer.run.callbacks import Callback, Callbacks
-from dreamer.run.checkpointer import SaveError
 from dreamer.run.device_loop import Call, DeviceLoop, World, program
-from dreamer.run.loop import Trainer
+from dreamer.run.loop import Trainer, saved_first
 from dreamer.run.policy import transition_spec
 from dreamer.run.rollback import RolledBack
 from dreamer.run.signals import StopRequest
@@ -70,23 +69,14 @@ def _train_together(
         for one in configs:
             leader = trainers[0] if trainers else None
             trainers.append(stack.enter_context(Trainer(one, stop, leader, told)))
-        begun = [trainer for trainer in trainers if trainer.begin()]
-        try:
+        begun: list[Trainer] = []
+        with saved_first(begun):
+            for trainer in trainers:
+                if trainer.begin():
+                    begun.append(trainer)
             _run(begun)
-            _finish(begun)
-        except RolledBack as back:
-            for trainer in begun:
-                if trainer.path != back.path:
-                    _save_before_it_begins_anew(trainer)
-            raise
-
-
-def _save_before_it_begins_anew(trainer: Trainer) -> None:
-    """With another that went back; from its last checkpoint, where this is not possible."""
-    try:
-        trainer.save()
-    except SaveError as error:
-        trainer.say(f"warning: {error}")
+            for trainer in reversed(begun):  # the others use the display of the first
+                trainer.finish()
 
 
 def _last_words(config: Config, trainers: list[Trainer]) -> str:
@@ -161,18 +151,6 @@ def _run(trainers: list[Trainer]) -> None:
             trainer.after(episodes)
 
 
-def _finish(trainers: list[Trainer]) -> None:
-    """Ends every run, also when one before it could not be saved."""
-    failures = []
-    for trainer in reversed(trainers):  # the others use the display of the first
-        try:
-            trainer.finish()
-        except SaveError as error:
-            failures.append(error)
-    if failures:
-        raise failures[0]
-
-
 class Together:
     """Loops at the same step of their runs, whose turns are one compiled call.
 
@@ -197,7 +175,7 @@ class Together:
         first = self._loops[0]
         call = first.next_call()
         self._state, self._world, metrics, episodes = self._program(call)(
-            self._state, self._world, np.int32(first.step)
+            self._state, self._world, first.number
         )
         for loop in self._loops:  # only the first was traced
             loop.metrics.names = first.metrics.names
