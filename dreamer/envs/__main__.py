@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
         print(table())
-    elif argv[0] in ("-h", "--help"):
+    elif {"-h", "--help"} & set(argv):
         print(__doc__)
     elif argv[0] in STEPS:
         _run(argv)
@@ -150,7 +150,7 @@ def _named(spec: dict[str, Any]) -> str:
 
 
 def _number(text: str, key: str) -> int:
-    if not text.replace("_", "").isdigit() or int(text) < 1:
+    if not text.replace("_", "").isdecimal() or int(text) < 1:
         raise UserError(f"{key}={text}: must be a whole number of at least 1")
     return int(text)
 

@@ -18,7 +18,7 @@ _PURPOSE = 2**31 - 1
 class BatchedJax:
     """N environments, stepped together in one compiled call. See `envs.base.BatchedEnv`."""
 
-    restarts: Sequence[Restart] = ()  # nothing is made anew
+    restarts: Sequence[Restart] = ()  # nothing is restarted
 
     def __init__(self, env: JaxEnv, num_envs: int, seed: int, first: int = 0) -> None:
         self.num_envs = num_envs
