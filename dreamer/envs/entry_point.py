@@ -21,13 +21,12 @@ NOTABLE = ("reset", "step", "possible_agents", "agent_iter", "step_async", "step
 
 @dataclass(frozen=True)
 class EntryPoint:
-    """A function, its arguments that are configured, the names of those it takes, and of those that
-    it cannot do without."""
+    """A function and its arguments that are configured."""
 
     function: Callable[..., Any]
     kwargs: Mapping[str, Any]
-    takes: tuple[str, ...]
-    needs: tuple[str, ...]
+    takes: tuple[str, ...]  # names of arguments, ** if it takes any
+    needs: tuple[str, ...]  # those without a default value
 
     def wants(self, name: str) -> bool:
         """Whether it takes an argument that is not configured."""
@@ -98,17 +97,18 @@ def of(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> EntryPoint:
     except (ValueError, TypeError):  # one that is not written in Python
         return EntryPoint(function, kwargs, ("**",), ())
     named = [x for x in parameters if x.kind in (x.POSITIONAL_OR_KEYWORD, x.KEYWORD_ONLY)]
-    several = any(x.kind is x.VAR_KEYWORD for x in parameters)
-    takes = tuple(x.name for x in named)
+    takes = [x.name for x in named]
     unknown = sorted(kwargs.keys() - set(takes))
-    if unknown and not several:
+    if any(x.kind is x.VAR_KEYWORD for x in parameters):
+        takes.append("**")
+    elif unknown:
         raise UserError(
             f"env.kwargs has {unknown[0]}, but {_name(function)} takes "
             f"{', '.join(takes) or 'no arguments'}{nearest(unknown[0], takes)}"
         )
     required = [x.name for x in named if x.default is x.empty]
     required += [x.name for x in parameters if x.kind is x.POSITIONAL_ONLY and x.default is x.empty]
-    return EntryPoint(function, kwargs, takes, tuple(required))
+    return EntryPoint(function, kwargs, tuple(takes), tuple(required))
 
 
 def import_module(name: str) -> Any:

@@ -61,7 +61,7 @@ def checker(space: gymnasium.Space, key: str = "") -> Checker:
 def _leaf_checker(space: gymnasium.Space, name: str) -> Checker:
     dtype, shape = np.dtype(space.dtype), space.shape or ()
     whole = None if dtype == np.uint8 and len(shape) > 1 and is_bytes(space) else classes(space)
-    largest = np.float64(min(LARGEST, np.finfo(dtype).max)) if dtype.kind == "f" else 0
+    largest = np.float64(min(LARGEST, float(np.finfo(dtype).max))) if dtype.kind == "f" else 0
     limits = _bounds(space)
     if whole:
         low, high = whole[0], whole[0] + whole[1] - 1

@@ -9,6 +9,7 @@ import copy
 import functools
 import multiprocessing
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import gymnasium
@@ -62,9 +63,10 @@ def _make_registered(spec: EnvSpec, config: GymnasiumEnv, render: bool) -> gymna
     creator = _creator(spec)
     seen = (config.pixels or render) and _can_render(spec, creator, config.pixels)
     function = entry_point.of(creator, spec.kwargs | config.kwargs)
+    if seen and {"render_mode", "**"} & set(function.takes):
+        function = replace(function, kwargs={"render_mode": "rgb_array", **function.kwargs})
     made = copy.copy(spec)
-    made.entry_point = cast(Any, function.make)
-    made.kwargs = {"render_mode": "rgb_array"} if seen else {}
+    made.entry_point, made.kwargs = cast(Any, function.make), {}
     env = gymnasium.make(made, max_episode_steps=-1, disable_env_checker=True)
     env = Checked(headless.OwnContext(env) if seen else env)
     if spec.max_episode_steps and not config.time_limit:

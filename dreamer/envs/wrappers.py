@@ -60,7 +60,7 @@ class Checked(gymnasium.Wrapper):
         except NotImplementedError as error:
             raise EnvironmentFault(
                 "has no render that works, although it was made with render_mode=rgb_array; write "
-                "one that returns uint8 (height, width, 3), or do without frames"
+                "one that returns uint8 (height, width, 3), or do without frames (env.pixels=false)"
             ) from error
 
 
@@ -123,7 +123,7 @@ class Pixels(gymnasium.ObservationWrapper):
         try:
             attempt("failed in its render with", self._draw)
         except EnvironmentFault as error:
-            raise UserError(f"{NO_FRAMES}; it {error}") from error
+            raise UserError(f"its frames are to be learned from, but it {error}") from error
 
     def observation(self, observation: Any) -> dict[str, np.ndarray]:
         image = resize(self._draw(), self._size)
