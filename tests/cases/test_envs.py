@@ -207,6 +207,17 @@ def test_a_fault_that_repeats_at_once_ends_it_in_workers_too(name: str) -> None:
     env.close()
 
 
+def test_a_run_does_not_start_where_no_episode_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert exit_on_user_error(lambda: train.main(run_of("ExitsInReset", tmp_path / "run"))) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: environment 0 failed in its reset with SystemExit: 0 (")
+    assert said.endswith("; restarting does not help, it fails again at once\n")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.slow  # compiles the policy
 def test_a_run_ends_at_once_with_what_it_has(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = run_of("exits", tmp_path / "run")
     assert exit_on_user_error(lambda: train.main(arguments)) == 2
