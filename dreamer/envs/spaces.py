@@ -309,7 +309,7 @@ def join(key: str, name: Any) -> str:
 
 
 def _merge(parts: list[Specs], what: str) -> Specs:
-    merged: Specs = {}
+    merged: dict[str, Any] = {}
     for part in parts:
         for key, leaf in part.items():
             if key in merged:
@@ -329,7 +329,8 @@ def _refuse_many(what: str, number: float) -> None:
     if number > MAX_ONE_HOT:
         raise UserError(
             f"{what} has {number:,.0f} classes, each an input of the networks, which take at most "
-            f"{MAX_ONE_HOT:,} in all; encode them in a wrapper, for example as float32 numbers"
+            f"{MAX_ONE_HOT:,} in all; encode them in a wrapper: numbers as float32, an image as "
+            "uint8 (height, width, channels)"
         )
 
 

@@ -76,7 +76,8 @@ class StopRequest:
 
     def _note_again(self, number: int, first: float) -> None:
         if time.monotonic() - first >= SAME:
-            workers.kill_all()  # one that hangs would outlive this process
+            if self._stops.get(signal.Signals(number)) is signal.SIG_DFL:
+                workers.kill_all()  # one that hangs would outlive this process
             _put_back(self._stops)
             signal.raise_signal(number)
 

@@ -19,6 +19,7 @@ from dreamer.envs import __main__ as command
 from dreamer.envs.base import FIRST, LAST, MID
 from dreamer.errors import EnvironmentFault, exit_on_user_error
 from tests import tiny_run
+from tests.cases import odd_envs
 
 ODD = "tests.cases.odd_envs"
 RESET = ["gave no observation and dict of info in its reset, but ", "`return observation, {}`"]
@@ -89,6 +90,12 @@ WRONG = {  # what is said of it
     "no_metadata": ["metadata has autoreset_mode=None; expected one of AutoresetMode.NEXT_STEP"],
     "no_single_space": ["its single_action_space is missing, or None", SPACE],
 }
+
+
+@pytest.fixture(autouse=True)
+def first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The try before training is the first environment that is made."""
+    monkeypatch.setattr(odd_envs.ExitsInReset, "made", 0)
 
 
 def checked(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[int, str, str]:
