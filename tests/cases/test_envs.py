@@ -214,14 +214,15 @@ def test_a_fault_that_repeats_at_once_ends_it_in_workers_too(name: str) -> None:
     env.close()
 
 
-def test_a_run_does_not_start_where_no_episode_begins(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize("name", ["exits_at_once", "exits_in_close", "Old"])
+def test_a_run_on_a_wrong_environment_does_not_start(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    assert exit_on_user_error(lambda: train.main(run_of("ExitsInReset", tmp_path / "run"))) == 2
+    assert exit_on_user_error(lambda: train.main(run_of(name, tmp_path / "run"))) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: environment 0 failed in its reset with SystemExit: 0 (")
-    assert said.endswith("; restarting does not help, it fails again at once\n")
+    assert all(words in said for words in WRONG[name])
     assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow  # compiles the policy
