@@ -24,7 +24,7 @@ class EnvBase(Section):
     )
     restarts: Whole = Field(
         10,
-        description="failures in a run, after each of which the environment is made anew: "
+        description="failures in a run, after each of which the environment is restarted: "
         "exceptions, values outside of its spaces, and with workers=process crashes and hangs",
     )
     timeout: Whole = Field(
@@ -35,7 +35,7 @@ class EnvBase(Section):
     max_memory: NonNegative = Field(
         0.0,
         description="GiB that a process of its own may take, with what it has started, else it is "
-        "made anew when its episode is over; 0 sets no limit",
+        "restarted when its episode is over; 0 sets no limit",
     )
     repeat: Count = Field(1, description="raw environment steps per agent step, rewards summed")
     time_limit: Whole = Field(

@@ -38,7 +38,7 @@ class AtariVector:
       UserError: ale_py cannot do what the configuration asks.
     """
 
-    restarts: Sequence[Restart] = ()  # nothing is made anew
+    restarts: Sequence[Restart] = ()  # nothing is restarted
 
     __repr__ = short
 

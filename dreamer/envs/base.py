@@ -12,17 +12,32 @@ from dm_env import specs
 
 FIRST, MID, LAST = (int(step_type) for step_type in dm_env.StepType)
 MASK = "action_mask"  # the observation of booleans that masks the action named "action"
+RESTARTED = "; restarted"  # between why and how often
+
+
+class _Terminal:
+    """The type of `TERMINAL`."""
+
+
+# A key of `info` that no environment of a user has by accident: whether a state counts as terminal,
+# where that is not whether the episode terminated. For the suites of this package.
+TERMINAL = _Terminal()
 
 Specs = dict[str, specs.Array]
 Actions = Mapping[str, np.ndarray]
 
 
 class Restart(NamedTuple):
-    """That an environment was made anew: which, why in a line, and whether because it failed."""
+    """A restart of an environment: which, why in a line, and whether because it failed."""
 
     env: int
     line: str
     failed: bool
+
+    @property
+    def cause(self) -> str:
+        """Why, without how often."""
+        return self.line.rsplit(RESTARTED, 1)[0]
 
 
 class BatchedEnv(Protocol):
@@ -48,7 +63,7 @@ class BatchedEnv(Protocol):
 
     @property
     def restarts(self) -> Sequence[Restart]:
-        """All that were made anew so far, also before `get_state` where it was restored.
+        """All restarts so far, also those before `get_state` where it was restored.
 
         The episode of one that failed ended, with LAST, in the step in which it did, unless it was
         over.

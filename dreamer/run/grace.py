@@ -10,6 +10,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from dreamer.envs import workers
+
 STATUS = 128 + signal.SIGTERM  # of a process that ended by it
 
 
@@ -65,4 +67,5 @@ class Grace:
     def _end(self) -> None:
         with contextlib.suppress(Exception):  # whatever it is, the end comes
             os.write(2, f"{self._last_words()}\n".encode())
+            workers.kill_all()  # one that hangs would outlive this process
         os._exit(STATUS)

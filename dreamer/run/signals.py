@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from dreamer.envs import workers
 from dreamer.run.grace import Grace
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
@@ -75,6 +76,8 @@ class StopRequest:
 
     def _note_again(self, number: int, first: float) -> None:
         if time.monotonic() - first >= SAME:
+            if self._stops.get(signal.Signals(number)) is signal.SIG_DFL:
+                workers.kill_all()  # one that hangs would outlive this process
             _put_back(self._stops)
             signal.raise_signal(number)
 

@@ -95,10 +95,10 @@ def test_a_run_ends_with_its_result_although_an_actor_and_a_node_die(
         assert min(deaths, 1) <= len(ends) <= deaths  # some die before they have sent anything
         assert not rings["is_terminal"][index, :1000].any()
     out, err = capfd.readouterr()
-    told = [line for line in out.splitlines() if "made anew" in line]
+    told = [line for line in out.splitlines() if "; restarted" in line]
     assert len(told) == len(restarts)
     assert told[0].startswith("actor 0 on ")
-    assert told[0].endswith(" died; made anew, 1 of env.restarts=10")
+    assert told[0].endswith(" died; restarted, 1 of env.restarts=10")
     assert "raylet" not in out + err
     assert f"done: step 2,000, 494 updates, in {tmp_path}/run" in out
 

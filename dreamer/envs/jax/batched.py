@@ -18,7 +18,7 @@ _PURPOSE = 2**31 - 1
 class BatchedJax:
     """N environments, stepped together in one compiled call. See `envs.base.BatchedEnv`."""
 
-    restarts: Sequence[Restart] = ()  # nothing is made anew
+    restarts: Sequence[Restart] = ()  # nothing is restarted
 
     __repr__ = short
 
