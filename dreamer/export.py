@@ -4,14 +4,15 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from dreamer.errors import UserError, exit_on_user_error
+from dreamer import command
+from dreamer.errors import UserError
 
 HELP = "Usage: python -m dreamer.export run=PATH [KEY=VALUE ...]\n"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; UserError is for the caller."""
-    # Slow to import: from here on Ctrl-C ends the command without a traceback.
+    # Slow to import.
     from dreamer import compose, usage
     from dreamer.config import ExportOptions
     from dreamer.run import paths
@@ -45,4 +46,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_on_user_error(main))
+    command.run(main)

@@ -30,7 +30,8 @@ from dreamer.run.rollback import RolledBack
 from dreamer.run.saving import Saving
 from dreamer.run.signals import StopRequest
 
-SHOWN = ("loss/total", "loss/reward", "kl", "return", "value")  # metrics in the progress display
+# Metrics in the progress display.
+SHOWN = ("loss/total", "loss/reward", "kl", "imagined_return", "value")
 
 
 Loop = HostLoop | ActorLoop | DeviceLoop | OfflineLoop
@@ -82,9 +83,11 @@ class Trainer:
             config.platform, config.devices, config.replay.batch_size
         )
         with ExitStack() as stack:
+            self.progress = stack.enter_context(self._make_progress())
             saved = paths.checkpoint_folder(config)
             self._rollbacks: int = self._hosts.told(lambda: rollback.count(saved))
             own = shares.share(rollback.rekeyed(config, self._rollbacks))
+            self.progress.print("making the environments and the weights")
             self.loop = make_loop(own, self.devices)
             stack.callback(self.loop.close)
             shares.compare_devices(len(self.devices), self.loop.stored == "device memory")
@@ -98,6 +101,15 @@ class Trainer:
             self._skipping = False  # the last of them
             self._open(stack)
             self._stack = stack.pop_all()
+
+    def _make_progress(self) -> Progress:
+        config, leader = self.config, self.leader
+        mode = "none" if leader or not self._hosts.first else config.log.progress
+        return Progress(
+            *(mode, config.run.steps, config.log.every_seconds),
+            leader=leader.progress if leader else None,
+            program="the device loop" if registry.is_jax(config.env) else "the update",
+        )
 
     def _open(self, stack: ExitStack) -> None:
         """The run folder, what was saved in it, and the display."""
@@ -113,7 +125,7 @@ class Trainer:
         stack.enter_context(folder.locked(self.path))
         self.checkpoints = Checkpointer(checkpoints, config.checkpoint.keep)
         stack.push(self._end_saving)
-        self._saving = Saving(self.checkpoints, self._save, self.say, alone=self._count == 1)
+        self._saving = Saving(self.checkpoints, self._save, self.warn, alone=self._count == 1)
         self._restarts = 0  # environments made anew that were told
         resumed = self._start_or_resume(fresh)
         self._began = self.step
@@ -122,11 +134,7 @@ class Trainer:
         self.logger = Logger(self.path, config.log.tensorboard) if self._hosts.first else Silent()
         stack.callback(self.logger.close)
         self.logger.truncate(self.step if self.step else -1)
-        self.reporter = Reporter(self.loop.agent, config, self.logger, self.say)
-        mode = "none" if self.leader or not self._hosts.first else config.log.progress
-        self.progress = stack.enter_context(
-            Progress(mode, config.run.steps, config.log.every_seconds, self.step)
-        )
+        self.reporter = Reporter(self.loop.agent, config, self.logger, self.warn)
         if not self.leader and self._hosts.first:
             weights = sum(x.size for x in jax.tree.leaves(self.loop.params))
             spec = transition_spec(self.loop.agent)
@@ -189,6 +197,9 @@ class Trainer:
         if self.step >= total and not self._evaluation_is_due():
             self.say(f"{self.path} is complete; raise run.steps to train on")
             return False
+        if not self.leader:
+            self.stop.begin(self.progress)
+        self.progress.start(self.step, self.updates)
         self._set_clocks()
         self._updates = self.updates  # that callbacks were told of
         self._compiled = False  # the program of an update
@@ -241,6 +252,13 @@ class Trainer:
         else:
             self.progress.print(line)
 
+    def warn(self, line: str) -> None:
+        """Prints a warning on standard error, whatever `log.progress` is."""
+        if self.leader:
+            self.leader.warn(f"seed {self.config.seed}: {line}")
+        else:
+            self.progress.warn(f"host {parallel.host()}: {line}" if self._count > 1 else line)
+
     # ------------------------------------------------------------------------------ now and then
 
     def _set_clocks(self) -> None:
@@ -260,9 +278,10 @@ class Trainer:
         if self._eval_clock(self.step) and self.step < self.config.run.steps:
             self._evaluate()
         if self._video_clock(self.step) and self._hosts.first:
-            self.reporter.videos(
-                self.loop.params, self.loop.sequences, self.step, self._interrupted
-            )
+            with self.progress.beside("recording videos"):
+                self.reporter.videos(
+                    self.loop.params, self.loop.sequences, self.step, self._interrupted
+                )
         # All are asked every time, so that none falls behind.
         clocks = [self._save_clock(), self._save_step_clock(self.step)]
         due = [self._save_due, self._hosts.wanted, *clocks]
@@ -303,7 +322,7 @@ class Trainer:
         """Of environments that were made anew since."""
         new = self.loop.restarts[self._restarts :]
         for restart in new:
-            self.say(restart.line)
+            self.warn(restart.line)
         if new:
             self._restarts += len(new)
             self.logger.write(self.step, {"env/restarts": self._restarts})
@@ -314,7 +333,7 @@ class Trainer:
         if reading.averages or reading.skipped:
             metrics = dict(reading.averages)
             shown = {key: metrics[key] for key in SHOWN if metrics}
-            metrics |= {"updates": self.loop.updates, SKIPPED: self.skipped}
+            metrics |= {"updates": self.loop.updates, SKIPPED: self.skipped, **self.progress.rates}
             self.metrics = metrics
             self.logger.write(self.step, metrics)
             self.progress.update(self.step, self.loop.updates, shown)
@@ -334,7 +353,7 @@ class Trainer:
         self.skipped += reading.skipped
         what = f"not finite: {', '.join(reading.not_finite)}"
         count = f"{reading.skipped:,} update{'s' if reading.skipped > 1 else ''} skipped"
-        self.say(f"{count}, {self.skipped:,} in all; {what}")
+        self.warn(f"{count}, {self.skipped:,} in all; {what}")
 
     def _go_back(self, in_a_row: int, not_finite: Sequence[str]) -> NoReturn:
         """To the newest checkpoint of before so many updates; or ends the run, with advice."""
@@ -349,7 +368,7 @@ class Trainer:
             rollback.go_back(self.checkpoints, step, times, most, skipped=self.skipped)
         except (rollback.Exhausted, SaveError) as end:
             raise UserError(f"{why}; {end}; {self._try_to_save()}; {rollback.ADVICE}") from end
-        self.say(f"{why}; back to step {step:,} with other random keys, {times} of {most} times")
+        self.warn(f"{why}; back to step {step:,} with other random keys, {times} of {most} times")
         raise RolledBack(self.path)
 
     def _try_to_save(self) -> str:
@@ -368,9 +387,10 @@ class Trainer:
         return self.stop.requested
 
     def _evaluate(self) -> None:
-        numbers = self._hosts.told(
-            lambda: self.reporter.evaluation(self.loop.params, self.step, self._interrupted)
-        )
+        with self.progress.beside(f"evaluating at step {self.step:,}"):
+            numbers = self._hosts.told(
+                lambda: self.reporter.evaluation(self.loop.params, self.step, self._interrupted)
+            )
         if numbers is None:
             return
         self.evaluated = self.step
@@ -400,10 +420,11 @@ class Trainer:
         Raises:
           SaveError: it cannot be written.
         """
-        with contextlib.suppress(SaveError):  # of the save before, after which this one comes
+        with self.progress.beside("saving"):
+            with contextlib.suppress(SaveError):  # of the save before, after which this one comes
+                self.checkpoints.wait()
+            self._save()
             self.checkpoints.wait()
-        self._save()
-        self.checkpoints.wait()
 
     def _save(self, score: float | None = None) -> None:
         """Saves everything that influences the rest of the run."""

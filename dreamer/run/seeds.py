@@ -87,7 +87,7 @@ def _save_before_it_begins_anew(trainer: Trainer) -> None:
     try:
         trainer.save()
     except SaveError as error:
-        trainer.say(f"warning: {error}")
+        trainer.warn(str(error))
 
 
 def _last_words(config: Config, trainers: list[Trainer]) -> str:
