@@ -125,7 +125,7 @@ class Trainer:
         stack.enter_context(folder.locked(self.path))
         self.checkpoints = Checkpointer(checkpoints, config.checkpoint.keep)
         stack.push(self._end_saving)
-        self._saving = Saving(self.checkpoints, self._save, self.warn, alone=self._count == 1)
+        self._saving = Saving(self.checkpoints, self._save, self.note, alone=self._count == 1)
         self._restarts = 0  # environments made anew that were told
         resumed = self._start_or_resume(fresh)
         self._began = self.step
@@ -252,12 +252,16 @@ class Trainer:
         else:
             self.progress.print(line)
 
-    def warn(self, line: str) -> None:
-        """Prints a warning on standard error, whatever `log.progress` is."""
+    def note(self, line: str) -> None:
+        """Prints a line on standard error, whatever `log.progress` is."""
         if self.leader:
-            self.leader.warn(f"seed {self.config.seed}: {line}")
+            self.leader.note(f"seed {self.config.seed}: {line}")
         else:
-            self.progress.warn(f"host {parallel.host()}: {line}" if self._count > 1 else line)
+            self.progress.note(f"host {parallel.host()}: {line}" if self._count > 1 else line)
+
+    def warn(self, line: str) -> None:
+        """Prints a warning as `note` does."""
+        self.note(f"warning: {line}")
 
     # ------------------------------------------------------------------------------ now and then
 

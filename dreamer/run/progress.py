@@ -226,7 +226,7 @@ class Progress:
         self._rates = Rates(Sample(*self._watch.read(), step, updates))
         self._change(step=step, updates=updates)
         self._printed = None
-        if self._mode == "bar":
+        if self._mode == "bar" and self._live is None:
             console = Console(file=self._file, force_terminal=True, highlight=False)
             self._live = Live(
                 get_renderable=self._render,
@@ -317,10 +317,6 @@ class Progress:
             self.print(line)
         else:
             errors.emit(line, sys.stderr)
-
-    def warn(self, line: str) -> None:
-        """Prints a warning as `note` does."""
-        self.note(f"warning: {line}")
 
     def release(self) -> None:
         """Gives the terminal back right before the process ends, from any thread."""

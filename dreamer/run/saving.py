@@ -14,7 +14,7 @@ class Saving:
     Args:
       checkpoints: where to.
       save: starts a save, with the score of an evaluation if there is one.
-      warn: prints a warning.
+      say: shows a line.
       now: seconds.
       alone: whether this host saves when it wants to; else `overdue` says that it does.
     """
@@ -23,11 +23,11 @@ class Saving:
         self,
         checkpoints: Checkpointer,
         save: Callable[[float | None], None],
-        warn: Callable[[str], None],
+        say: Callable[[str], None],
         now: Callable[[], float] = time.monotonic,
         alone: bool = True,
     ) -> None:
-        self._checkpoints, self._save, self._warn, self._now = checkpoints, save, warn, now
+        self._checkpoints, self._save, self._say, self._now = checkpoints, save, say, now
         self._alone = alone
         self._wait = 0.0  # from the last failure to the next attempt; 0 when all is well
         self._again = 0.0  # when that is
@@ -50,7 +50,7 @@ class Saving:
                 self._failed(error)
         if self._wait and self._checkpoints.completed > self._completed:
             self._wait, self._told = 0.0, ""
-            self._warn("checkpoints can be saved again")
+            self._say("checkpoints can be saved again")
         elif self.overdue and self._alone:
             self()
 
@@ -65,4 +65,4 @@ class Saving:
         self._again = self._now() + self._wait
         if str(error) != self._told:  # once, unless the reason is another
             self._told = str(error)
-            self._warn(f"{error}; training goes on, and it is tried again now and then")
+            self._say(f"warning: {error}; training goes on, and it is tried again now and then")

@@ -186,7 +186,8 @@ class StopRequest:
             if self._display is not None:
                 self._display.release()
         with contextlib.suppress(Exception):
-            word = "interrupted" if number == signal.SIGINT else signal.Signals(number).name
+            name = signal.Signals(number).name
+            word = "interrupted" if number == signal.SIGINT else f"ended by {name}"
             _write(last_words() if last_words else word)
         with contextlib.suppress(Exception):
             started = sys.modules.get("multiprocessing")  # slow to import
