@@ -9,7 +9,7 @@ from functools import partial
 from typing import NoReturn
 
 from dreamer.errors import INTERRUPTED, emit, exit_on_user_error
-from dreamer.run.signals import SIGNALS, StopRequest
+from dreamer.run.signals import StopRequest
 from dreamer.streams import Forgiving, drop_unwritten, open_missing
 
 
@@ -36,8 +36,6 @@ def run(
                 contextlib.redirect_stderr(Forgiving(sys.stderr)),
             ):
                 status = exit_on_user_error(main)
-            for number in SIGNALS:
-                signal.signal(number, signal.SIG_IGN)  # nothing interrupts the exit of Python
     finally:
         drop_unwritten()
     if status == INTERRUPTED:

@@ -100,6 +100,8 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._ends_process:  # nothing interrupts the exit of Python
+            self._stops = dict.fromkeys(self._stops, signal.SIG_IGN)
         _put_back(self._stops)
         _put_back(self._saves)
         assert self._pipe is not None
