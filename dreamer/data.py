@@ -3,7 +3,8 @@
 import sys
 from typing import Any
 
-from dreamer.errors import UserError, exit_on_user_error, nearest
+from dreamer import command
+from dreamer.errors import UserError, nearest
 
 HELP = """\
 Usage: python -m dreamer.data VERB [KEY=VALUE ...]
@@ -19,7 +20,7 @@ Options of the group env say which environment, where no run or folder does.
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; UserError is for the caller."""
-    # Slow to import: from here on Ctrl-C ends the command without a traceback.
+    # Slow to import.
     from dreamer import compose, usage
     from dreamer.config.data import CollectOptions, InfoOptions, ToMinariOptions
 
@@ -55,4 +56,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_on_user_error(main))
+    command.run(main, announced=bool(sys.argv[1:]))

@@ -8,17 +8,15 @@ import difflib
 import errno
 import os
 import re
-import select
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 TRACEBACK = "DREAMER_TRACEBACK"
-# Exit statuses: of what is not expected, of what the user can fix, and those that shells give
-# after Ctrl-C and to a program whose reader is gone.
-UNEXPECTED, FIXABLE, INTERRUPTED, UNREAD = 1, 2, 130, 141
+# Exit statuses: of what is not expected, of what the user can fix, and that of shells after Ctrl-C.
+UNEXPECTED, FIXABLE, INTERRUPTED = 1, 2, 130
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -87,20 +85,16 @@ def exit_on_user_error(main: Callable[[], int]) -> int:
 
     Returns:
       Its status; 1 for what is not expected, 2 for what the user can fix, 130 after a Ctrl-C that
-      did not stop training, 141 where nothing reads standard output any more.
+      did not stop training.
     """
     with _cache_warned_of_once():
         try:
             status = main()
         except (Exception, KeyboardInterrupt, SystemExit) as error:
-            if isinstance(error, BrokenPipeError) and _is_unread():
-                _flush()
-                return UNREAD
             if os.environ.get(TRACEBACK, "0") not in ("", "0"):
                 emit("".join(traceback.format_exception(error)).rstrip(), sys.stderr)
             line, status = _explained(error)
             emit(line, sys.stderr)
-    _flush()
     return status
 
 
@@ -146,25 +140,6 @@ def _place(error: BaseException) -> str:
     return f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace else ""
 
 
-def _is_unread() -> bool:
-    """Whether standard output is a pipe whose reader is gone, as after `| head`."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # no file, closed, Windows
-        watch = select.poll()
-        watch.register(sys.stdout.fileno(), 0)
-        return any(event & select.POLLERR for _, event in watch.poll(0))
-    return False
-
-
-def _flush() -> None:
-    """Writes what is left for standard output, or drops it where nothing takes it."""
-    try:
-        if sys.stdout:
-            sys.stdout.flush()
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):  # or Python tries again when it ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 @contextlib.contextmanager
 def _cache_warned_of_once() -> Iterator[None]:
     """One line of ours for what jax warns of at every program that it cannot read from its cache of
@@ -193,11 +168,3 @@ def _cache_warned_of_once() -> Iterator[None]:
 
         warnings.showwarning = show_once
         yield
-
-
-def exit_at_once_when_interrupted(status: int) -> NoReturn:
-    """Exits; after a Ctrl-C without waiting for threads that are writing a checkpoint."""
-    if status == INTERRUPTED:
-        _flush()
-        os._exit(status)
-    sys.exit(status)

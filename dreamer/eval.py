@@ -2,12 +2,12 @@
 
 import sys
 
-from dreamer.errors import exit_on_user_error
+from dreamer import command
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; UserError is for the caller."""
-    # Slow to import: from here on Ctrl-C ends the command without a traceback.
+    # Slow to import.
     from dreamer import usage
     from dreamer.config import EvalOptions
 
@@ -25,4 +25,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_on_user_error(main))
+    command.run(main)

@@ -19,7 +19,7 @@ import jax
 
 from dreamer import files, parallel
 from dreamer.config.run import RunConfig
-from dreamer.errors import UserError
+from dreamer.errors import UserError, emit
 from dreamer.run.signals import StopRequest
 
 LOST_AFTER = 30  # seconds without a sign of life
@@ -159,6 +159,7 @@ class Bond:
 
     def __enter__(self) -> Self:
         run, seconds = self._run, self._run.join_seconds
+        self._stop.begin()  # all hosts stop together
         direct = run.coordinator != "auto" and run.coordinator != ""
         self._witness = Witness()
         self._witness.say(
@@ -206,7 +207,7 @@ class Bond:
                 return
         if lost:
             what = str(error).partition("\n")[0]
-            print(f"{type(error).__name__}: {what}", file=sys.stderr)
+            emit(f"{type(error).__name__}: {what}", sys.stderr)
             _end(STATUS)  # the witness says what that means
         self._witness.dismiss()
         # The others are not waited for at exit, so that they soon miss this one.
@@ -219,8 +220,9 @@ class Bond:
 
 
 def _end(status: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
     os._exit(status)
 
 

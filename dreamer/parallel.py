@@ -120,6 +120,14 @@ def to_device(tree: Tree, device: jax.Device | None = None) -> Tree:
     return jax.device_put(tree, SingleDeviceSharding(device) if device else first_device())
 
 
+def place_like(tree: Tree, like: Any) -> Tree:
+    """Puts every array where those of `like` are if that is one device, and in the same way: what
+    is compiled for results of them serves for it as well."""
+    first = jax.tree.leaves(like)[0]
+    alone = isinstance(first, jax.Array) and len(first.devices()) == 1
+    return jax.device_put(tree, first.sharding) if alone else tree
+
+
 def replicate(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
     """Copies every array onto every device."""
     return jax.device_put(tree, replicated(devices))

@@ -97,6 +97,7 @@ def sweep(argv: Sequence[str], stop: StopRequest) -> int:
     given = [argument for argument in argv if argument not in FLAGS]
     ours = [argument for argument in given if not _is_hydras(argument)]
     jobs = plan(ours)
+    stop.begin()
     for number, job in enumerate(jobs):
         print(f"job {number}: {job}: in {job.folder}", flush=True)
     results = _launch(jobs, [argument for argument in given if _is_hydras(argument)], stop)

@@ -284,7 +284,8 @@ def test_what_an_environment_breaks_ends_the_run_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path / "run", task("Broken")) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    *warned, line = capsys.readouterr().err.splitlines()
+    assert all(one.startswith("warning: environment ") for one in warned)
     assert "environment 0 gave NaN or infinity as observation" in line
 
 

@@ -16,6 +16,8 @@ SCHEMA = ("config", "errors", "files")
 COMMAND_LINE = (*SCHEMA, "keys", "explain", "compose", "usage", "trust")
 MAY_IMPORT = {
     "errors.py": (),
+    "streams.py": (),
+    "command.py": ("errors", "streams", "run"),
     "files.py": ("errors",),
     "config/": (),
     "keys.py": (),
@@ -32,11 +34,12 @@ MAY_IMPORT = {
     "nets/": ("ops", *SCHEMA),
     "agent/": ("nets", "ops", *SCHEMA),
     "envs/": ("trust", "importing", *SCHEMA),
-    "envs/__main__.py": COMMAND_LINE,
+    "envs/__main__.py": ("command", *COMMAND_LINE),
     "replay/": ("allocator", *SCHEMA),
-    "run/": ("agent", "envs", "replay", "parallel", "allocator", *COMMAND_LINE),
+    "run/": ("agent", "envs", "replay", "parallel", "allocator", "streams", *COMMAND_LINE),
     "run/ray_actors.py": ("start", "trust", "importing", *SCHEMA),
     "bench/": (
+        "command",
         "run",
         "agent",
         "nets",
@@ -49,11 +52,11 @@ MAY_IMPORT = {
     ),
     "api/": ("run", "agent", "envs", "parallel", "start", "hosts", *COMMAND_LINE),
     "exporting/": ("api", "run", "agent", "envs", *COMMAND_LINE),
-    "export.py": ("exporting", "api", "run", "start", *COMMAND_LINE),
+    "export.py": ("command", "exporting", "api", "run", "start", *COMMAND_LINE),
     "sweep.py": ("run", *COMMAND_LINE),
-    "train.py": ("api", "run", "start", "hosts", "sweep", *COMMAND_LINE),
-    "data.py": ("run", "start", *COMMAND_LINE),
-    "eval.py": ("run", "start", *COMMAND_LINE),
+    "train.py": ("command", "api", "run", "start", "hosts", "sweep", *COMMAND_LINE),
+    "data.py": ("command", "run", "start", *COMMAND_LINE),
+    "eval.py": ("command", "run", "start", *COMMAND_LINE),
     "__init__.py": ("importing", "api", "run", "agent", "envs", "start", *COMMAND_LINE),
 }
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dreamer.errors import UserError, exit_on_user_error, nearest
+from dreamer import command
+from dreamer.errors import UserError, nearest
 
 WHAT = ("update", "parts", "act", "replay", "device_replay", "env", "loop")
 OBSERVATIONS = ("vector", "image")
@@ -151,4 +152,4 @@ def memory(config: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_on_user_error(main))
+    command.run(main, announced=False)

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from dreamer import compose, files, usage
+from dreamer import command, compose, files, usage
 from dreamer.envs import registry
 from dreamer.envs.base import random_action
 from dreamer.envs.check import CheckError, check_all
-from dreamer.errors import UserError, exit_on_user_error, nearest
+from dreamer.errors import UserError, nearest
 
 NEEDS = {"car_racing": ("box2d", "pip install 'dreamer[box2d]'")}  # packages beside the suite's
 STEPS = {"check": 300, "speed": 500}
@@ -157,4 +157,4 @@ def _number(text: str, key: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_on_user_error(main))
+    command.run(main, announced=False)

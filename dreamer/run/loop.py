@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NoReturn
 
 import jax
@@ -32,7 +33,8 @@ from dreamer.run.saving import Saving
 from dreamer.run.signals import StopRequest
 
 REFUSED = (UserError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
-SHOWN = ("loss/total", "loss/reward", "kl", "return", "value")  # metrics in the progress display
+# Metrics in the progress display.
+SHOWN = ("loss/total", "loss/reward", "kl", "imagined_return", "value")
 
 
 Loop = HostLoop | ActorLoop | DeviceLoop | OfflineLoop
@@ -119,9 +121,11 @@ class Trainer:
             config.platform, config.devices, config.replay.batch_size
         )
         with ExitStack() as stack:
+            self.progress = stack.enter_context(self._make_progress())
             saved = paths.checkpoint_folder(config)
             self._rollbacks: int = self._hosts.told(lambda: rollback.count(saved))
             own = shares.share(rollback.rekeyed(config, self._rollbacks))
+            self.progress.print("making the environments and the weights")
             self.loop = make_loop(own, self.devices)
             stack.callback(self._look, "environments cannot be closed", self.loop.close)
             shares.compare_devices(len(self.devices), self.loop.stored == "device memory")
@@ -136,6 +140,15 @@ class Trainer:
             self._unsaved = -1  # the last step that could not be saved
             self._open(stack)
             self._stack = stack.pop_all()
+
+    def _make_progress(self) -> Progress:
+        config, leader = self.config, self.leader
+        mode = "none" if leader or not self._hosts.first else config.log.progress
+        return Progress(
+            *(mode, config.run.steps, config.log.every_seconds),
+            leader=leader.progress if leader else None,
+            program="the device loop" if registry.is_jax(config.env) else "the update",
+        )
 
     def _open(self, stack: ExitStack) -> None:
         """The run folder, what was saved in it, and the display."""
@@ -158,7 +171,7 @@ class Trainer:
             files.remove_stale(place)
         self.checkpoints = Checkpointer(checkpoints, config.checkpoint.keep)
         stack.push(self._end_saving)
-        self._saving = Saving(self.checkpoints, self._save, self.say, alone=self._count == 1)
+        self._saving = Saving(self.checkpoints, self._save, self.note, alone=self._count == 1)
         self._restarts = 0  # environments made anew that were told
         resumed = self._start_or_resume(fresh)
         self._began = self.step
@@ -167,10 +180,7 @@ class Trainer:
         self.logger = Logger(self.path, config.log.tensorboard) if self._hosts.first else Silent()
         stack.callback(self._look, "cannot write metrics", self.logger.close)
         self.logger.truncate(self.step if self.step else -1)
-        self.reporter = Reporter(self.loop.agent, config, self.logger, self.say)
-        mode = "none" if self.leader or not self._hosts.first else config.log.progress
-        self.progress = Progress(mode, config.run.steps, config.log.every_seconds, self.step)
-        stack.callback(self._look, "the display fails", self.progress.close)
+        self.reporter = Reporter(self.loop.agent, config, self.logger, self.warn)
         if not self.leader and self._hosts.first:
             weights = sum(x.size for x in jax.tree.leaves(self.loop.params))
             spec = transition_spec(self.loop.agent)
@@ -228,6 +238,9 @@ class Trainer:
         if self.step >= total and not self._evaluation_is_due():
             self.say(f"{self.path} is complete; raise run.steps to train on")
             return False
+        if not self.leader:
+            self.stop.begin(self.progress)
+        self.progress.start(self.step, self.updates)
         self._set_clocks()
         self._updates = self.updates  # that callbacks were told of
         self._compiled = False  # the program of an update
@@ -313,6 +326,17 @@ class Trainer:
                 warn(f"{failure}: {describe(error)}")
             return None
 
+    def note(self, line: str) -> None:
+        """Prints a line on standard error, whatever `log.progress` is."""
+        if self.leader:
+            self.leader.note(f"seed {self.config.seed}: {line}")
+        else:
+            self.progress.note(f"host {parallel.host()}: {line}" if self._count > 1 else line)
+
+    def warn(self, line: str) -> None:
+        """Prints a warning as `note` does."""
+        self.note(f"warning: {line}")
+
     # ------------------------------------------------------------------------------ now and then
 
     def _set_clocks(self) -> None:
@@ -332,7 +356,8 @@ class Trainer:
         if self._eval_clock(self.step) and self.step < self.config.run.steps:
             self._evaluate()
         if self._video_clock(self.step) and self._hosts.first:
-            self._film()
+            with self.progress.beside("recording videos"):
+                self._film()
         # All are asked every time, so that none falls behind.
         clocks = [self._save_clock(), self._save_step_clock(self.step)]
         due = [self._save_due, self._hosts.wanted, *clocks]
@@ -373,7 +398,7 @@ class Trainer:
         """Of environments that were made anew since."""
         new = self.loop.restarts[self._restarts :]
         for restart in new:
-            self.say(restart.line)
+            self.warn(restart.line)
         if new:
             self._restarts += len(new)
             self._write({"env/restarts": self._restarts})
@@ -390,7 +415,7 @@ class Trainer:
         if reading.averages or reading.skipped:
             metrics = dict(reading.averages)
             shown = {key: metrics[key] for key in SHOWN if metrics}
-            metrics |= {"updates": self.loop.updates, SKIPPED: self.skipped}
+            metrics |= {"updates": self.loop.updates, SKIPPED: self.skipped, **self.progress.rates}
             self.metrics = metrics
             self._write(metrics)
             self._show(self.step, self.loop.updates, shown)
@@ -410,7 +435,7 @@ class Trainer:
         self.skipped += reading.skipped
         what = f"not finite: {', '.join(reading.not_finite)}"
         count = f"{reading.skipped:,} update{'s' if reading.skipped > 1 else ''} skipped"
-        self.say(f"{count}, {self.skipped:,} in all; {what}")
+        self.warn(f"{count}, {self.skipped:,} in all; {what}")
 
     def _go_back(self, in_a_row: int, not_finite: Sequence[str]) -> NoReturn:
         """To the newest checkpoint of before so many updates; or ends the run, with advice."""
@@ -425,7 +450,7 @@ class Trainer:
             rollback.go_back(self.checkpoints, step, times, most, skipped=self.skipped)
         except (rollback.Exhausted, SaveError) as end:
             raise type(end)(f"{why}; {end}; {rollback.ADVICE}") from end
-        self.say(f"{why}; back to step {step:,} with other random keys, {times} of {most} times")
+        self.warn(f"{why}; back to step {step:,} with other random keys, {times} of {most} times")
         raise RolledBack(self.path)
 
     def _evaluation_is_due(self) -> bool:
@@ -444,7 +469,9 @@ class Trainer:
     def _evaluate(self) -> None:
         asked = self.loop.params, self.step, self._interrupted
         failure = f"no evaluation at step {self.step:,}"
-        numbers = self._hosts.told(lambda: self._look(failure, self.reporter.evaluation, *asked))
+        with self.progress.beside(f"evaluating at step {self.step:,}"):
+            evaluate = partial(self._look, failure, self.reporter.evaluation, *asked)
+            numbers = self._hosts.told(evaluate)
         if numbers is None:
             return
         self.evaluated = self.step
@@ -472,14 +499,15 @@ class Trainer:
         Raises:
           SaveError: it cannot be written, and what is saved.
         """
-        with contextlib.suppress(Exception):  # of the save before, after which this one comes
-            self.checkpoints.wait()
-        try:
-            self._save()
-            self.checkpoints.wait()
-        except SaveError as error:
-            self._unsaved = self.step
-            raise SaveError(f"{error}; {self.kept}") from error
+        with self.progress.beside("saving"):
+            with contextlib.suppress(Exception):  # of the save before, after which this one comes
+                self.checkpoints.wait()
+            try:
+                self._save()
+                self.checkpoints.wait()
+            except SaveError as error:
+                self._unsaved = self.step
+                raise SaveError(f"{error}; {self.kept}") from error
 
     def _save(self, score: float | None = None) -> None:
         """Saves everything that influences the rest of the run."""

@@ -40,6 +40,7 @@ class Policy:
         self.num_envs = num_envs
         self._device = device
         self.carry: Carry
+        self._first = True
         self._agent = agent
         self._seen = [key for key, _ in agent.model.encoder.observations]
         self._key: jax.Array
@@ -48,7 +49,7 @@ class Policy:
 
     def reset(self, key: jax.Array) -> None:
         """Forgets everything; from here on the draws of step n follow from `key` and n."""
-        # On the device of the parameters, so that the first call is compiled as all later ones.
+        self._first = True  # whether no call came since
         fresh = key, agents.initial_carry(self._agent, self.num_envs)
         self._key, self.carry = parallel.to_device(fresh, self._device)
 
@@ -68,6 +69,7 @@ class Policy:
         saved = Carry(state["latent"], state["action"])
         cast = jax.tree.map(lambda x, now: np.asarray(x).astype(now.dtype), saved, self.carry)
         self.carry = parallel.to_device(cast, self._device)
+        self._first = True
 
     def __call__(
         self, params: Any, time_step: dm_env.TimeStep, step: int
@@ -85,6 +87,8 @@ class Policy:
         needed = {name: params[name] for name in PARTS}
         first = time_step.step_type == dm_env.StepType.FIRST
         seen = {key: time_step.observation[key] for key in self._seen}
+        if self._first:  # or acting would be compiled again for the carry that it gives
+            self.carry, self._first = parallel.place_like(self.carry, needed), False
         carry, action, latent = self._act(
             needed, self.carry, seen, first, self._key, np.uint32(step % 2**32)
         )

@@ -10,7 +10,7 @@ import numpy as np
 from dreamer.agent.agent import Agent
 from dreamer.agent.report import open_loop
 from dreamer.config import Config
-from dreamer.errors import UserError
+from dreamer.errors import UserError, warn
 from dreamer.run import summary
 from dreamer.run.evaluate import evaluate
 from dreamer.run.logger import Logger
@@ -30,13 +30,13 @@ class Reporter:
       agent: networks.
       config: of the run.
       logger: gets what is found.
-      say: prints a line.
+      warn: prints a warning.
     """
 
     def __init__(
-        self, agent: Agent, config: Config, logger: Logger, say: Callable[[str], None] = print
+        self, agent: Agent, config: Config, logger: Logger, warn: Callable[[str], None] = warn
     ) -> None:
-        self._config, self._logger, self._say = config, logger, say
+        self._config, self._logger, self._warn = config, logger, warn
         num_envs = min(config.eval.num_envs, config.eval.episodes)
         self._policy = Policy(agent, num_envs, config.eval.greedy)
         self._video_policy = Policy(agent, 1, config.eval.greedy)
@@ -64,7 +64,7 @@ class Reporter:
         if result is None:
             return None
         for restart in result.restarts:
-            self._say(f"in the evaluation, {restart.line}")
+            self._warn(f"in the evaluation, {restart.line}")
         numbers = summary.summarize(result.returns, result.lengths)
         self._logger.write(step, {f"eval/{key}": value for key, value in numbers.items()})
         return numbers

@@ -170,9 +170,9 @@ def test_actors_that_die_and_environments_that_fail_are_made_anew_until_the_limi
         ):
             trainer.run()
         assert trainer.checkpoints.latest_step() == trainer.step
-    told = [line for line in capsys.readouterr().out.splitlines() if "; restarted" in line]
-    assert told[0] == "actor 1 on a died; restarted, 1 of env.restarts=2"
-    assert told[1].startswith("actor ")
+    told = [line for line in capsys.readouterr().err.splitlines() if "; restarted" in line]
+    assert told[0] == "warning: actor 1 on a died; restarted, 1 of env.restarts=2"
+    assert told[1].startswith("warning: actor ")
     assert ": environment 0 failed in its step with RuntimeError: out of order" in told[1]
     assert told[1].endswith("; restarted, 2 of env.restarts=2")
     lines = tiny_run.lines(tmp_path / "run")
