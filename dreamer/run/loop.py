@@ -121,13 +121,20 @@ class Trainer:
             config.platform, config.devices, config.replay.batch_size
         )
         with ExitStack() as stack:
-            self.progress = stack.enter_context(self._make_progress())
+            mode = config.log.progress if self._hosts.first else "none"
+            display = Progress(
+                *(mode, config.run.steps, config.log.every_seconds),
+                leader=leader.progress if leader else None,
+            )
+            self.progress: Progress = stack.enter_context(display)
             saved = paths.checkpoint_folder(config)
             self._rollbacks: int = self._hosts.told(lambda: rollback.count(saved))
             own = shares.share(rollback.rekeyed(config, self._rollbacks))
-            self.progress.print("making the environments and the weights")
+            (leader or self).progress.print(f"making environments and weights, seed {config.seed}")
             self.loop = make_loop(own, self.devices)
             stack.callback(self._look, "environments cannot be closed", self.loop.close)
+            if self.loop.where == "device":
+                self.progress.learning = "the device loop"
             shares.compare_devices(len(self.devices), self.loop.stored == "device memory")
             self.begun = ""  # with what, in words
             self._saved = paths.holds_checkpoints(saved)
@@ -140,15 +147,6 @@ class Trainer:
             self._unsaved = -1  # the last step that could not be saved
             self._open(stack)
             self._stack = stack.pop_all()
-
-    def _make_progress(self) -> Progress:
-        config, leader = self.config, self.leader
-        mode = "none" if leader or not self._hosts.first else config.log.progress
-        return Progress(
-            *(mode, config.run.steps, config.log.every_seconds),
-            leader=leader.progress if leader else None,
-            program="the device loop" if registry.is_jax(config.env) else "the update",
-        )
 
     def _open(self, stack: ExitStack) -> None:
         """The run folder, what was saved in it, and the display."""
@@ -173,6 +171,8 @@ class Trainer:
         stack.push(self._end_saving)
         self._saving = Saving(self.checkpoints, self._save, self.note, alone=self._count == 1)
         self._restarts = 0  # environments made anew that were told
+        if self._saved:
+            self.progress.print("restoring the newest checkpoint")
         resumed = self._start_or_resume(fresh)
         self._began = self.step
         if not fresh:  # only now is it known that the checkpoint fits a changed configuration

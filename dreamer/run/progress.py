@@ -179,8 +179,8 @@ class Progress:
       interval: seconds between plain lines.
       file: to print to; standard output if None.
       now: seconds.
-      leader: the one on display, where several runs share a process. It shows what all of them do.
-      program: what the mapped program is called that learns.
+      leader: the one on display, where several runs share a process, instead of this one. It shows
+        what all of them do.
     """
 
     def __init__(
@@ -191,10 +191,10 @@ class Progress:
         file: TextIO | None = None,
         now: Callable[[], float] = time.monotonic,
         leader: "Progress | None" = None,
-        program: str = "the update",
     ) -> None:
+        self.learning = "the update"  # what the program is called that learns
         self._file = cast(TextIO, Forgiving(sys.stdout if file is None else file))
-        self._mode = self._resolve(mode)
+        self._mode = self._resolve("none" if leader else mode)
         self._interval = interval
         self._now = now
         self._start = now()
@@ -207,13 +207,12 @@ class Progress:
         self._printed: Snapshot | None = self._snapshot
         self._live: Live | None = None
         self._beside = ""  # what is done beside training
-        self._programs = PROGRAMS | {MAPPED: program}
         self._thread = threading.get_ident()  # of training; others may compile meanwhile
         self._depth = 0  # compilations in compilations
         self._before: Kind = "training"  # what is done when they are over
         self._compiling: tuple[str, float] | None = None  # what and since when
         self._spent: dict[str, float] = {}  # seconds so far, of what is not compiled yet
-        self._said: set[str] = set()  # what was said to compile, and to be compiled
+        self._said: set[str] = set()  # of it, what was said to compile
 
     def _resolve(self, mode: Mode) -> str:
         if mode != "auto":
@@ -296,7 +295,7 @@ class Progress:
         if compiling:
             name, since = compiling
             seconds = self._spent.get(name, 0.0) + self._now() - since
-            return f"compiling {self._programs.get(name, '')}, {seconds:.0f} s so far"
+            return f"compiling {self._program(name)}, {seconds:.0f} s so far"
         if self._beside:
             return self._beside
         if not self._rates.learning:
@@ -359,8 +358,9 @@ class Progress:
         self._before = self._watch.turn("compiling")
         name = str(of.get("fun_name", "")).removeprefix("jit(").removesuffix(")")
         self._compiling = name, self._now()
-        if name != MAPPED or self._spent.get(name, 0.0) >= LONG:
-            self._say_once(name, f"compiling {self._programs.get(name)}")
+        if name not in self._said and (name != MAPPED or self._spent.get(name, 0.0) >= LONG):
+            self._said.add(name)
+            self._say(name, f"compiling {self._program(name)}")
 
     def _compilation_ends(self, event: str, duration_secs: float, **of: str | int) -> None:
         if not event.startswith(COMPILATION) or threading.get_ident() != self._thread:
@@ -375,14 +375,19 @@ class Progress:
         spent = self._spent.pop(name, 0.0) + self._now() - since
         if event != COMPILED:
             self._spent[name] = spent
-        elif spent >= 1:
-            self._say_once(name, f"compiled {self._programs.get(name)}", f" in {spent:.0f} s")
+            return
+        self._said.discard(name)
+        if spent >= 1:
+            self._say(name, f"compiled {self._program(name)} in {spent:.0f} s")
 
-    def _say_once(self, name: str, line: str, more: str = "") -> None:
-        """Prints a line on a program that takes long, but once, and where no display shows it."""
-        if name in self._programs and self._live is None and line not in self._said:
-            self._said.add(line)
-            self.print(line + more)
+    def _program(self, name: str) -> str:
+        """What a function is when compiled, if that takes long."""
+        return self.learning if name == MAPPED else PROGRAMS.get(name, "")
+
+    def _say(self, name: str, line: str) -> None:
+        """Prints a line on a program that takes long, where no display shows it."""
+        if self._program(name) and self._live is None:
+            self.print(line)
 
     def _change(self, **changes: Any) -> None:
         self._snapshot = replace(self._snapshot, **changes)

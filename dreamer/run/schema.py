@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from dreamer.envs import saved_spaces
+
 FORMAT = 2  # that is written; older ones are read
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -51,6 +53,13 @@ class Action(Form):
 class Spaces(Part):
     observations: Annotated[dict[str, Form], Field(min_length=1)]
     actions: Annotated[dict[str, Action], Field(min_length=1)]
+    native: Any = None  # the environment's own action space, see `envs.saved_spaces`
+
+    @field_validator("native")
+    @classmethod
+    def _is_a_space(cls, native: Any) -> Any:
+        saved_spaces.load_space(native)
+        return native
 
 
 class Learner(Part):

@@ -50,7 +50,7 @@ def test_a_run_goes_back_and_reaches_its_end(
     """One step further back where the checkpoint itself was of no use."""
     config = tiny_run.config(tmp_path / "run", *OFTEN)
     seeds.train(config, callbacks=[Poison(step)])
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     found = re.findall(r"back to step (\d+) with other random keys, (\d) of 3 times", said)
     assert found == [(str(to), str(times)) for times, to in enumerate(back, 1)]
     meta = saved(tmp_path / "run").meta
@@ -86,7 +86,7 @@ def test_a_run_that_fails_again_and_again_ends_with_advice(
     assert "not finite: " in str(e.value)
     assert "the run went back 2 times, and run.max_rollbacks=2" in str(e.value)
     assert "agent.optimizer.learning_rate" in str(e.value)
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert re.search(r"\d updates? skipped, \d+ in all; not finite: .*loss/total", said)
     assert [found[1] for found in re.finditer(r"keys, (\d) of 2 times", said)] == ["1", "2"]
     assert saved(tmp_path / "run").meta["rollbacks"] == 2

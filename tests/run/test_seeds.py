@@ -116,7 +116,7 @@ def test_only_the_one_that_diverged_goes_back(
     monkeypatch.setattr(DeviceLoop, "read_metrics", diverged)
     never = ("run.max_skipped=1", "run.max_rollbacks=1", "log.progress=plain")
     seeds.train(config("run.seeds=2", "seed=3", *EVERY, *never, folder=tmp_path / "run"))
-    assert re.search(r"seed 4: .* back to step \d+ with other random keys", capsys.readouterr().out)
+    assert re.search(r"seed 4: .* back to step \d+ with other random keys", capsys.readouterr().err)
     counted = {}
     for seed in (3, 4):
         checkpoints = tmp_path / f"run-seed{seed}" / "checkpoints"
