@@ -4,8 +4,12 @@
 docs/library.md. What is not used is not imported, so that `import dreamer` is quick.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from dreamer import importing
+
+importing.leave_out_saved()  # before anything is imported that a file there could take the name of
+
+import importlib  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
     from dreamer.api.agent import TrainedAgent, load

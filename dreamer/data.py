@@ -3,7 +3,8 @@
 import sys
 from typing import Any
 
-from dreamer.errors import UserError, exit_on_user_error, nearest
+from dreamer import command
+from dreamer.errors import UserError, nearest
 
 HELP = """\
 Usage: python -m dreamer.data VERB [KEY=VALUE ...]
@@ -19,7 +20,7 @@ Options of the group env say which environment, where no run or folder does.
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; UserError is for the caller."""
-    # Slow to import: from here on Ctrl-C ends the command without a traceback.
+    # Slow to import.
     from dreamer import compose, usage
     from dreamer.config.data import CollectOptions, InfoOptions, ToMinariOptions
 
@@ -29,21 +30,22 @@ def main(argv: list[str] | None = None) -> int:
         "info": InfoOptions,
     }
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or usage.wants_help(argv):
+
+    def text() -> str:
         sections = [f"\n{verb}: {o.__doc__}\n{usage.options_text(o)}" for verb, o in verbs.items()]
-        print(HELP + "\n".join(sections))
+        return HELP + "\n".join(sections)
+
+    if usage.answered(argv or ["help"], text):
         return 0
     verb, *given = argv
     if verb not in verbs:
         raise UserError(f"{verb} is no verb; there are {', '.join(verbs)}{nearest(verb, verbs)}")
-    about_env = [x for x in given if x.startswith(("env=", "env."))]
-    options = compose.options([x for x in given if x not in about_env], verbs[verb])
-    if verb == "collect" and bool(about_env) == bool(options.run):
+    options, env = compose.options_and_env(given, verbs[verb])
+    if verb == "collect" and not (env or options.run):
         raise UserError(
             "collect plays with the agent of run=FOLDER, whose environment it knows, or at random "
             "in that of env=, as in env.task=CartPole-v1; name one of both"
         )
-    env = compose.compose(about_env).env if about_env else None
     from dreamer import start
 
     start.runtime(getattr(options, "platform", "cpu"))
@@ -54,4 +56,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_on_user_error(main))
+    command.run(main, announced=bool(sys.argv[1:]))

@@ -2,33 +2,27 @@
 
 import sys
 
-from dreamer.errors import UserError, exit_on_user_error
-
-HELP = "Usage: python -m dreamer.eval run=PATH [KEY=VALUE ...]\n"
+from dreamer import command
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; UserError is for the caller."""
-    # Slow to import: from here on Ctrl-C ends the command without a traceback.
-    from dreamer import compose, usage
+    # Slow to import.
+    from dreamer import usage
     from dreamer.config import EvalOptions
-    from dreamer.run import paths
 
-    argv = sys.argv[1:] if argv is None else argv
-    if usage.wants_help(argv):
-        print(HELP + usage.options_text(EvalOptions))
+    found = usage.of_run(sys.argv[1:] if argv is None else argv, EvalOptions, "eval")
+    if found is None:
         return 0
-    options = compose.options(argv, EvalOptions)
-    if not paths.expand(options.run, "run").is_dir():
-        raise UserError(f"run={options.run} is not a folder; name the folder of a training run")
+    options, env = found
     from dreamer import start
 
     start.runtime(options.platform)
     from dreamer.run.playback import play
 
-    play(options)
+    play(options, env)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(exit_on_user_error(main))
+    command.run(main)

@@ -17,9 +17,9 @@ from typing import Any, Self
 
 import jax
 
-from dreamer import parallel
+from dreamer import files, parallel
 from dreamer.config.run import RunConfig
-from dreamer.errors import UserError
+from dreamer.errors import UserError, emit
 from dreamer.run.signals import StopRequest
 
 LOST_AFTER = 30  # seconds without a sign of life
@@ -89,7 +89,7 @@ def detected(env: Mapping[str, str]) -> str:
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text and text.isdigit() else 0
+    return files.number(text or "") or 0
 
 
 def _address(run: RunConfig) -> tuple[str, int]:
@@ -100,6 +100,38 @@ def _address(run: RunConfig) -> tuple[str, int]:
             "auto or none"
         )
     return name.strip("[]"), int(port)
+
+
+def _listen(run: RunConfig) -> str:
+    """Where process 0 listens: at the address that run.coordinator names, if it is one of this
+    machine. Empty if it is none, as behind NAT, or if the name has several, or the loopback address
+    as a name has on its own machine that others find elsewhere."""
+    name, port = _address(run)
+    if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
+        return ""
+    try:
+        known = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    except OSError:
+        return ""
+    found = {address for address in (str(info[4][0]) for info in known) if _is_here(address)}
+    if name == "localhost":
+        found = {"127.0.0.1"}
+    if len(found) != 1:
+        return ""
+    (address,) = found
+    if (address.startswith("127.") or address == "::1") and name not in (address, "localhost"):
+        return ""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def _is_here(address: str) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as attempt:
+        try:
+            attempt.bind((address, 0))
+        except OSError:
+            return False
+    return True
 
 
 def bond(run: RunConfig, stop: StopRequest | None = None) -> AbstractContextManager[Any]:
@@ -127,6 +159,7 @@ class Bond:
 
     def __enter__(self) -> Self:
         run, seconds = self._run, self._run.join_seconds
+        self._stop.begin()  # all hosts stop together
         direct = run.coordinator != "auto" and run.coordinator != ""
         self._witness = Witness()
         self._witness.say(
@@ -142,6 +175,7 @@ class Bond:
                     parallel.unite(
                         run.coordinator if direct else "",
                         *(run.num_processes, run.process_id, seconds, LOST_AFTER),
+                        _listen(run) if direct and run.process_id == 0 else "",
                     )
             except (RuntimeError, ValueError) as error:
                 raise UserError(
@@ -173,7 +207,7 @@ class Bond:
                 return
         if lost:
             what = str(error).partition("\n")[0]
-            print(f"{type(error).__name__}: {what}", file=sys.stderr)
+            emit(f"{type(error).__name__}: {what}", sys.stderr)
             _end(STATUS)  # the witness says what that means
         self._witness.dismiss()
         # The others are not waited for at exit, so that they soon miss this one.
@@ -186,8 +220,9 @@ class Bond:
 
 
 def _end(status: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
     os._exit(status)
 
 

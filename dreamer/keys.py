@@ -1,6 +1,7 @@
 """The keys of the configuration as the schema declares them, and what each of them takes."""
 
 from collections.abc import Iterator
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -53,6 +54,15 @@ def leaves(schema: type[BaseModel], suite: str = "gymnasium") -> dict[str, Field
     keys = dict(walk(schema, suite))
     parents = {path.rpartition(".")[0] for path in keys}
     return {path: field for path, field in keys.items() if path not in parents}
+
+
+@cache
+def every(schema: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Returns every key that holds a value with any suite of environments, by its dotted path."""
+    merged: dict[str, FieldInfo] = {}
+    for suite in suites(schema) or ("",):
+        merged |= leaves(schema, suite)
+    return merged
 
 
 def sections(schema: type[BaseModel], suite: str = "gymnasium") -> dict[str, list[str]]:

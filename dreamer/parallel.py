@@ -39,6 +39,8 @@ def local_devices(platform: str, count: int, batch_size: int) -> list[jax.Device
     try:
         found = jax.local_devices(backend=None if platform == "auto" else platform)
     except (RuntimeError, AssertionError):  # which of the two depends on the platform
+        if platform == "auto":
+            raise
         raise UserError(
             f"platform={platform} was asked for but jax finds no such device here; set "
             "platform=auto, or install its extra: pip install 'dreamer[cuda]' or 'dreamer[tpu]'"
@@ -116,6 +118,14 @@ def copy_to(tree: Tree, device: jax.Device) -> Tree:
 def to_device(tree: Tree, device: jax.Device | None = None) -> Tree:
     """Puts every array onto one device, by default the first local one."""
     return jax.device_put(tree, SingleDeviceSharding(device) if device else first_device())
+
+
+def place_like(tree: Tree, like: Any) -> Tree:
+    """Puts every array where those of `like` are if that is one device, and in the same way: what
+    is compiled for results of them serves for it as well."""
+    first = jax.tree.leaves(like)[0]
+    alone = isinstance(first, jax.Array) and len(first.devices()) == 1
+    return jax.device_put(tree, first.sharding) if alone else tree
 
 
 def replicate(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
@@ -244,7 +254,9 @@ def compile_updates(step: Callable, devices: Sequence[jax.Device]) -> Callable:
 _numbers = itertools.count()  # of the exchanges, which come in the same order on every host
 
 
-def unite(coordinator: str, count: int, number: int, seconds: float, lost_after: int) -> None:
+def unite(
+    coordinator: str, count: int, number: int, seconds: float, lost_after: int, listen: str = ""
+) -> None:
     """Makes this process one of several hosts; before jax is used.
 
     Args:
@@ -253,6 +265,8 @@ def unite(coordinator: str, count: int, number: int, seconds: float, lost_after:
       number: of this one.
       seconds: to wait for the others. Then the process aborts, from C++.
       lost_after: seconds of silence after which a host is lost, and all others abort likewise.
+      listen: host:port at which the first listens; empty is what jax chooses: all interfaces, or
+        that of JAX_COORDINATOR_BIND_ADDRESS.
 
     Raises:
       RuntimeError, ValueError: they cannot be found, or the port is taken.
@@ -261,6 +275,7 @@ def unite(coordinator: str, count: int, number: int, seconds: float, lost_after:
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         coordinator_address=coordinator or None,
+        coordinator_bind_address=listen or None,
         num_processes=count if coordinator else None,
         process_id=number if coordinator else None,
         cluster_detection_method="deactivate" if coordinator else None,

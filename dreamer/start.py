@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from dreamer import allocator
-from dreamer.errors import UserError
+from dreamer.errors import UserError, warn
 
 # What jax calls them, with the CPU beside them for policies.
 PLATFORMS = {"gpu": "cuda,cpu", "tpu": "tpu,cpu"}
@@ -32,9 +32,30 @@ def runtime(platform: str, xla_flags: str = "") -> None:
     if platform != "auto":
         jax.config.update("jax_platforms", PLATFORMS.get(platform, platform))
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dreamer" / "jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+        cache = _cache()
+        jax.config.update("jax_compilation_cache_dir", str(cache) if cache else None)
     allocator.keep_freed()
+
+
+def _cache() -> Path | None:
+    """The folder of compiled programs: by the XDG specification, for which an empty or relative
+    path is not set; None without a home folder."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if given.is_absolute():
+        return given / "dreamer" / "jax"
+    try:
+        home = Path.home()
+    except RuntimeError as error:
+        why = str(error)
+    else:
+        if home.is_dir():
+            return home / ".cache" / "dreamer" / "jax"
+        why = f"there is no {home}"
+    warn(
+        f"compiled programs are not kept, for there is no home folder ({why}); choose a folder by "
+        "XDG_CACHE_HOME"
+    )
+    return None
 
 
 def _check(xla_flags: str) -> None:

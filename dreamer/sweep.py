@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +50,11 @@ RAY = tuple(
     for option in ("object_store_memory=null", "log_to_driver=false", "logging_level=error")
 )
 EXTRAS = {"ray": "ray", "submitit_slurm": "slurm", "submitit_local": "slurm"}  # by launcher
+# Options of Hydra that change nothing here: composing says what to write instead.
+EXPLAINED = (
+    *("hydra.run.", "hydra.searchpath", "hydra.job.chdir", "hydra.output_subdir", "hydra.mode"),
+    *("hydra/sweeper", "hydra.sweeper"),
+)
 LOCAL = "basic"  # the launcher that runs one after the other in this process
 POLL = 0.2  # seconds between looks at a job and at signals
 
@@ -91,6 +97,7 @@ def sweep(argv: Sequence[str], stop: StopRequest) -> int:
     given = [argument for argument in argv if argument not in FLAGS]
     ours = [argument for argument in given if not _is_hydras(argument)]
     jobs = plan(ours)
+    stop.begin()
     for number, job in enumerate(jobs):
         print(f"job {number}: {job}: in {job.folder}", flush=True)
     results = _launch(jobs, [argument for argument in given if _is_hydras(argument)], stop)
@@ -178,7 +185,8 @@ class Task:
 
 
 def _is_hydras(argument: str) -> bool:
-    return argument.lstrip("+~").startswith(("hydra.", "hydra/"))
+    name = argument.lstrip("+~")
+    return name.startswith(("hydra.", "hydra/")) and not name.startswith(EXPLAINED)
 
 
 def _values(argument: str) -> list[str]:
@@ -229,7 +237,8 @@ def _launch(jobs: Sequence[Job], options: Sequence[str], stop: StopRequest) -> l
             launcher = Plugins.instance().instantiate_launcher(
                 hydra_context=context, task_function=task, config=config
             )
-            returned = launcher.launch([[f"job={number}"] for number in range(len(jobs))], 0)
+            with _alone(name, options):
+                returned = launcher.launch([[f"job={number}"] for number in range(len(jobs))], 0)
     except UserError:
         raise
     except (HydraException, OmegaConfBaseException) as error:
@@ -241,6 +250,16 @@ def _launch(jobs: Sequence[Job], options: Sequence[str], stop: StopRequest) -> l
             f"hydra/launcher={name} failed with {type(error).__name__}: {first_line(error)}"
         ) from error
     return [_result(job) for job in returned]
+
+
+def _alone(launcher: str, options: Sequence[str]) -> AbstractContextManager[None]:
+    """Keeps a cluster that the launcher starts itself from listening to other machines."""
+    joins = any(".ray.init.address=" in option for option in options)
+    if launcher != "ray" or joins or "RAY_ADDRESS" in os.environ:
+        return contextlib.nullcontext()
+    from dreamer.run.ray_actors import on_loopback
+
+    return on_loopback()
 
 
 def _result(returned: Any) -> Result:

@@ -5,21 +5,31 @@ be called, see `dreamer.api.training.train`.
 """
 
 import sys
+from contextlib import nullcontext
+from functools import partial
 from types import ModuleType
 from typing import Any
 
-from dreamer.errors import exit_at_once_when_interrupted, exit_on_user_error
+from dreamer import command
 from dreamer.run.signals import StopRequest
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0 when done or stopped by a signal; UserError is for the caller."""
+def main(argv: list[str] | None = None, entered: StopRequest | None = None) -> int:
+    """Trains by arguments; UserError is for the caller.
+
+    Args:
+      argv: arguments; those of the process if None.
+      entered: hears signals already.
+
+    Returns:
+      The exit status: 0 when done or stopped by a signal.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    with StopRequest() as stop:  # before the slow imports: a signal never meets a half-made run
+    # Before the slow imports: a signal never meets a half-made run.
+    with nullcontext(entered) if entered else StopRequest() as stop:
         from dreamer import compose, sweep, usage
 
-        if usage.wants_help(argv):
-            print(usage.help_text())
+        if usage.answered(argv, usage.help_text) or usage.answered_config(argv):
             return 0
         if sweep.wanted(argv):
             return sweep.sweep(argv, stop)
@@ -45,6 +55,7 @@ class _Callable(ModuleType):
 
 
 if __name__ == "__main__":
-    exit_at_once_when_interrupted(exit_on_user_error(main))
+    signals = StopRequest(ends_process=True)
+    command.run(partial(main, entered=signals), signals)
 else:
     sys.modules[__name__].__class__ = _Callable

@@ -1,15 +1,30 @@
 """The text of --help: groups with their choices, keys with their defaults and meanings."""
 
+import os
+import platform
 import textwrap
+from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from dreamer import keys
-from dreamer.compose import GROUPS, compose, config_dir, group_choices
-from dreamer.config import Config
+from dreamer import keys, trust
+from dreamer.compose import (
+    GROUPS,
+    compose,
+    config_dir,
+    group_choices,
+    group_of,
+    options_and_env,
+    to_yaml,
+)
+from dreamer.config import Config, TrainOptions
+from dreamer.config.env import Env
+from dreamer.errors import UserError
 
+Schema = TypeVar("Schema", bound=BaseModel)
 WIDTH = 100
 INTRODUCTION = """\
 Trains a DreamerV3 agent.
@@ -20,8 +35,11 @@ usage: python -m dreamer.train [GROUP=CHOICE ...] [KEY=VALUE ...]
   python -m dreamer.train env=atari100k env.task=pong size=12m seed=1
   python -m dreamer.train experiment=cartpole run.dir=runs/first
 
-The same command with the same run folder resumes. Lists are written [64,64]. With --multirun, every
-combination of several values is a run: python -m dreamer.train --multirun seed=0,1,2 size=1m,12m
+The same command with the same run folder resumes, and so does run.dir=FOLDER alone.
+config=FILE.yaml takes groups and keys from a file, which those given beside it override. --cfg job
+prints the whole configuration, --version the versions; DREAMER_TRACEBACK=1 in the environment shows
+where an error comes from. Lists are written [64,64]. With --multirun, every combination of several
+values is a run: python -m dreamer.train --multirun seed=0,1,2 size=1m,12m
 """
 PURPOSE = {
     "env": "the suite of environments and its published protocol",
@@ -31,9 +49,70 @@ PURPOSE = {
 }
 
 
-def wants_help(argv: list[str]) -> bool:
+def wants_help(argv: Sequence[str]) -> bool:
     """Returns whether the arguments ask for help."""
     return any(argument in ("-h", "--help", "help") for argument in argv)
+
+
+def answered(argv: Sequence[str], text: Callable[[], str]) -> bool:
+    """Prints the help or the versions, where the arguments ask for them; whether they do."""
+    if wants_help(argv):
+        print(text())
+    elif "--version" in argv:
+        print(f"dreamer {_version('dreamer')}, jax {_version('jax')}, ", end="")
+        print(f"Python {platform.python_version()}")
+    else:
+        return False
+    return True
+
+
+def answered_config(argv: Sequence[str]) -> bool:
+    """Prints the whole configuration that the arguments make, where --cfg job asks for it as in
+    programs of Hydra; whether it does."""
+    for index, argument in enumerate(argv):
+        if argument in ("--cfg=job", "-c=job"):
+            end = index + 1
+        elif argument in ("--cfg", "-c") and argv[index + 1 : index + 2] == ["job"]:
+            end = index + 2
+        else:
+            continue
+        if {"-m", "--multirun"} & set(argv):
+            raise UserError("--cfg job prints one configuration; leave out --multirun")
+        rest = [one for one in (*argv[:index], *argv[end:]) if one != "--resolve"]
+        print(to_yaml(compose(rest)), end="")
+        return True
+    return False
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def of_run(
+    argv: Sequence[str], schema: type[Schema], name: str
+) -> tuple[Schema, Env | None] | None:
+    """Returns the options of a command about a run, and the environment if they repeat the names of
+    one; None where it has printed its help instead.
+
+    Args:
+      argv: arguments.
+      schema: has a field `run`, of a folder.
+      name: of the command.
+
+    Raises:
+      UserError: an option that is not allowed, or no such folder.
+    """
+    text = f"Usage: python -m dreamer.{name} run=PATH [KEY=VALUE ...]\n"
+    if answered(argv, lambda: text + options_text(schema)):
+        return None
+    found, env = options_and_env(list(argv), schema, trust.NAMES)
+    run: str = found.run  # type: ignore[attr-defined]
+    if not Path(os.path.expanduser(run)).is_dir():
+        raise UserError(f"run={run} is not a folder; name the folder of a training run")
+    return found, env
 
 
 def help_text() -> str:
@@ -43,15 +122,10 @@ def help_text() -> str:
     chosen = {"env": default.env.suite, "size": default.size, "agent": "default"}
     parts += [_group(group, chosen.get(group)) for group in GROUPS]
     parts.append("KEYS (KEY=VALUE): key, default, meaning (what it takes)\n")
-    defaults = {suite: compose([f"env={_group_of(suite)}"]) for suite in keys.suites(Config)}
+    defaults = {suite: compose([f"env={group_of(suite)}"]) for suite in keys.suites(Config)}
     parts += [_section(title, path, suite, defaults[suite]) for title, path, suite in _sections()]
+    parts.append(f"  of this command, kept in no file\n{options_text(TrainOptions)}")
     return "\n".join(parts)
-
-
-def _group_of(suite: str) -> str:
-    """The group file of a suite: of its name, or the first whose name begins with it."""
-    choices = group_choices("env")
-    return suite if suite in choices else next(c for c in choices if c.startswith(suite))
 
 
 def _group(group: str, default: str | None) -> str:

@@ -53,7 +53,7 @@ runpy.run_module("dreamer.train", run_name="__main__", alter_sys=True)
 WRITES = {
     "a checkpoint": "checkpoints/*.tmp/state",
     "the replay": "checkpoints/*.tmp/replay",
-    "the checksums": f"checkpoints/*.tmp/.{DOCUMENT}.*",
+    "the checksums": "checkpoints/*.tmp/.*.tmp",
     "a video": "videos/.*.tmp",
 }
 # Part of the stack -> what is going on; the first that fits.

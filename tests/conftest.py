@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 DEVICES = 4
@@ -11,7 +12,10 @@ if "jax" in sys.modules:
         "jax was imported before its settings: start the tests with `python -m pytest`"
     )
 
+STATE = tempfile.TemporaryDirectory()  # of what the user trusts, for these tests alone
+
 os.environ.update(
+    XDG_STATE_HOME=STATE.name,
     JAX_PLATFORMS=os.environ.get("DREAMER_TEST_PLATFORMS", "cpu"),
     XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}",
     JAX_NUMPY_RANK_PROMOTION="raise",

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import pytest
 
+import dreamer
 from dreamer import compose, train
 from dreamer.errors import EnvironmentFault, exit_on_user_error
 from dreamer.run.loop import Trainer
@@ -75,6 +76,21 @@ def test_a_finished_run_says_so(
     assert f"{folder} is complete; raise run.steps to train on" in out
     assert err == ""
     assert (folder / "metrics.jsonl").read_text() == before
+
+
+def test_the_folder_of_a_run_alone_resumes_it(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_run.copy(finished, tmp_path / "run")
+    argv = [f"run.dir={folder}", "log.progress=plain"]
+    assert exit_on_user_error(lambda: train.main(argv)) == 0
+    assert f"{folder} is complete; raise run.steps to train on" in capsys.readouterr().out
+    agent = dreamer.train({"run": {"dir": folder}})
+    assert agent.config.env.task == compose.compose(tiny_run.argv(folder)).env.task
+    assert (agent.step, repr(agent)[:45]) == (100, "TrainedAgent(tests.probe_envs:probe/Drawn-v0,")
+    assert len(repr(agent)) < 100
+    assert exit_on_user_error(lambda: train.main([*argv, "seed=1"])) == 2
+    assert f"run.dir={folder} alone resumes it as it was" in capsys.readouterr().err
 
 
 def test_a_changed_configuration_is_refused_until_it_is_accepted(
@@ -252,7 +268,9 @@ def test_a_second_run_in_the_same_folder_is_refused(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tiny_run.copy(finished, tmp_path / "run")
-    with Trainer(tiny_run.config(folder)):
+    with Trainer(tiny_run.config(folder)) as trainer:
+        name = "tests.probe_envs:probe/Drawn-v0"
+        assert repr(trainer) == f"Trainer({name}, nano, step 100, in {folder})"
         capsys.readouterr()
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
         assert run(folder) == 2
@@ -266,7 +284,8 @@ def test_what_an_environment_breaks_ends_the_run_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path / "run", task("Broken")) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    *warned, line = capsys.readouterr().err.splitlines()
+    assert all(one.startswith("warning: environment ") for one in warned)
     assert "environment 0 gave NaN or infinity as observation" in line
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dreamer import trust
 from dreamer.config.env import GymnasiumEnv
 from dreamer.data import main
 from dreamer.envs import recorded, registry
@@ -61,7 +62,8 @@ def test_what_breaks_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
 
 def test_every_environment_plays_its_share() -> None:
     """Episodes of environment i have 2 + 7 i steps."""
-    env = registry.make(GymnasiumEnv(task="tests.probe_envs:probe/Uneven-v0"), 3, probe_envs.SEED)
+    config = GymnasiumEnv(task="tests.probe_envs:probe/Uneven-v0")
+    env = registry.make(trust.allow(config), 3, probe_envs.SEED)
     player = collect.Chance(3, env.action_spec(), 0)
     found = list(collect.play(player, None, env, 4, 0))
     env.close()
@@ -186,7 +188,7 @@ def test_a_replay_is_told_of_as_well(tmp_path_factory: Any, capsys: pytest.Captu
             "colect is no verb; there are collect, to_minari, info; did you mean collect?",
         ),
         (["collect", "out=x"], "name one of both"),
-        (["collect", "out=x", "run=y", WALK], "name one of both"),
+        (["collect", "out=x", "run=y", WALK], "y is not a folder"),
         (["collect", "out=tests", WALK], "out=tests is there already; name a new folder"),
         (["collect", "out=/proc/x", WALK], "cannot write /proc/x"),
         (["collect", WALK], "out"),

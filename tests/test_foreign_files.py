@@ -19,6 +19,7 @@ UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"
 OWN_PIPES = ROOT / "dreamer" / "envs" / "workers.py"
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
 SAFE_YAML = {"safe_load", "safe_dump", "YAMLError"}
+SAFE_YAML |= {"parse", "SafeLoader", "AliasEvent", "CollectionStartEvent", "CollectionEndEvent"}
 
 
 def unsafe(source: str) -> list[str]:

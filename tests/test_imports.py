@@ -13,15 +13,19 @@ EVERY = tuple(path.relative_to(PACKAGE).as_posix() for path in sorted(PACKAGE.rg
 
 # File or folder of dreamer/ -> what of dreamer it may import beside itself; the longest fit counts.
 SCHEMA = ("config", "errors", "files")
-COMMAND_LINE = (*SCHEMA, "keys", "explain", "compose", "usage")
+COMMAND_LINE = (*SCHEMA, "keys", "explain", "compose", "usage", "trust")
 MAY_IMPORT = {
     "errors.py": (),
-    "files.py": (),
+    "streams.py": (),
+    "command.py": ("errors", "streams", "run"),
+    "files.py": ("errors",),
     "config/": (),
     "keys.py": (),
     "explain.py": ("errors", "keys"),
-    "compose.py": ("keys", "explain", *SCHEMA),
-    "usage.py": ("keys", "compose", *SCHEMA),
+    "trust.py": SCHEMA,
+    "importing.py": (),
+    "compose.py": ("keys", "explain", "trust", *SCHEMA),
+    "usage.py": ("keys", "compose", "trust", *SCHEMA),
     "allocator.py": (),
     "start.py": ("errors", "allocator"),
     "parallel.py": ("errors",),
@@ -29,12 +33,13 @@ MAY_IMPORT = {
     "ops/": (),
     "nets/": ("ops", *SCHEMA),
     "agent/": ("nets", "ops", *SCHEMA),
-    "envs/": SCHEMA,
-    "envs/__main__.py": COMMAND_LINE,
+    "envs/": ("trust", "importing", *SCHEMA),
+    "envs/__main__.py": ("command", *COMMAND_LINE),
     "replay/": ("allocator", *SCHEMA),
-    "run/": ("agent", "envs", "replay", "parallel", "allocator", *COMMAND_LINE),
-    "run/ray_actors.py": ("start", *SCHEMA),
+    "run/": ("agent", "envs", "replay", "parallel", "allocator", "streams", *COMMAND_LINE),
+    "run/ray_actors.py": ("start", "trust", "importing", *SCHEMA),
     "bench/": (
+        "command",
         "run",
         "agent",
         "nets",
@@ -47,12 +52,12 @@ MAY_IMPORT = {
     ),
     "api/": ("run", "agent", "envs", "parallel", "start", "hosts", *COMMAND_LINE),
     "exporting/": ("api", "run", "agent", "envs", *COMMAND_LINE),
-    "export.py": ("exporting", "api", "run", "start", *COMMAND_LINE),
+    "export.py": ("command", "exporting", "api", "run", "start", *COMMAND_LINE),
     "sweep.py": ("run", *COMMAND_LINE),
-    "train.py": ("api", "run", "start", "hosts", "sweep", *COMMAND_LINE),
-    "data.py": ("run", "start", *COMMAND_LINE),
-    "eval.py": ("run", "start", *COMMAND_LINE),
-    "__init__.py": ("api", "run", "agent", "envs", "start", *COMMAND_LINE),
+    "train.py": ("command", "api", "run", "start", "hosts", "sweep", *COMMAND_LINE),
+    "data.py": ("command", "run", "start", *COMMAND_LINE),
+    "eval.py": ("command", "run", "start", *COMMAND_LINE),
+    "__init__.py": ("importing", "api", "run", "agent", "envs", "start", *COMMAND_LINE),
 }
 
 WITHOUT_JAX = (
@@ -65,6 +70,8 @@ WITHOUT_JAX = (
     "explain.py",
     "errors.py",
     "files.py",
+    "trust.py",
+    "importing.py",
 )
 JAX = {"jax", "jaxlib", "flax", "optax", "distrax", "chex"}
 DEVICE_NAMES = {

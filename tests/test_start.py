@@ -1,6 +1,7 @@
 """Flags of the compiler reach it, the user's last, and those it does not know are refused."""
 
 import os
+from pathlib import Path
 
 import jax
 import pytest
@@ -47,3 +48,56 @@ def test_flags_that_jax_does_not_know_are_refused(
     with pytest.raises(UserError, match=message):
         start.runtime("auto", flags)
     assert os.environ["XLA_FLAGS"] == ""
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str | None]:
+    """Settings of jax, in a process that has a home folder and chooses no cache."""
+    found: dict[str, str | None] = {}
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(jax.config, "update", found.__setitem__)
+    monkeypatch.setattr("dreamer.allocator.keep_freed", lambda: None)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(None, "{home}/.cache"), ("", "{home}/.cache"), ("a/b", "{home}/.cache"), ("/a/b", "/a/b")],
+)
+def test_the_folder_of_compiled_programs_is_by_the_specification(
+    given: str | None,
+    expected: str,
+    chosen: dict[str, str | None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if given is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", given)
+    start.runtime("auto")
+    folder = expected.format(home=tmp_path)
+    assert chosen == {"jax_compilation_cache_dir": f"{folder}/dreamer/jax"}
+
+
+@pytest.mark.parametrize("kind", ["none", "missing"])
+def test_without_a_home_folder_nothing_is_kept_and_a_line_says_so(
+    kind: str,
+    chosen: dict[str, str | None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "none"))
+    if kind == "none":
+
+        def unknown() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(Path, "home", unknown)
+    start.runtime("auto")
+    assert chosen == {"jax_compilation_cache_dir": None}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: compiled programs are not kept, for there is no home folder")
+    assert list(tmp_path.iterdir()) == []

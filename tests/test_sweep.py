@@ -75,6 +75,8 @@ def test_folders_that_would_be_one_are_told_apart_by_what_varies() -> None:
         (["seed=interval(0,1)"], r"seed=interval\(0,1\): cannot be swept; write values as in seed"),
         (["seed=0,1", "checkpoint.dir=a"], "checkpoint.dir=a is one folder for several runs"),
         (["seed=0,1", "hydra/launcher=nowhere"], "hydra/launcher=nowhere: .*Could not find"),
+        (["seed=0,1", "hydra.run.dir=x"], "hydra.run.dir=x: the folder of a run is run.dir=x"),
+        (["seed=0,1", "hydra/sweeper=optuna"], "leave it out; --multirun runs every combination"),
         (["seed=0,1", "hydra.launcher.x=1"], "hydra.launcher.x=1: Could not override"),
     ],
 )

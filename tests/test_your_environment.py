@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dreamer import trust
 from dreamer.config.env import GymnasiumEnv
 from dreamer.envs import registry
 from dreamer.errors import EnvironmentFault
@@ -39,9 +40,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_environment_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Played by its masks, for two episodes of the days that are configured."""
     monkeypatch.syspath_prepend(folder)
-    env = registry.make(
-        GymnasiumEnv(entry_point="garden:Garden", kwargs={"days": 3}, restarts=0), 2, 0
-    )
+    config = GymnasiumEnv(entry_point="garden:Garden", kwargs={"days": 3}, restarts=0)
+    env = registry.make(trust.allow(config), 2, 0)
     assert sorted(env.observation_spec()) == ["action_mask_bed", "beds", "heat", "locked"]
     steps = [env.reset()]
     for _ in range(7):

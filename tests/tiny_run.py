@@ -66,9 +66,12 @@ def assert_same(actual: Any, expected: Any) -> None:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the column that no run repeats."""
+    """metrics.jsonl without the columns that no run repeats."""
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "time"} for line in found]
+    return [
+        {key: x for key, x in line.items() if key != "time" and not key.startswith("perf/")}
+        for line in found
+    ]
 
 
 def losses(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

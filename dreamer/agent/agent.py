@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax import Array
@@ -41,6 +43,14 @@ class Agent:
     actions: spaces.Specs
     dtype: DTypeLike
 
+    def __repr__(self) -> str:
+        return f"Agent(sees {', '.join(self.observations)}; acts {', '.join(self.actions)})"
+
+    @cached_property
+    def init(self) -> Any:
+        """`init` of this agent, compiled when it is called; its shapes are known before."""
+        return jax.jit(partial(init, self))
+
 
 @struct.dataclass
 class State:
@@ -52,6 +62,9 @@ class State:
     percentiles: Percentiles
     updates: Array  # int32, gradient updates done, those that were skipped included
 
+    def __repr__(self) -> str:
+        return f"State({sum(map(np.size, jax.tree.leaves(self.params))):,} parameters)"
+
 
 @struct.dataclass
 class Carry:
@@ -59,6 +72,9 @@ class Carry:
 
     latent: Latent  # leaves [N, ...]
     action: Array  # [N, A], the last action as the model sees it
+
+    def __repr__(self) -> str:
+        return f"Carry({', '.join(map(str, np.shape(self.action)[:1]))} environments)"
 
 
 def make_agent(config: AgentConfig, observations: spaces.Specs, actions: spaces.Specs) -> Agent:

@@ -170,7 +170,7 @@ def actor_loss(
         | {
             "advantage": advantage,
             "advantage_abs": jnp.abs(advantage),
-            "return": imagined.returns,
+            "imagined_return": imagined.returns,
             "return_normed": imagined.returns / scale,
             "value": imagined.value,
             "imagined_reward": imagined.reward,

@@ -11,6 +11,8 @@ from dreamer.errors import UserError
 from dreamer.nets import spaces
 from dreamer.nets.spaces import Spec, Specs
 
+WHOLE = {np.dtype(np.uint8): 255, np.dtype(bool): 1}  # highest values of images and masks
+
 
 def dump(agent: Agent) -> dict[str, Any]:
     """Its observations and actions by key, made of JSON types. Their order is that of channels."""
@@ -19,8 +21,7 @@ def dump(agent: Agent) -> dict[str, Any]:
 
 
 def load(saved: Mapping[str, Any]) -> tuple[dict[str, Spec], dict[str, Spec]]:
-    """Observations and actions from a result of `dump`, as far as networks ask: bounds of numbers
-    are not kept."""
+    """Observations and actions from a result of `dump`; bounds of floats are not kept."""
     observations, actions = (
         {key: _spec(key, form) for key, form in saved[name].items()}
         for name in ("observations", "actions")
@@ -81,4 +82,6 @@ def _spec(key: str, form: Mapping[str, Any]) -> Spec:
     shape, dtype = tuple(form["shape"]), np.dtype(form["dtype"])
     if "classes" in form:
         return specs.BoundedArray(shape, dtype, 0, form["classes"] - 1, key)
+    if dtype in WHOLE:
+        return specs.BoundedArray(shape, dtype, 0, WHOLE[dtype], key)
     return specs.Array(shape, dtype, key)

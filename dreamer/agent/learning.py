@@ -160,7 +160,7 @@ def train_step(
 
     Returns:
       The new state (the same on all devices), the new latents as replay stores them [B, T, ...],
-      and scalar metrics.
+      which are of no use where the update was skipped, and scalar metrics.
     """
     size, length = batch["is_first"].shape
     first = jax.lax.axis_index(axis_name) * size if axis_name else 0
@@ -192,9 +192,7 @@ def update(
     before = state.percentiles
     state, fine, norms = descend(agent, state, weights, gradients, finite, axis_name)
     state = replace(state, percentiles=select(fine, percentiles, before))
-    # Zeros are what replay has of a row that was not trained yet.
-    stored = jax.tree.map(lambda x: jnp.where(fine, x, 0), stored_latent(agent, latents))
-    return state, stored, metrics | norms
+    return state, stored_latent(agent, latents), metrics | norms
 
 
 def select(condition: Array, this: Tree, that: Tree) -> Tree:

@@ -46,6 +46,11 @@ class Imagination:
     values: np.ndarray  # [H + 1, N], the critic's, of state t
     observations: dict[str, np.ndarray]  # [H + 1, N, ...] by key, of state t; {} unless decoded
 
+    def __repr__(self) -> str:
+        horizon, count = np.shape(self.rewards)
+        decoded = f", with {', '.join(self.observations)}" if self.observations else ""
+        return f"Imagination({horizon} steps of {count} environments{decoded})"
+
 
 @dataclass(frozen=True, eq=False)
 class TrainedAgent:
@@ -55,6 +60,11 @@ class TrainedAgent:
     networks: Agent
     params: Any
     step: int  # environment steps of training
+
+    def __repr__(self) -> str:
+        count = sum(map(np.size, jax.tree.leaves(self.params)))
+        name, size = self.config.env.name, self.config.size
+        return f"TrainedAgent({name}, {size}, {count:,} parameters, step {self.step:,})"
 
     @classmethod
     def of(cls, run: "Trainer") -> Self:
@@ -88,7 +98,8 @@ class TrainedAgent:
         """Environments like those of training.
 
         Raises:
-          UserError: they cannot be made here, or are no longer like those of training.
+          UserError: they cannot be made here, are no longer like those of training, or run code
+            that the run names and the user has never named, see `load`.
         """
         num_envs = arguments.whole("num_envs", num_envs)
         env = registry.make(self.config.env, num_envs, arguments.seed(seed), render)
@@ -243,16 +254,18 @@ def _each(nested: Any, function: Callable[[Any], Any]) -> Any:
     return function(nested)
 
 
-def load(path: str | Path, which: str = "newest") -> TrainedAgent:
+def load(path: str | Path, which: str = "newest", trust: bool = False) -> TrainedAgent:
     """Reads an agent: its weights and settings, but neither replay nor optimiser.
 
     Args:
       path: a run folder; or a folder of checkpoints, or one checkpoint, with config.yaml in it or
         above it.
       which: newest or best checkpoint, where there are several.
+      trust: whether `make_env` may run code that the run names and you have never named, such as an
+        `env.entry_point`; it may also later then.
 
     Raises:
       UserError: there is no run or checkpoint, or one that cannot be read.
     """
-    saved = loading.load(path, which)
+    saved = loading.load(path, which, trust)
     return TrainedAgent(saved.config, saved.agent, saved.params, saved.step)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dreamer import compose
+from dreamer import compose, trust
 from dreamer.api import arguments
 from dreamer.config import Config
 from dreamer.envs import registry
@@ -22,6 +22,8 @@ def make_env(
     **keys: Any,
 ) -> BatchedEnv:
     """Makes environments that step together, see `dreamer.envs.base.BatchedEnv`.
+
+    What is named here may run code from then on, also where a saved file names the same.
 
     Args:
       suite: a group such as atari100k, with its settings, or else a suite with its defaults.
@@ -42,6 +44,7 @@ def make_env(
     else:
         section = {"suite": suite}
     config = validate(Config, {"env": section | given})
+    trust.allow(config.env)
     return registry.make(config.env, num_envs, seed, render)
 
 

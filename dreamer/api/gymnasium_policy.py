@@ -34,6 +34,9 @@ class Memory:
     carry: Carry
     step: int  # decides the draws of the next one
 
+    def __repr__(self) -> str:
+        return f"Memory({self.num_envs} environments, step {self.step:,})"
+
     @property
     def num_envs(self) -> int:
         return int(self.carry.action.shape[0])
@@ -62,6 +65,9 @@ class GymnasiumPolicy:
         interface.check(networks, given, self._action.specs)
         self._adapt = {key: function for key, (_, function) in adapted.items()}
         self._policy = cache(self._make_policy)
+
+    def __repr__(self) -> str:
+        return f"GymnasiumPolicy({self._agent})"
 
     def predict(
         self,

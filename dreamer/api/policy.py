@@ -29,6 +29,9 @@ class AgentPolicy:
         self._policy, self._seen, self._params, self._seed = policy, seen, params, seed
         self.reset()
 
+    def __repr__(self) -> str:
+        return f"AgentPolicy({self.num_envs} environments, step {self.step:,})"
+
     def reset(self) -> None:
         """Forgets everything, and draws from the seed again."""
         self.step = 0

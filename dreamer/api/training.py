@@ -9,24 +9,29 @@ from dreamer import compose, hosts, start
 from dreamer.api import arguments
 from dreamer.api.agent import TrainedAgent, load
 from dreamer.config import Config
-from dreamer.keys import show
 from dreamer.run import paths, seeds
 from dreamer.run.callbacks import Callback
 from dreamer.run.signals import StopRequest
+from dreamer.trust import settle
 
 Options = Config | Iterable[str] | Mapping[str, Any]
 
 
-def train(options: Options = (), callbacks: Sequence[Callback] = ()) -> TrainedAgent:
+def train(
+    options: Options = (), callbacks: Sequence[Callback] = (), trust: bool = False
+) -> TrainedAgent:
     """Trains, or resumes the run of that folder, until `run.steps` or a wish to stop.
 
     Ctrl-C and SIGTERM save and return, as do callbacks that ask for it; the same call then resumes.
     From another thread than the main one, signals are left to the program.
 
     Args:
-      options: those of the command line, as ["env=atari100k", "env.task=pong"] or as
-        {"env": "atari100k", "env.task": "pong"}; or a whole configuration.
+      options: those of the command line, as ["env=atari100k", "env.task=pong"]; or a mapping such
+        as {"env": "atari100k", "env.task": "pong", "run": {"steps": 5000}}, whose values are taken
+        exactly as they are; or a whole configuration.
       callbacks: told how it goes.
+      trust: whether a whole configuration, which may be that of a saved run, may run code and reach
+        outside of its folder as it says, although you have never named what it does.
 
     Returns:
       The agent of the newest checkpoint; of `run.seeds` runs that of the first.
@@ -38,7 +43,7 @@ def train(options: Options = (), callbacks: Sequence[Callback] = ()) -> TrainedA
         isinstance(callbacks, Sequence) and all(isinstance(each, Callback) for each in callbacks),
         *("callbacks", callbacks, "a list of objects of dreamer.Callback"),
     )
-    config = _config(options)
+    config = _config(options, trust)
     hosts.refuse(config.run)
     start.runtime(config.platform, config.xla_flags)
     in_main = threading.current_thread() is threading.main_thread()
@@ -49,22 +54,16 @@ def train(options: Options = (), callbacks: Sequence[Callback] = ()) -> TrainedA
     return load(paths.run_folder(first))
 
 
-def _config(options: Options) -> Config:
+def _config(options: Options, word: bool) -> Config:
     if isinstance(options, Config):
+        settle(options, (), "the configuration", word)
         return options
     if isinstance(options, Mapping):
-        options = [f"{key}={_text(value)}" for key, value in options.items()]
+        return compose.compose({**options, "trust": True} if word else options)
     given = [options] if isinstance(options, str) else options
     given = list(given) if isinstance(given, Iterable) else [given]
     arguments.expect(
         all(isinstance(option, str) for option in given),
         *("options", options, "a list of texts KEY=VALUE, a mapping or a configuration"),
     )
-    return compose.compose(given)
-
-
-def _text(value: Any) -> str:
-    """A value as one would write it at the command line."""
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_text, value))}]"
-    return value if isinstance(value, str) else show(value)
+    return compose.compose([*given, "trust=true"] if word else given)

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dreamer.errors import UserError, exit_on_user_error, nearest
+from dreamer import command
+from dreamer.errors import UserError, nearest
 
 WHAT = ("limits", "update", "parts", "act", "replay", "device_replay", "env", "loop")
 OBSERVATIONS = ("vector", "image")
@@ -49,24 +50,30 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; UserError is for the caller."""
+    # Slow to import: from here on Ctrl-C ends the command without a traceback.
+    from dreamer import compose, usage
+
+    argv = sys.argv[1:] if argv is None else argv
+    if usage.answered(argv, parser().format_help):
+        return 0
     given = parser().parse_intermixed_args(argv)
     what = chosen("--what", WHAT if given.what == "all" else given.what.split(","), WHAT)
     observations = chosen("--observations", given.observations.split(","), OBSERVATIONS)
     if given.repeats < 1 or not given.seconds > 0:
         raise UserError("--repeats must be at least 1 and --seconds more than 0")
-    from dreamer import compose
-
     sizes = [f"size={size}" for size in given.sizes.split(",") if size]
     configs = [compose.compose([*given.options, size]) for size in sizes] or [
         compose.compose(given.options)
     ]
     from dreamer import start
     from dreamer.bench import report
-    from dreamer.run import summary
+    from dreamer.run import paths, summary
 
     earlier = report.load(given.against, given.options) if given.against else {}
     if given.out:
-        summary.check(given.out)
+        summary.check(paths.expand(str(given.out), "--out"))
+    if given.trace:
+        summary.check_folder(paths.expand(str(given.trace), "--trace"))
     start.runtime(configs[0].platform, configs[0].xla_flags)
     content = machine(configs[0], given.options)
     import jax
@@ -156,4 +163,4 @@ def memory(config: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_on_user_error(main))
+    command.run(main, announced=False)

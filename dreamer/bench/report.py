@@ -114,7 +114,7 @@ def load(path: Path, options: Sequence[str] = ()) -> dict[str, list[dict[str, An
                 found.setdefault(content["device"], []).append(entry)
     except OSError as error:
         raise UserError(f"--against {path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         found = {}
     if not found:
         raise UserError(

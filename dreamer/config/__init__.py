@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from dreamer.config.agent import AgentConfig
 from dreamer.config.env import Env, GymnasiumEnv
 from dreamer.config.run import CheckpointConfig, EvalConfig, LogConfig, ReplayConfig, RunConfig
-from dreamer.config.section import Count, Section
+from dreamer.config.section import Count, Section, Whole, Word
 
 
 class Config(Section):
@@ -22,9 +22,7 @@ class Config(Section):
     platform: Literal["auto", "cpu", "gpu", "tpu"] = Field(
         "auto", description="what to train on; auto is the best that is present"
     )
-    devices: Annotated[int, Field(ge=0)] = Field(
-        0, description="local devices to train on; 0 is all"
-    )
+    devices: Whole = Field(0, description="local devices to train on; 0 is all")
     xla_flags: str = Field(
         "",
         description="flags for jax's compiler, such as --xla_gpu_graph_min_graph_size=5; those of "
@@ -38,6 +36,12 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     run: RunConfig = RunConfig()
+
+    def __repr__(self) -> str:
+        where = f", run.dir={self.run.dir}" if self.run.dir else ""
+        return f"Config({self.env.suite} {self.env.name}, {self.size}, seed={self.seed}{where})"
+
+    __str__ = __repr__
 
     @property
     def first_update(self) -> int:
@@ -119,6 +123,12 @@ class Config(Section):
         return self
 
 
+class TrainOptions(Section):
+    """What `python -m dreamer.train` takes beside the configuration."""
+
+    trust: Word = False
+
+
 class EvalOptions(Section):
     """What `python -m dreamer.eval` takes."""
 
@@ -133,6 +143,7 @@ class EvalOptions(Section):
         "", description="JSON file; empty is evaluation-STEP-seedSEED.json in the run folder"
     )
     platform: Literal["auto", "cpu", "gpu", "tpu"] = Field("auto", description="jax platform")
+    trust: Word = False
 
 
 class ExportOptions(Section):
@@ -145,12 +156,17 @@ class ExportOptions(Section):
         "stablehlo", description="for jax, or for onnxruntime"
     )
     greedy: bool = Field(True, description="mode of the policy instead of a sample")
-    num_envs: Annotated[int, Field(ge=0)] = Field(
+    num_envs: Whole = Field(
         0, description="environments acted in together; 0 is any number, with onnx 1"
     )
     platforms: str = Field(
         "cpu,cuda", description="what StableHLO may run on: some of cpu, cuda, rocm, tpu"
     )
-    steps: Count = Field(250, description="of each environment that are recorded and compared")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="of the environments")
+    steps: Count = Field(
+        250, description="observations of each environment on which policy and agent are compared"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        1, description="of these observations where the checkpoint has no replay to take them from"
+    )
     platform: Literal["auto", "cpu", "gpu", "tpu"] = Field("auto", description="jax platform")
+    trust: Word = False

@@ -10,15 +10,20 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dreamer.config.section import (
-    Count,
     Decay,
     Fraction,
+    Layers,
     Mults,
     NonNegative,
     Positive,
     Rate,
     Section,
+    Size,
+    Whole,
 )
+
+Kernel = Annotated[int, Field(ge=1, le=255)]
+NO_CLASS = 255  # in place of a class number where no latent is stored: the zero state
 
 Module = Literal["encoder", "rssm", "decoder", "reward", "cont", "mask", "actor", "critic"]
 
@@ -29,16 +34,16 @@ class RSSMConfig(Section):
     latent: Literal["categorical", "gaussian"] = Field(
         "categorical", description="distribution of the stochastic state"
     )
-    deter: Count = Field(8192, description="size of the deterministic state; divisible by blocks")
-    hidden: Count = Field(1024, description="width of the layers inside the RSSM")
-    stoch: Count = Field(32, description="latent variables per step")
-    classes: Annotated[int, Field(ge=2, le=256)] = Field(
+    deter: Size = Field(8192, description="size of the deterministic state; divisible by blocks")
+    hidden: Size = Field(1024, description="width of the layers inside the RSSM")
+    stoch: Size = Field(32, description="latent variables per step")
+    classes: Annotated[int, Field(ge=2, le=NO_CLASS)] = Field(
         64, description="classes of a categorical latent"
     )
-    blocks: Count = Field(8, description="blocks of the block-diagonal GRU")
-    dynamics_layers: Count = Field(1, description="block-diagonal layers before the GRU gates")
-    prior_layers: Count = Field(2, description="layers from deter to the prior")
-    posterior_layers: Count = Field(1, description="layers from deter and token to the posterior")
+    blocks: Size = Field(8, description="blocks of the block-diagonal GRU")
+    dynamics_layers: Layers = Field(1, description="block-diagonal layers before the GRU gates")
+    prior_layers: Layers = Field(2, description="layers from deter to the prior")
+    posterior_layers: Layers = Field(1, description="layers from deter and token to the posterior")
     unimix: Fraction = Field(0.01, description="uniform probability mixed into categorical latents")
     min_std: Positive = Field(0.1, description="smallest standard deviation of a gaussian latent")
 
@@ -53,45 +58,43 @@ class EncoderConfig(Section):
     keys: str = Field(
         ".*", description="regular expression of the observations that are seen, whole keys"
     )
-    layers: Count = Field(3, description="layers for vector observations")
+    layers: Layers = Field(3, description="layers for vector observations")
     mults: Mults = Field(
         (2, 3, 4, 4),
         description="channels of each image stage, times agent.depth; fewer or more are used where "
         "the smallest image would be under 3 or over 16 pixels",
     )
-    kernel: Count = Field(5, description="side of the image kernels, pixels")
+    kernel: Kernel = Field(5, description="side of the image kernels, pixels")
 
 
 class DecoderConfig(Section):
     keys: str = Field(
         ".*", description="regular expression of the observations that are predicted, whole keys"
     )
-    layers: Count = Field(3, description="layers for vector observations")
+    layers: Layers = Field(3, description="layers for vector observations")
     mults: Mults = Field(
         (2, 3, 4, 4),
         description="channels of each image stage, times agent.depth; fewer or more are used where "
         "the smallest image would be under 3 or over 16 pixels",
     )
-    kernel: Count = Field(5, description="side of the image kernels, pixels")
-    blocks: Count = Field(
-        8, description="blocks of the projection from deter to the smallest image"
-    )
+    kernel: Kernel = Field(5, description="side of the image kernels, pixels")
+    blocks: Size = Field(8, description="blocks of the projection from deter to the smallest image")
 
 
 class HeadConfig(Section):
     """An MLP and its output."""
 
-    layers: Count = Field(1, description="hidden layers")
+    layers: Layers = Field(1, description="hidden layers")
 
 
 class TwoHotHeadConfig(HeadConfig):
-    bins: Annotated[int, Field(ge=3)] = Field(
+    bins: Annotated[int, Field(ge=3, le=2**20)] = Field(
         255, description="symexp-spaced bins of the two-hot distribution"
     )
 
 
 class ActorConfig(HeadConfig):
-    layers: Count = Field(3, description="hidden layers")
+    layers: Layers = Field(3, description="hidden layers")
     gradient: Literal["auto", "analytic", "reinforce", "mixed"] = Field(
         "auto", description="analytic goes through the model; auto chooses by the kind of action"
     )
@@ -111,7 +114,7 @@ class ActorConfig(HeadConfig):
 
 
 class CriticConfig(TwoHotHeadConfig):
-    layers: Count = Field(3, description="hidden layers")
+    layers: Layers = Field(3, description="hidden layers")
     slow_rate: Rate = Field(
         0.02, description="step of the slow critic toward the critic, every update"
     )
@@ -146,7 +149,7 @@ class ReturnConfig(Section):
     lam: Fraction = Field(
         0.95, description="lambda of the returns: 0 is one step, 1 is Monte Carlo"
     )
-    imagination: Count = Field(15, description="imagined steps H")
+    imagination: Size = Field(15, description="imagined steps H")
     rate: Rate = Field(0.01, description="step of the running percentiles, every update")
     low: Annotated[float, Field(ge=0, le=100)] = Field(5.0, description="lower percentile")
     high: Annotated[float, Field(ge=0, le=100)] = Field(95.0, description="upper percentile")
@@ -163,10 +166,8 @@ class OptimizerConfig(Section):
     """AGC, then RMS scaling, then momentum (LaProp)."""
 
     learning_rate: Positive = Field(4e-5, description="for every parameter")
-    warmup: Annotated[int, Field(ge=0)] = Field(
-        1000, description="updates of linear warm-up from 0"
-    )
-    anneal: Annotated[int, Field(ge=0)] = Field(
+    warmup: Whole = Field(1000, description="updates of linear warm-up from 0")
+    anneal: Whole = Field(
         0,
         description="update at which the rate, falling linearly, reaches its last tenth; 0: never",
     )
@@ -194,8 +195,8 @@ class AgentConfig(Section):
         description="gradient of the posterior's loop: jax's own, or with large products outside "
         "the loop for all that can be there; auto is scan on CPU, batched elsewhere",
     )
-    units: Count = Field(1024, description="width of every MLP")
-    depth: Count = Field(64, description="base channels of the image networks")
+    units: Size = Field(1024, description="width of every MLP")
+    depth: Size = Field(64, description="base channels of the image networks")
     frozen: tuple[Module, ...] = Field((), description="networks that stay as they start")
     rssm: RSSMConfig = RSSMConfig()
     encoder: EncoderConfig = EncoderConfig()

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dreamer.config.section import Count, Section
+from dreamer.config.section import Count, Section, Word
 
 
 class CollectOptions(Section):
@@ -20,6 +20,7 @@ class CollectOptions(Section):
     checkpoint: Literal["newest", "best"] = Field("newest", description="best is by evaluation")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="of environments and policy")
     platform: Literal["auto", "cpu", "gpu", "tpu"] = Field("auto", description="jax platform")
+    trust: Word = False
 
 
 class ToMinariOptions(Section):
@@ -27,9 +28,11 @@ class ToMinariOptions(Section):
 
     source: str = Field(description="folder of saved episodes, or of a run for those in its replay")
     dataset: str = Field(description="id of the new dataset: NAME-v0, or NAMESPACE/NAME-v0")
+    trust: Word = False
 
 
 class InfoOptions(Section):
     """Tells what recorded episodes hold."""
 
     source: str = Field(description="folder of saved episodes, minari:DATASET_ID, or run folder")
+    trust: Word = False

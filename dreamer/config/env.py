@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dreamer.config.section import Count, Fraction, NonNegative, Section
+from dreamer.config.section import INT32, Count, Fraction, NonNegative, Section, Whole
 
 WORKERS = ("workers", "restarts", "timeout", "max_memory")  # keys on how an environment runs
 
@@ -17,19 +17,17 @@ class EnvBase(Section):
 
     task: str = Field(description="name of the task within the suite")
     num_envs: Count = Field(1, description="environments stepped together for training")
-    first: Annotated[int, Field(ge=0)] = Field(
-        0, description="number of the first of them, by which they are seeded"
-    )
+    first: Whole = Field(0, description="number of the first of them, by which they are seeded")
     workers: Literal["auto", "serial", "process"] = Field(
         "auto",
         description="where they run: this process, one process each, or whichever is faster",
     )
-    restarts: Annotated[int, Field(ge=0)] = Field(
+    restarts: Whole = Field(
         10,
-        description="failures in a run, after each of which the environment is made anew: "
+        description="failures in a run, after each of which the environment is restarted: "
         "exceptions, values outside of its spaces, and with workers=process crashes and hangs",
     )
-    timeout: Annotated[int, Field(ge=0)] = Field(
+    timeout: Whole = Field(
         300,
         description="seconds that a step or reset may take in a process of its own, else it hangs; "
         "0 waits for ever",
@@ -37,10 +35,10 @@ class EnvBase(Section):
     max_memory: NonNegative = Field(
         0.0,
         description="GiB that a process of its own may take, with what it has started, else it is "
-        "made anew when its episode is over; 0 sets no limit",
+        "restarted when its episode is over; 0 sets no limit",
     )
     repeat: Count = Field(1, description="raw environment steps per agent step, rewards summed")
-    time_limit: Annotated[int, Field(ge=0)] = Field(
+    time_limit: Whole = Field(
         0, description="agent steps until truncation; 0 keeps the environment's own limit"
     )
     image_size: tuple[Count, Count] = Field(
@@ -99,7 +97,7 @@ class AtariEnv(EnvBase):
     image_size: tuple[Count, Count] = Field(
         (96, 96), description="height and width of images, pixels"
     )
-    time_limit: Annotated[int, Field(ge=0)] = Field(
+    time_limit: Whole = Field(
         27_000, description="agent steps until truncation; as published, 108,000 raw frames"
     )
     sticky: Fraction = Field(
@@ -109,16 +107,12 @@ class AtariEnv(EnvBase):
     actions: Literal["all", "needed"] = Field(
         "all", description="the 18 legal actions or the game's minimal set"
     )
-    noops: Annotated[int, Field(ge=0)] = Field(
-        30, description="most random no-op frames after a reset"
-    )
+    noops: Whole = Field(30, description="most random no-op frames after a reset")
     lives: Literal["unused", "discount", "reset"] = Field(
         "unused",
         description="what losing a life does: nothing, terminal flag, or end of the episode",
     )
-    pooling: Annotated[int, Field(ge=1)] = Field(
-        2, description="last raw frames of a step max-pooled into the image"
-    )
+    pooling: Count = Field(2, description="last raw frames of a step max-pooled into the image")
     clip_reward: bool = Field(False, description="sign of the reward instead of the reward")
     backend: Literal["emulator", "vector"] = Field(
         "emulator",
@@ -185,7 +179,7 @@ class DmcEnv(EnvBase):
     view: Literal["proprio", "vision"] = Field(
         "proprio", description="what is seen: positions and velocities as vectors, or an image"
     )
-    camera: Annotated[int, Field(ge=-1)] = Field(
+    camera: Annotated[int, Field(ge=-1, le=INT32)] = Field(
         -1, description="number of the camera; -1 is the published one: 2 for quadruped, else 0"
     )
 

@@ -5,21 +5,31 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dreamer.config.agent import Module
-from dreamer.config.section import Count, NonNegative, Positive, Section
+from dreamer.config.section import (
+    INT32,
+    Count,
+    LongCount,
+    LongWhole,
+    Seconds,
+    Section,
+    Whole,
+)
 
 
 class ReplayConfig(Section):
-    capacity: Count = Field(
+    capacity: LongCount = Field(
         5_000_000, description="steps over all environments; the oldest are dropped"
     )
     batch_size: Count = Field(16, description="sequences per update over all devices")
-    batch_length: Annotated[int, Field(ge=2)] = Field(
+    batch_length: Annotated[int, Field(ge=2, le=INT32)] = Field(
         64, description="steps trained per sequence, the context step not counted"
     )
     online: bool = Field(
         True, description="train on every new sequence once before uniform sampling"
     )
-    train_ratio: Positive = Field(32.0, description="replayed steps per environment step")
+    train_ratio: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        32.0, description="replayed steps per environment step"
+    )
     load: str = Field(
         "",
         description="recorded episodes that a new run finds in its replay: minari:DATASET_ID, a "
@@ -41,9 +51,7 @@ class ReplayConfig(Section):
 
 
 class EvalConfig(Section):
-    every: Annotated[int, Field(ge=0)] = Field(
-        0, description="environment steps between evaluations; 0 is never"
-    )
+    every: LongWhole = Field(0, description="environment steps between evaluations; 0 is never")
     episodes: Count = Field(10, description="episodes of one evaluation")
     num_envs: Count = Field(
         4, description="environments stepped together; at most episodes of them are used"
@@ -55,10 +63,10 @@ class EvalConfig(Section):
 
 class CheckpointConfig(Section):
     dir: str = Field("", description="folder; empty is `checkpoints` inside the run folder")
-    every_seconds: NonNegative = Field(
+    every_seconds: Seconds = Field(
         900.0, description="seconds between saves; 0 saves at every step of the loop"
     )
-    every_steps: Annotated[int, Field(ge=0)] = Field(
+    every_steps: LongWhole = Field(
         0, description="environment steps between saves; 0 is by time only"
     )
     keep: Count = Field(
@@ -69,10 +77,8 @@ class CheckpointConfig(Section):
 
 
 class LogConfig(Section):
-    every_seconds: NonNegative = Field(10.0, description="seconds between lines of metrics")
-    video_every: Annotated[int, Field(ge=0)] = Field(
-        0, description="environment steps between videos; 0 is never"
-    )
+    every_seconds: Seconds = Field(10.0, description="seconds between lines of metrics")
+    video_every: LongWhole = Field(0, description="environment steps between videos; 0 is never")
     tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")
     progress: Literal["auto", "bar", "plain", "none"] = Field(
         "auto", description="what is shown while training; auto is a bar in a terminal"
@@ -83,7 +89,7 @@ class RunConfig(Section):
     dir: str = Field(
         "", description="run folder; empty is named after what was chosen; the same folder resumes"
     )
-    steps: Count = Field(
+    steps: LongCount = Field(
         1_000_000, description="environment steps in all, rounded up to whole turns of the loop"
     )
     offline: bool = Field(
@@ -99,12 +105,14 @@ class RunConfig(Section):
     init_modules: tuple[Module, ...] = Field(
         (), description="networks that come from run.init_from; none named is all"
     )
-    grace_seconds: NonNegative = Field(
+    grace_seconds: Seconds = Field(
         0.0,
         description="seconds after SIGTERM at which the run ends even if it is not saved yet; 0 is "
         "as many as the system lets it have",
     )
-    updates_per_call: Count = Field(1, description="gradient updates compiled into one call")
+    updates_per_call: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        1, description="gradient updates compiled into one call"
+    )
     loop: Literal["auto", "host", "device"] = Field(
         "auto",
         description="where environments step; auto is device for suites in JAX",
@@ -143,21 +151,19 @@ class RunConfig(Section):
         description="updates in a row that may be skipped, because loss or gradient is not finite, "
         "before the run goes back to its last good checkpoint",
     )
-    max_rollbacks: Annotated[int, Field(ge=0)] = Field(
-        3, description="times that the run may go back so, before it ends"
-    )
+    max_rollbacks: Whole = Field(3, description="times that the run may go back so, before it ends")
     coordinator: str = Field(
         "",
         description="host:port of process 0 of several hosts; empty is one process, or what SLURM, "
         "Open MPI and TPU pods say; auto is what jax finds, none is one process in any case",
     )
-    num_processes: Annotated[int, Field(ge=0)] = Field(
+    num_processes: Whole = Field(
         0, description="processes that train together, with run.coordinator=HOST:PORT"
     )
-    process_id: Annotated[int, Field(ge=-1)] = Field(
+    process_id: Annotated[int, Field(ge=-1, le=INT32)] = Field(
         -1, description="number of this one, from 0 on, with run.coordinator=HOST:PORT"
     )
-    join_seconds: Positive = Field(
+    join_seconds: Annotated[float, Field(gt=0, le=1e9)] = Field(
         300.0, description="seconds until all of several hosts must have come"
     )
     accept_changes: bool = Field(

@@ -4,19 +4,47 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Count = Annotated[int, Field(ge=1)]
+INT32, INT64 = 2**31 - 1, 2**63 - 1
+
+# Those that reach compiled code or other libraries are int32; Python alone counts the longer ones.
+Count = Annotated[int, Field(ge=1, le=INT32)]
+Whole = Annotated[int, Field(ge=0, le=INT32)]
+LongCount = Annotated[int, Field(ge=1, le=INT64)]
+LongWhole = Annotated[int, Field(ge=0, le=INT64)]
+Size = Annotated[int, Field(ge=1, le=2**20)]  # of a part of the networks
+Layers = Annotated[int, Field(ge=1, le=100)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Mults = Annotated[tuple[Count, ...], Field(min_length=1)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]  # which the system can wait
+Word = Annotated[
+    bool,
+    Field(
+        description="your word that what the files name may run, now and later; to repeat their "
+        "env.entry_point, env.id and env.kwargs here says the same"
+    ),
+]
+Mults = Annotated[tuple[Size, ...], Field(min_length=1)]
 
 
 class Section(BaseModel):
     """A part of the configuration: immutable, and a key that is not declared is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __repr__(self) -> str:
+        """What differs from the defaults, shortened to fit in a few lines."""
+        changed = [
+            f"{name}={value!r}"
+            for name, field in type(self).model_fields.items()
+            if (value := getattr(self, name)) != field.get_default(call_default_factory=True)
+        ]
+        text = f"{type(self).__name__}({', '.join(changed)})"
+        return text if len(text) <= 200 else f"{text[:197]}..."
+
+    __str__ = __repr__
 
     @model_validator(mode="before")
     @classmethod

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from dreamer import compose
+from dreamer import command, compose, files, usage
 from dreamer.envs import registry
 from dreamer.envs.base import random_action
 from dreamer.envs.check import CheckError, check_all
-from dreamer.errors import UserError, exit_on_user_error, nearest
+from dreamer.errors import UserError, nearest
 
 NEEDS = {"car_racing": ("box2d", "pip install 'dreamer[box2d]'")}  # packages beside the suite's
 STEPS = {"check": 300, "speed": 500}
@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
         print(table())
-    elif argv[0] in ("-h", "--help"):
-        print(__doc__)
+    elif usage.answered(argv, lambda: str(__doc__)):
+        pass
     elif argv[0] in STEPS:
         _run(argv)
     elif len(argv) == 1:
@@ -150,10 +150,11 @@ def _named(spec: dict[str, Any]) -> str:
 
 
 def _number(text: str, key: str) -> int:
-    if not text.replace("_", "").isdigit() or int(text) < 1:
+    found = files.number(text.replace("_", ""))
+    if not found:
         raise UserError(f"{key}={text}: must be a whole number of at least 1")
-    return int(text)
+    return found
 
 
 if __name__ == "__main__":
-    sys.exit(exit_on_user_error(main))
+    command.run(main, announced=False)

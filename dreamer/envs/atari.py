@@ -24,8 +24,9 @@ from ale_py import ALEInterface, LoggerMode, roms
 from gymnasium import spaces
 
 from dreamer.config.env import AtariEnv
+from dreamer.config.section import INT32
 from dreamer.envs.atari_vector import AtariVector
-from dreamer.envs.base import BatchedEnv
+from dreamer.envs.base import TERMINAL, BatchedEnv
 from dreamer.envs.images import resize
 from dreamer.envs.vector import VectorEnv
 from dreamer.envs.wrappers import Size
@@ -49,7 +50,7 @@ def make(config: AtariEnv, num_envs: int, seed: int, render: bool = False) -> Ba
             f"env.task={config.task} is no game of the atari suite{nearest(config.task, TASKS)}; "
             f"the {len(TASKS)} names are in snake case, such as pong, ms_pacman, up_n_down"
         )
-    max_frames = config.time_limit * config.repeat or MAX_FRAMES
+    max_frames = min(config.time_limit * config.repeat, INT32) or MAX_FRAMES
     if config.backend == "vector":
         return AtariVector(config, max_frames, num_envs, seed)
     maker = functools.partial(
@@ -72,7 +73,7 @@ def make(config: AtariEnv, num_envs: int, seed: int, render: bool = False) -> Ba
 class Game(gymnasium.Env):
     """One game. Observation: uint8 (H, W, 1) if gray, else (H, W, 3).
 
-    `info["is_terminal"]` marks the loss of a life when `lives="discount"`.
+    `info[TERMINAL]` marks the loss of a life when `lives="discount"`.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 60}
@@ -118,7 +119,7 @@ class Game(gymnasium.Env):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    ) -> tuple[np.ndarray, dict[Any, Any]]:
         super().reset(seed=seed)
         self._ale.setInt("random_seed", int(self.np_random.integers(2**31)))
         self._ale.loadROM(self._rom)  # the emulator takes a seed only here
@@ -132,7 +133,7 @@ class Game(gymnasium.Env):
         self._frames.append(self._ale.getScreenRGB())
         return self._image(), {}
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[Any, Any]]:
         reward, over, lost = 0.0, False, False
         for frame in range(self._repeat):
             lives = self._ale.lives()
@@ -149,7 +150,7 @@ class Game(gymnasium.Env):
         truncated = self._played >= self._max_frames and not terminated
         if self._clip_reward:
             reward = float(np.sign(reward))
-        return self._image(), reward, terminated, truncated, {"is_terminal": over or lost}
+        return self._image(), reward, terminated, truncated, {TERMINAL: over or lost}
 
     def render(self) -> np.ndarray:
         """Returns the raw screen, RGB (210, 160, 3) in most games."""

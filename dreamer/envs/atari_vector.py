@@ -18,7 +18,7 @@ from ale_py import AtariVectorEnv
 from dm_env import specs
 
 from dreamer.config.env import WORKERS, AtariEnv
-from dreamer.envs.base import FIRST, LAST, MID, Actions, Restart, Specs, episode_seed
+from dreamer.envs.base import FIRST, LAST, MID, Actions, Restart, Specs, episode_seed, short
 from dreamer.envs.episodes import digest_of
 from dreamer.errors import UserError
 
@@ -38,7 +38,9 @@ class AtariVector:
       UserError: ale_py cannot do what the configuration asks.
     """
 
-    restarts: Sequence[Restart] = ()  # nothing is made anew
+    restarts: Sequence[Restart] = ()  # nothing is restarted
+
+    __repr__ = short
 
     def __init__(self, config: AtariEnv, max_frames: int, num_envs: int, seed: int) -> None:
         _refuse(config)

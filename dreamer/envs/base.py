@@ -12,17 +12,32 @@ from dm_env import specs
 
 FIRST, MID, LAST = (int(step_type) for step_type in dm_env.StepType)
 MASK = "action_mask"  # the observation of booleans that masks the action named "action"
+RESTARTED = "; restarted"  # between why and how often
+
+
+class _Terminal:
+    """The type of `TERMINAL`."""
+
+
+# A key of `info` that no environment of a user has by accident: whether a state counts as terminal,
+# where that is not whether the episode terminated. For the suites of this package.
+TERMINAL = _Terminal()
 
 Specs = dict[str, specs.Array]
 Actions = Mapping[str, np.ndarray]
 
 
 class Restart(NamedTuple):
-    """That an environment was made anew: which, why in a line, and whether because it failed."""
+    """A restart of an environment: which, why in a line, and whether because it failed."""
 
     env: int
     line: str
     failed: bool
+
+    @property
+    def cause(self) -> str:
+        """Why, without how often."""
+        return self.line.rsplit(RESTARTED, 1)[0]
 
 
 class BatchedEnv(Protocol):
@@ -48,7 +63,7 @@ class BatchedEnv(Protocol):
 
     @property
     def restarts(self) -> Sequence[Restart]:
-        """All that were made anew so far, also before `get_state` where it was restored.
+        """All restarts so far, also those before `get_state` where it was restored.
 
         The episode of one that failed ended, with LAST, in the step in which it did, unless it was
         over.
@@ -85,16 +100,17 @@ class BatchedEnv(Protocol):
         ...
 
     def render(self) -> np.ndarray | None:
-        """Returns frames uint8 [N, H, W, 3] of the current states, or None.
+        """Returns frames uint8 [N, H, W, 3] of the current states, see `images.picture`, or None.
 
         None when it was made without `render=True` or cannot draw itself.
         """
         ...
 
     def get_state(self) -> dict[str, Any]:
-        """Returns what `set_state` needs, made of JSON types only.
+        """Returns what `set_state` needs, made of JSON types only, or of arrays where the
+        environments are written in JAX.
 
-        It grows with the length of the current episodes: it holds their actions.
+        It grows with the length of the current episodes, where it holds their actions.
         """
         ...
 
@@ -114,6 +130,14 @@ class BatchedEnv(Protocol):
     def close(self) -> None:
         """Ends worker processes and frees simulators; may be called twice."""
         ...
+
+
+def short(env: BatchedEnv) -> str:
+    """The `repr` of environments: how many, what is seen and what is done, in one short line."""
+    specs = {**env.observation_spec(), **env.action_spec()}
+    leaves = ", ".join(f"{key} {np.dtype(x.dtype)} {x.shape}" for key, x in specs.items())
+    text = f"{type(env).__name__}({env.num_envs} environments, {leaves})"
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def episode_seed(seed: int, index: int, episode: int) -> int:

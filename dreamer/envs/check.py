@@ -4,7 +4,7 @@ Legend: N environments.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import dm_env
@@ -12,11 +12,13 @@ import numpy as np
 from dm_env import specs
 
 from dreamer.envs.base import FIRST, LAST, MID, BatchedEnv, Specs, mask_key, random_action
-from dreamer.errors import UserError
+from dreamer.envs.faults import AGAIN
+from dreamer.errors import EnvironmentFault, UserError
 
 Path = list[tuple[dm_env.TimeStep, dict[str, np.ndarray]]]  # time steps, and what was done there
 LIMIT = 5  # steps of the time limit that is tried
 SAME = 50  # steps that two environments of one seed are compared for
+FIX = "an environment must not fail: fix it, and check again"
 
 
 class CheckError(UserError):
@@ -44,14 +46,24 @@ def check_all(make: Callable[..., BatchedEnv], steps: int = 300, seed: int = 0) 
       CheckError: A promise is broken; the message says which.
     """
     path: Path = []
-    with contextlib.closing(make()) as env:
+    with _checked(make()) as env:
         endings = check(env, steps, seed, path)
-    with contextlib.closing(make()) as env:
+    with _checked(make()) as env:
         _check_same(env, path)
     if not endings.repeats:  # nor is there a time limit for several environments made at once
         return endings
-    with contextlib.closing(make(time_limit=LIMIT)) as env:
+    with _checked(make(time_limit=LIMIT)) as env:
         return replace(endings, limited=_check_limit(env, path))
+
+
+@contextlib.contextmanager
+def _checked(env: BatchedEnv) -> Iterator[BatchedEnv]:
+    """Closes it in the end; what fails is a broken promise."""
+    try:
+        with contextlib.closing(env):
+            yield env
+    except EnvironmentFault as fault:
+        raise CheckError(f"{str(fault).removesuffix(AGAIN)}; {FIX}") from fault
 
 
 def check(env: BatchedEnv, steps: int = 100, seed: int = 0, path: Path | None = None) -> Endings:
@@ -260,9 +272,9 @@ def _require(condition: bool | np.bool_, message: str) -> None:
 
 
 def _require_whole(env: BatchedEnv, where: str) -> None:
-    """Refuses one that failed, although a run would go on."""
+    """Refuses one that failed, although a run would restart it."""
     for restart in env.restarts:
-        raise CheckError(f"{where}: {restart.line}")
+        raise CheckError(f"{where}: {restart.cause}; {FIX}")
 
 
 def _require_all(

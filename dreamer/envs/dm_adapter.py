@@ -9,7 +9,7 @@ import numpy as np
 from dm_env import specs
 from gymnasium import spaces
 
-from dreamer.errors import UserError
+from dreamer.errors import EnvironmentFault, UserError
 
 Maker = Callable[[int], dm_env.Environment]
 
@@ -22,7 +22,7 @@ class FromDMEnv(gymnasium.Env):
 
     Args:
       make: makes the environment from a seed. dm_env has no seed at a reset, so an environment is
-        made anew for every seed that is given, that is for every episode here; `reseed` avoids it.
+        recreated for every seed that is given, that is for every episode here; `reseed` avoids it.
       reseed: puts a seed into an environment that is there; its next reset follows from it.
       render: gives a frame uint8 [H, W, 3] of an environment; None if it cannot be seen.
     """
@@ -49,10 +49,10 @@ class FromDMEnv(gymnasium.Env):
         elif seed is not None:
             self._env.close()
             self._env = self._make(seed)
-        return self._env.reset().observation, {}
+        return _time_step(self._env.reset(), "reset").observation, {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        time_step = self._env.step(action)
+        time_step = _time_step(self._env.step(action), "step")
         terminal = time_step.last() and time_step.discount == 0
         truncated = time_step.last() and not terminal
         reward = 0.0 if time_step.reward is None else float(np.sum(time_step.reward))
@@ -63,6 +63,14 @@ class FromDMEnv(gymnasium.Env):
 
     def close(self) -> None:
         self._env.close()
+
+
+def _time_step(found: Any, method: str) -> dm_env.TimeStep:
+    if isinstance(found, dm_env.TimeStep):
+        return found
+    raise EnvironmentFault(
+        f"gave a {type(found).__name__} in its {method}, expected a dm_env.TimeStep"
+    )
 
 
 def to_space(spec: Any, what: str) -> gymnasium.Space:

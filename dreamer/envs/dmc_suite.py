@@ -16,6 +16,7 @@ from dreamer.envs import headless
 from dreamer.envs.base import BatchedEnv
 from dreamer.envs.dm_adapter import FromDMEnv
 from dreamer.envs.single import batch, check_task, finish
+from dreamer.errors import UserError
 
 headless.choose()  # dm_control reads it when it is imported
 from dm_control import suite  # noqa: E402
@@ -33,13 +34,28 @@ def make(config: DmcEnv, num_envs: int, seed: int, render: bool = False) -> Batc
     """Makes the environments; see `registry.make`.
 
     Raises:
-      UserError: the task is unknown, or images are wanted where nothing can draw.
+      UserError: the task or the camera is unknown, or nothing can draw the images.
     """
     check_task(config, "dmc", TASKS)
     if config.view == "vision":
         headless.require("env.view=vision")
+    _check_camera(config)
     maker = functools.partial(_make_one, config, render and headless.can_draw())
     return batch(maker, config, num_envs, seed, render)
+
+
+def _check_camera(config: DmcEnv) -> None:
+    """Refuses a camera that the body lacks."""
+    if config.camera < 0:
+        return
+    domain, task = NAMES[config.task]
+    count = suite.load(domain, task).physics.model.ncam
+    if config.camera >= count:
+        allowed = f"0 to {count - 1}" if count else "none"
+        raise UserError(
+            f"env.camera={config.camera}: {config.task} has the cameras {allowed}; choose one, or "
+            "-1 for the published one"
+        )
 
 
 def _make_one(config: DmcEnv, render: bool) -> gymnasium.Env:

@@ -1,5 +1,5 @@
 """One environment, played episode by episode: every episode has a seed of its own and can be
-repeated, and what goes wrong is told in one line."""
+repeated, and what goes wrong is reported in one line."""
 
 import copy
 import hashlib
@@ -10,8 +10,8 @@ import gymnasium
 import numpy as np
 
 from dreamer.envs import masks, slots
-from dreamer.envs.base import FIRST, LAST, MID, episode_seed
-from dreamer.envs.faults import Checker, checker, number, story, wrong_reward
+from dreamer.envs.base import FIRST, LAST, MID, TERMINAL, episode_seed
+from dreamer.envs.faults import Checker, attempt, checker, wrong_reward
 from dreamer.envs.slots import Slots
 from dreamer.errors import EnvironmentFault, UserError
 
@@ -21,18 +21,19 @@ Row = tuple[int, float, float]  # step type, reward and discount, as in `Batched
 class Episodes:
     """Plays environment `index`, whose observations go into its rows of `place`.
 
-    Of `info` only `is_terminal` is used, which overrides whether a state counts as terminal.
+    Of `info` only `base.TERMINAL` is used.
 
     Args:
-      make: makes the environment, when its first episode begins.
+      make: makes the environment, when its first episode begins; one that keeps to gymnasium's
+        interface, as `wrappers.Checked` does.
       seed: of the whole batch.
       index: of this environment in it.
       place: see `slots`; observations that a space does not allow never get there.
       number: by which its seeds derive; None is the index.
 
     Raises:
-      EnvironmentFault: from all methods but `close`: the environment raised an exception, or gave
-        an observation or reward that its spaces do not allow.
+      EnvironmentFault: from all methods: the environment raised an exception, or gave an
+        observation or reward that its spaces do not allow.
     """
 
     def __init__(
@@ -51,17 +52,19 @@ class Episodes:
     def begin(self, episode: int) -> Row:
         """Begins the episode of this number."""
         if self.env is None:
-            self.env = self._try("making", self._make)
+            self.env = self._try("cannot be made:", self._make)
             self._wrong = checker(self.env.observation_space)
         seed = episode_seed(self._seed, self._number, episode)
         self.env.action_space.seed(seed)  # some environments draw from it
-        seen = self._try("reset", self._reset, seed)
+        seen = self._try("failed in its reset with", self._reset, seed)
         self._accept(seen, self._wrong(seen))
         return FIRST, 0.0, 1.0
 
     def step(self, action: Any) -> Row:
         """Takes a step of the episode."""
-        seen, reward, over, terminal = self._try("step", self._step, copy.deepcopy(action))
+        seen, reward, over, terminal = self._try(
+            "failed in its step with", self._step, copy.deepcopy(action)
+        )
         self._accept(seen, self._wrong(seen) or wrong_reward(reward))
         return LAST if over else MID, reward, 1.0 - terminal
 
@@ -81,12 +84,12 @@ class Episodes:
 
     def render(self) -> Any:
         """Draws a frame; None before the first episode."""
-        return None if self.env is None else self._try("render", self.env.render)
+        return None if self.env is None else self._try("failed in its render with", self.env.render)
 
     def close(self) -> None:
         """Closes the environment if there is one."""
         if self.env is not None:
-            self.env.close()
+            self._try("failed in its close with", self.env.close)
 
     def _reset(self, seed: int) -> Any:
         seen, info = self.env.reset(seed=seed)
@@ -94,31 +97,21 @@ class Episodes:
         return seen
 
     def _step(self, action: Any) -> tuple[Any, float, bool, bool]:
-        seen, reward, terminated, truncated, info = _five(self.env.step(action))
+        seen, reward, terminated, truncated, info = self.env.step(action)
         _refuse_masks(info)
-        terminal = bool(info.get("is_terminal", terminated))
-        return seen, number(reward), bool(terminated) or bool(truncated), terminal
+        terminal = bool(info.get(TERMINAL, terminated))
+        return seen, float(reward), bool(terminated) or bool(truncated), terminal
 
-    def _try(self, what: str, function: Callable, *arguments: Any) -> Any:
+    def _try(self, failed: str, function: Callable, *arguments: Any) -> Any:
         try:
-            return function(*arguments)
-        except (Exception, SystemExit) as error:
-            told = isinstance(error, UserError)
-            wrong = str(error) if told else f"failed in its {what} with {story(error)}"
-            raise EnvironmentFault(f"environment {self._index} {wrong}") from error
+            return attempt(failed, function, *arguments)
+        except UserError as error:
+            raise EnvironmentFault(f"environment {self._index} {error}") from error
 
     def _accept(self, observation: Any, wrong: str) -> None:
         if wrong:
             raise EnvironmentFault(f"environment {self._index} {wrong}")
         slots.write(self._place, self._index, observation)
-
-
-def _five(result: Any) -> tuple[Any, Any, Any, Any, Mapping[str, Any]]:
-    if not (isinstance(result, tuple) and len(result) == 5 and isinstance(result[4], Mapping)):
-        raise EnvironmentFault(
-            "gave no observation, reward, terminated, truncated and dict of info in its step"
-        )
-    return result
 
 
 def _refuse_masks(info: Mapping[str, Any]) -> None:

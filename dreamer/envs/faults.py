@@ -3,9 +3,11 @@
 Legend: the arrays of a space may stand for one environment, or for several in a batched space.
 """
 
+import multiprocessing
+import re
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,20 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from dreamer.envs.spaces import children, classes, join
-from dreamer.errors import EnvironmentFault
+from dreamer.envs.base import RESTARTED, Restart
+from dreamer.envs.spaces import children, classes, empty, is_bytes, join
+from dreamer.errors import EnvironmentFault, UserError, describe, warn
 
 LARGEST = float(np.finfo(np.float32).max)  # what observations and rewards become
+LEARNED = float(np.expm1(20))  # the outermost bins of rewards and values, see `ops.transforms`
+LONGEST = 300  # characters of an exception
+AGAIN = "; restarting does not help, it fails again at once"
 UNDEFINED = (
-    "which nothing can be learned from; mend the environment, or wrap it to clip what it gives "
+    "which nothing can be learned from; fix the environment, or wrap it to clip what it gives "
     "(float32 holds up to 3.4e+38)"
 )
-BOUNDS = " as its space says; mend either, or do not compare them with env.check_bounds=false"
+BOUNDS = " as its space says; fix either, or do not compare them with env.check_bounds=false"
+OLD = "as gymnasium defines it; gym before 0.26 and wrappers of that time differ"
 
 Checker = Callable[[Any], str]
 
@@ -53,17 +60,17 @@ def checker(space: gymnasium.Space, key: str = "") -> Checker:
 
 def _leaf_checker(space: gymnasium.Space, name: str) -> Checker:
     dtype, shape = np.dtype(space.dtype), space.shape or ()
-    whole = None if dtype == np.uint8 and len(shape) > 1 and _is_bytes(space) else classes(space)
+    whole = None if dtype == np.uint8 and len(shape) > 1 and is_bytes(space) else classes(space)
+    largest = np.float64(min(LARGEST, float(np.finfo(dtype).max))) if dtype.kind == "f" else 0
     limits = _bounds(space)
     if whole:
         low, high = whole[0], whole[0] + whole[1] - 1
         limits = low, high, _range(low, high)
 
     def check(value: Any) -> str:
-        try:
-            array = np.asarray(value)
-        except ValueError:
-            return f"gave {name} of unequal parts, expected shape {shape} and type {dtype}"
+        array, wrong = _as_array(value)
+        if array is None:
+            return f"gave {name} {wrong}, expected shape {shape} and type {dtype}"
         same = array.dtype == dtype or np.can_cast(array.dtype, dtype, "same_kind")
         number = not shape and whole and array.dtype.kind in "iub"  # a Discrete takes any
         if array.shape != shape or not (same or number):
@@ -71,7 +78,7 @@ def _leaf_checker(space: gymnasium.Space, name: str) -> Checker:
                 f"gave {name} of shape {array.shape} and type {array.dtype}, expected shape "
                 f"{shape} and type {dtype}"
             )
-        if dtype.kind == "f" and not (np.abs(array) <= LARGEST).all():
+        if dtype.kind == "f" and not (np.abs(array) <= largest).all():
             return f"gave NaN or infinity as {name}, {UNDEFINED}"
         if limits:
             low, high, promised = limits
@@ -86,7 +93,7 @@ def _leaf_checker(space: gymnasium.Space, name: str) -> Checker:
 
 def _bounds(space: gymnasium.Space) -> tuple[np.ndarray, np.ndarray, str] | None:
     """Those of a Box with a little more for rounding, and in words; None where it has none."""
-    if not isinstance(space, spaces.Box) or _is_bytes(space):
+    if not isinstance(space, spaces.Box) or is_bytes(space):
         return None
     low, high = (bound.astype(np.float64) for bound in (space.low, space.high))
     if not (np.isfinite(low).any() or np.isfinite(high).any()):
@@ -95,21 +102,106 @@ def _bounds(space: gymnasium.Space) -> tuple[np.ndarray, np.ndarray, str] | None
     return low - 1e-5 * (1 + np.abs(low)), high + 1e-5 * (1 + np.abs(high)), promised
 
 
-def number(reward: Any) -> float:
-    """A reward as Python has it.
+def numbers(reward: Any, shape: tuple[int, ...] = ()) -> np.ndarray:
+    """The reward of one environment, or of several, float64 of this shape.
 
     Raises:
-      EnvironmentFault: it is no number.
+      EnvironmentFault: it is something else.
     """
-    try:
-        array = np.asarray(reward)
-    except ValueError:
-        raise EnvironmentFault("gave a reward of unequal parts, expected one number") from None
-    if array.shape or array.dtype.kind not in "biuf":
+    what = "rewards" if shape else "a reward"
+    expected = f"{shape[0]} numbers" if shape else "one number"
+    return _array(reward, what, "biuf", shape, expected).astype(np.float64)
+
+
+def flags(value: Any, name: str, shape: tuple[int, ...] = ()) -> np.ndarray:
+    """Whether one environment, or several, `terminated` or `truncated`, bool of this shape.
+
+    Raises:
+      EnvironmentFault: it is something else.
+    """
+    expected = f"True or False{f' for each of {shape[0]}' if shape else ''}"
+    array = _array(value, name, "biuf", shape, expected)
+    other = array[(array != 0) & (array != 1)]
+    if other.size:
+        raise EnvironmentFault(f"gave {name} with the value {other.flat[0]}, expected {expected}")
+    return array.astype(bool)
+
+
+def _array(value: Any, what: str, kinds: str, shape: tuple[int, ...], expected: str) -> np.ndarray:
+    array, wrong = _as_array(value)
+    if array is None:
+        raise EnvironmentFault(f"gave {what} {wrong}, expected {expected}")
+    if array.shape != shape or array.dtype.kind not in kinds:
         raise EnvironmentFault(
-            f"gave a reward of shape {array.shape} and type {array.dtype}, expected one number"
+            f"gave {what} of shape {array.shape} and type {array.dtype}, expected {expected}"
         )
-    return float(array)
+    return array
+
+
+def _as_array(value: Any) -> tuple[np.ndarray | None, str]:
+    """An array, or None and why it is none, which a class of the user's may decide."""
+    try:
+        return np.asarray(value), ""
+    except ValueError:
+        return None, "of unequal parts"
+    except Exception as error:
+        return None, f"as a {type(value).__name__}, which makes no array: {describe(error)}"
+
+
+def two(result: Any) -> tuple[Any, Mapping[str, Any]]:
+    """What a reset returns: observation and info.
+
+    Raises:
+      EnvironmentFault: it is something else.
+    """
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
+        return result
+    raise EnvironmentFault(
+        f"gave no observation and dict of info in its reset, but {_shape(result)}; end it with "
+        f"`return observation, {{}}`, {OLD}"
+    )
+
+
+def five(result: Any) -> tuple[Any, Any, Any, Any, Mapping[str, Any]]:
+    """What a step returns: observation, reward, terminated, truncated and info.
+
+    Raises:
+      EnvironmentFault: it is something else.
+    """
+    if isinstance(result, tuple) and len(result) == 5 and isinstance(result[4], Mapping):
+        return result
+    raise EnvironmentFault(
+        "gave no observation, reward, terminated, truncated and dict of info in its step, but "
+        f"{_shape(result)}; end it with `return observation, reward, terminated, truncated, "
+        f"{{}}`, {OLD}"
+    )
+
+
+def _shape(result: Any) -> str:
+    if not isinstance(result, tuple):
+        return f"a {type(result).__name__} alone" if result is not None else "None"
+    return f"({', '.join(type(part).__name__ for part in result)})"
+
+
+def check_space(space: Any, name: str) -> None:
+    """Refuses what an environment calls its `observation_space` or `action_space` and is none.
+
+    Raises:
+      UserError: with what it is.
+    """
+    if isinstance(space, gymnasium.Space):
+        return
+    got = f"a {type(space).__module__}.{type(space).__qualname__}"
+    if space is None:
+        got = "missing, or None"
+    elif isinstance(space, type):
+        got = f"the class {space.__name__} itself"
+    elif callable(space):
+        got = "a function"
+    raise UserError(
+        f"its {name} is {got}; set it, in the class or its __init__, to a space of "
+        "gymnasium.spaces, such as Box(-1, 1, (3,)) or Discrete(2)"
+    )
 
 
 def wrong_reward(reward: Any) -> str:
@@ -118,9 +210,35 @@ def wrong_reward(reward: Any) -> str:
     return "" if fine else f"gave NaN or infinity as reward, {UNDEFINED}"
 
 
-def _is_bytes(space: gymnasium.Space) -> bool:
-    """Whether every value of its type is allowed."""
-    return isinstance(space, spaces.Box) and bool(((space.low == 0) & (space.high == 255)).all())
+def warn_of_large(rewards: np.ndarray, name: str) -> None:
+    """Warns, once, of rewards too large to be learned.
+
+    Args:
+      rewards: of any shape.
+      name: of the environment.
+    """
+    if np.abs(rewards).max(initial=0) > LEARNED:
+        warn_once(
+            f"{name} gives rewards beyond {LEARNED:.3g}, the largest reward, return or value "
+            "that is learned; larger ones count as this one: scale them in a wrapper"
+        )
+
+
+def warn_of_empty(space: gymnasium.Space, name: str) -> None:
+    """Warns, once, of observations without elements, which are left out."""
+    parts = empty(space, "")
+    if parts:
+        warn_once(f"{name} observes {', '.join(parts)}: it has no elements and is left out")
+
+
+_warned: set[str] = set()
+
+
+def warn_once(line: str) -> None:
+    """Prints a warning that this process has not printed before."""
+    if line not in _warned:
+        _warned.add(line)
+        warn(line)
 
 
 def _range(low: Any, high: Any) -> str:
@@ -135,19 +253,76 @@ def _sorted(names: Any) -> str:
 # exceptions
 
 
+def attempt(failed: str, function: Callable, *arguments: Any, **options: Any) -> Any:
+    """Calls a function of the user's, and gives what it returns.
+
+    Args:
+      failed: what to say before the exception, such as "failed in its reset with".
+
+    Raises:
+      EnvironmentFault: whatever it raises, `SystemExit` included, in one line. A UserError passes,
+        and a Ctrl-C, but not in a worker, which gets none.
+    """
+    try:
+        return function(*arguments, **options)
+    except UserError:
+        raise
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and multiprocessing.parent_process() is None:
+            raise
+        raise EnvironmentFault(f"{failed} {story(error)}") from error
+
+
 def story(error: BaseException) -> str:
     """An exception in one line: its type, message, and the line of the user's file it came from.
 
     That is the innermost line outside of this package, installed packages and Python itself, or
-    else outside of this package.
+    else in an installed package.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    own = str(Path(__file__).parents[1])
-    others = [frame for frame in frames if not frame.filename.startswith(own)] or list(frames)
+    text = describe(error)
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
     paths = sysconfig.get_paths()
-    installed = tuple(paths[name] for name in ("purelib", "platlib", "stdlib"))
-    users = [frame for frame in others if not frame.filename.startswith((*installed, "<"))]
-    where = (users or others)[-1:]
-    message = " ".join(str(error).split())
-    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    installed = paths["purelib"], paths["platlib"]
+    neither = str(Path(__file__).parents[1]), paths["stdlib"], "<"
+    frames = traceback.extract_tb(error.__traceback__)
+    packages = [frame for frame in frames if frame.filename.startswith(installed)]
+    users = [frame for frame in frames if not frame.filename.startswith((*installed, *neither))]
+    where = (users or packages)[-1:]
     return text + "".join(f" ({x.filename}, line {x.lineno}, in {x.name})" for x in where)
+
+
+class Restarts:
+    """Decides whether environments that failed are restarted.
+
+    Args:
+      most: failures of a run after which they are, `env.restarts`.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._last: dict[int, str] = {}  # fault by environment, until it takes a step
+
+    def works(self, who: int) -> None:
+        """Notes that an environment took a step."""
+        self._last.pop(who, None)
+
+    def line(self, who: int, fault: str, before: Sequence[Restart]) -> str:
+        """What to say of the restart of an environment.
+
+        Raises:
+          EnvironmentFault: It is not restarted. There were as many failures `before`, or it fails
+            as it did before its restart, but for numbers, without a step between.
+        """
+        if not self._most:
+            raise EnvironmentFault(fault)
+        number = 1 + sum(restart.failed for restart in before)
+        if number > self._most:
+            limit = f"with env.restarts={self._most}"
+            raise EnvironmentFault(f"{fault}; failure {number} of the run, {limit}")
+        alike = re.sub(r"\d[\d.]*(e[-+]?\d+)?", "", fault)
+        if self._last.get(who) == alike:
+            raise EnvironmentFault(fault + AGAIN)
+        self._last[who] = alike
+        return f"{fault}{RESTARTED}, {number} of env.restarts={self._most}"

@@ -5,9 +5,12 @@ An id of another package is written `package:id`, which imports the package firs
 """
 
 import contextlib
+import copy
 import functools
-import importlib
+import multiprocessing
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, cast
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
@@ -17,12 +20,12 @@ from dreamer.config.env import WORKERS, GymnasiumEnv
 from dreamer.envs import entry_point, headless
 from dreamer.envs.base import BatchedEnv
 from dreamer.envs.entry_point import EntryPoint
-from dreamer.envs.faults import story
+from dreamer.envs.faults import attempt, story
 from dreamer.envs.masks import with_masks
 from dreamer.envs.vector import VectorEnv
 from dreamer.envs.vectorized import Vectorized
-from dreamer.envs.wrappers import Pixels, Repeat, ResizeImages, Unbounded
-from dreamer.errors import EnvironmentFault, UserError, nearest
+from dreamer.envs.wrappers import Checked, Pixels, Repeat, ResizeImages, Unbounded
+from dreamer.errors import UserError, nearest
 
 RENDERED = (64, 64)  # height and width of renderings without `image_size`
 EXTRAS = {  # gymnasium's own folders and the extra of gymnasium each needs
@@ -31,6 +34,7 @@ EXTRAS = {  # gymnasium's own folders and the extra of gymnasium each needs
     "gymnasium.envs.mujoco": "mujoco",
     "gymnasium.envs.toy_text": "toy-text",
 }
+MISSING = (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError)
 TASKS = gymnasium.registry  # the ids, those included that are registered later
 
 
@@ -56,28 +60,28 @@ def make(config: GymnasiumEnv, num_envs: int, seed: int, render: bool = False) -
 
 def _make_registered(spec: EnvSpec, config: GymnasiumEnv, render: bool) -> gymnasium.Env:
     """Makes one environment of an id."""
-    seen = (config.pixels or render) and _can_render(spec, config.pixels)
-    render_mode = "rgb_array" if seen else None
-    options = {"render_mode": render_mode} if render_mode else {}
-    with _failing():
-        env = gymnasium.make(
-            spec,
-            max_episode_steps=-1 if config.time_limit else None,
-            disable_env_checker=True,
-            **options | config.kwargs,
-        )
-        return _wrapped(headless.OwnContext(env) if render_mode else env, config)
+    creator = _creator(spec)
+    seen = (config.pixels or render) and _can_render(spec, creator, config.pixels)
+    function = entry_point.of(creator, spec.kwargs | config.kwargs)
+    if seen and {"render_mode", "**"} & set(function.takes):
+        function = replace(function, kwargs={"render_mode": "rgb_array", **function.kwargs})
+    made = copy.copy(spec)
+    made.entry_point, made.kwargs = cast(Any, function.make), {}
+    env = gymnasium.make(made, max_episode_steps=-1, disable_env_checker=True)
+    env = Checked(headless.OwnContext(env) if seen else env)
+    if spec.max_episode_steps and not config.time_limit:
+        env = TimeLimit(env, spec.max_episode_steps)
+    return _wrapped(env, config)
 
 
 def _make_own(config: GymnasiumEnv, render: bool, seed: int | None = None) -> gymnasium.Env:
-    """Makes one environment of a function, which is found anew in every process."""
-    with _failing():
-        function = entry_point.find(config.entry_point, config.kwargs)
-        seen = {"render_mode": "rgb_array"} if config.pixels or render else {}
-        env = function.make(seed=seed, **seen)
-        if not isinstance(env, gymnasium.Env):
-            raise UserError("makes several environments; let it take their number as num_envs")
-        return _wrapped(env, config)
+    """Makes one environment of a function, which is found again in every process."""
+    function = entry_point.find(config.entry_point, config.kwargs)
+    seen = {"render_mode": "rgb_array"} if config.pixels or render else {}
+    env = function.make(seed=seed, **seen)
+    if not isinstance(env, gymnasium.Env):
+        raise UserError("makes several environments; let it take their number as num_envs")
+    return _wrapped(Checked(env), config)
 
 
 def _make_vectorized(
@@ -90,14 +94,15 @@ def _make_vectorized(
             raise UserError(
                 f"env.{key} is for single environments, but this makes several; leave it out"
             )
-    with _failing():
-        mode = {"render_mode": "rgb_array"} if render else {}
-        vector = function.make(num_envs=num_envs, seed=seed, **mode)
-        if not isinstance(vector, gymnasium.vector.VectorEnv):
-            raise UserError(
-                "takes num_envs, so it must make a gymnasium.vector.VectorEnv of as many members"
-            )
-        return Vectorized(vector, num_envs, seed, render)
+    mode = {"render_mode": "rgb_array"} if render else {}
+    before = multiprocessing.active_children()
+    vector = function.make(num_envs=num_envs, seed=seed, **mode)
+    if not isinstance(vector, gymnasium.vector.VectorEnv):
+        raise UserError(
+            "takes num_envs, so it must make a gymnasium.vector.VectorEnv of as many members"
+        )
+    started = [one for one in multiprocessing.active_children() if one not in before]
+    return Vectorized(vector, num_envs, seed, render, config.name, started)
 
 
 def _wrapped(env: gymnasium.Env, config: GymnasiumEnv) -> gymnasium.Env:
@@ -117,14 +122,23 @@ def _wrapped(env: gymnasium.Env, config: GymnasiumEnv) -> gymnasium.Env:
     return ResizeImages(env, config.image_size) if config.image_size else env
 
 
-def _can_render(spec: EnvSpec, pixels: bool) -> bool:
-    entry = spec.entry_point
-    if str(entry).startswith("gymnasium.envs.mujoco"):
+def _creator(spec: EnvSpec) -> Any:
+    """The function or class behind an id.
+
+    Raises:
+      UserError: it cannot be found.
+    """
+    if not isinstance(spec.entry_point, str):
+        return spec.entry_point
+    return attempt(f"its {spec.entry_point} cannot be found:", load_env_creator, spec.entry_point)
+
+
+def _can_render(spec: EnvSpec, creator: Any, pixels: bool) -> bool:
+    if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
         headless.choose()
         if pixels:
             headless.require("env.pixels=true")
         return headless.can_draw()
-    creator = load_env_creator(entry) if isinstance(entry, str) else entry
     metadata = getattr(creator, "metadata", None)
     return not isinstance(metadata, dict) or "rgb_array" in metadata.get("render_modes", ())
 
@@ -132,17 +146,11 @@ def _can_render(spec: EnvSpec, pixels: bool) -> bool:
 def _find(task: str) -> EnvSpec:
     """Returns the registered spec, which also serves processes that have not registered the id."""
     package, _, name = task.rpartition(":")
+    if package:
+        with _errors(f"env.task={task}"):
+            entry_point.import_module(package)
     try:
-        if package:
-            importlib.import_module(package)
         return gymnasium.spec(name)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"env.task={task} needs the package {error.name}, which is not installed; "
-            f"pip install {error.name}"
-        ) from error
-    except (ImportError, TypeError, ValueError) as error:  # also for names such as `.a` and `:a`
-        raise UserError(f"env.task={task}: {package} cannot be imported: {error}") from error
     except gymnasium.error.Error as error:
         raise UserError(
             f"env.task={task} is no registered gymnasium id{nearest(name, gymnasium.registry)}; "
@@ -151,29 +159,19 @@ def _find(task: str) -> EnvSpec:
 
 
 @contextlib.contextmanager
-def _failing() -> Iterator[None]:
-    """Turns what the user's own code raises into a UserError that says where."""
-    try:
-        yield
-    except (UserError, ImportError, gymnasium.error.Error):
-        raise
-    except Exception as error:
-        raise UserError(f"cannot be made: {story(error)}") from error
-
-
-@contextlib.contextmanager
 def _errors(option: str, entry: object = "") -> Iterator[None]:
     """Turns a missing package into a UserError with the pip command; adds the option to others."""
     try:
         yield
-    except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
+    except UserError as error:
+        cause = error.__cause__
+        if not isinstance(cause, MISSING):
+            raise UserError(f"{option}: {error}") from error
         folders = EXTRAS.items() if isinstance(entry, str) else ()
         extra = next((extra for folder, extra in folders if str(entry).startswith(folder)), None)
-        command = f'pip install "gymnasium[{extra}]"' if extra else str(error)
+        command = f'pip install "gymnasium[{extra}]"' if extra else story(cause)
+        command = command.removeprefix("ModuleNotFoundError: ")
+        command = command.removeprefix("DependencyNotInstalled: ")
         raise UserError(f"{option} needs a package that is not installed; {command}") from error
-    except gymnasium.error.Error as error:
-        raise UserError(f"{option} cannot be made: {error}") from error
-    except EnvironmentFault as error:
-        raise UserError(f"{option} {error}") from error
-    except UserError as error:
-        raise UserError(f"{option}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{option} cannot be made: {story(error)}") from error

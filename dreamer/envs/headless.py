@@ -17,7 +17,14 @@ from dreamer.errors import UserError
 VARIABLE = "MUJOCO_GL"
 BACKENDS = {"egl": "libegl1", "osmesa": "libosmesa6"}  # and the Debian package of each
 NONE = "disabled"
-_TRIAL = "import mujoco; c = mujoco.GLContext(8, 8); c.make_current(); c.free()"
+# glfw makes a context where there is no screen, which only drawing shows not to work.
+_TRIAL = """
+import mujoco
+model = mujoco.MjModel.from_xml_string("<mujoco/>")
+with mujoco.Renderer(model, 8, 8) as renderer:
+    renderer.update_scene(mujoco.MjData(model))
+    renderer.render()
+"""
 
 
 def choose() -> None:

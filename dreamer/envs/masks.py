@@ -15,13 +15,14 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamer.envs.base import MASK
+from dreamer.envs.faults import attempt
 from dreamer.envs.spaces import Mask, children, class_specs, classes, image_shape, join
 from dreamer.errors import EnvironmentFault, UserError
 
 KEY = MASK  # in environments as in what becomes of them
-ADVICE = f"; mend it, or rename {KEY} in a wrapper if it is no mask of the actions"
+ADVICE = f"; fix it, or rename {KEY} in a wrapper if it is no mask of the actions"
 
-NOTHING = "that allows no class, expected one at least until the episode is over; mend it"
+NOTHING = "that allows no class, expected one at least until the episode is over; fix it"
 
 Masks = dict[str, np.ndarray]  # int8 [*action, classes] by the key that the observation gets
 Reader = Callable[[Any, str], Masks]
@@ -33,12 +34,12 @@ def with_masks(env: gymnasium.Env) -> gymnasium.Env:
     Raises:
       UserError: what is called a mask is none of its actions.
     """
-    observation, info = env.reset(seed=0)
+    observation, info = attempt("failed in its reset with", env.reset, seed=0)
     inside = isinstance(env.observation_space, spaces.Dict) and KEY in env.observation_space.spaces
     if not inside and KEY not in info:
         return env
     masked = Masked(env, inside)
-    masked.with_masks(observation, info)
+    attempt("failed in its masks with", masked.with_masks, observation, info)
     return masked
 
 

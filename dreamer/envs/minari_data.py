@@ -1,5 +1,8 @@
 """Minari datasets as recorded episodes, and the way back."""
 
+import contextlib
+import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ import numpy as np
 from dm_env import specs
 from gymnasium import spaces
 
+from dreamer import files
 from dreamer.envs.base import Specs
 from dreamer.envs.images import resize
 from dreamer.envs.recorded import (
@@ -21,8 +25,9 @@ from dreamer.envs.recorded import (
     space_of,
 )
 from dreamer.envs.spaces import action_codec, action_units, children, observation_codec
-from dreamer.errors import UserError
+from dreamer.errors import UserError, describe
 
+ID = re.compile(r"([-\w]+/)*[-\w]+-v[0-9]+")
 INSTALL = "Minari datasets need a package that is not installed; pip install 'dreamer[minari]'"
 
 
@@ -45,16 +50,20 @@ def open_dataset(name: str, wanted: Spaces) -> Recording:
     leaves |= {f"action.{key}": leaf for key, leaf in actions.items()}
     compare(where, leaves, wanted)
     _compare_bounds(where, dataset.action_space, wanted)
-    metadata = dataset.storage.get_episode_metadata(dataset.episode_indices)
-    lengths = [int(one["total_steps"]) + 1 for one in metadata]
+    with _reading(where):
+        metadata = dataset.storage.get_episode_metadata(dataset.episode_indices)
+        lengths = [int(one["total_steps"]) + 1 for one in metadata]
 
     def read() -> Iterator[Episode]:
-        for one in dataset.iterate_episodes():
-            rows = episode_of(one, dataset.observation_space, dataset.action_space)
-            for key, leaf in similar.items():
-                name = f"observation.{key}"
-                rows[name] = _like(leaf, rows[name])
-            yield checked(f"{where}, episode {one.id}", rows, wanted)
+        for number in dataset.episode_indices:
+            with _reading(where):
+                (one,) = dataset.iterate_episodes([number])
+                rows = episode_of(one, dataset.observation_space, dataset.action_space)
+                for key, leaf in similar.items():
+                    name = f"observation.{key}"
+                    rows[name] = _like(leaf, rows[name])
+                episode = checked(f"{where}, episode {one.id}", rows, wanted)
+            yield episode
 
     return Recording(where, lengths, read)
 
@@ -177,15 +186,36 @@ def _is_continuous(space: gymnasium.Space) -> bool:
 
 def _load(name: str) -> Any:
     minari = _minari()
+    _check_id(name)
     try:
-        return minari.load_dataset(name)
-    except FileNotFoundError:
+        with _reading(f"minari:{name}"):
+            return minari.load_dataset(name)
+    except UserError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         raise UserError(
             f"minari:{name} is not on this machine, in {_root()}; get it with: minari download "
             f"{name}"
         ) from None
-    except (ImportError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"minari:{name} cannot be read: {error}") from None
+
+
+@contextlib.contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Turns what Minari and the libraries below it raise of their files into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{where} cannot be read: {describe(error)}") from error
+
+
+def _check_id(name: str) -> None:
+    if not ID.fullmatch(name):
+        raise UserError(
+            f"{name} is not the id of a Minari dataset; it is written NAME-vN, or with namespaces "
+            "before it, such as pendulum/expert-v0"
+        )
 
 
 # ------------------------------------------------------------------------------------------ writing
@@ -210,6 +240,26 @@ def create(
       UserError: Minari is not installed, there is such a dataset already, or no episode has a step.
     """
     minari = _minari()
+    _check_id(name)
+    path = _root() / name
+    if os.path.lexists(path):
+        raise UserError(f"minari:{name} is there already, in {path}; choose another name")
+    missing = files.missing_folders(path)
+    try:
+        return _write(minari, name, episodes, recorded, env_id)
+    except BaseException as error:
+        files.remove(path)
+        for namespace in missing[1:]:  # which Minari has made for it
+            files.remove(namespace / "namespace_metadata.json")
+        files.remove_empty(missing)
+        if isinstance(error, ImportError | OSError | ValueError):
+            raise UserError(f"minari:{name} cannot be written: {describe(error)}") from error
+        raise
+
+
+def _write(
+    minari: Any, name: str, episodes: Iterable[Episode], recorded: Spaces, env_id: str | None
+) -> tuple[int, int]:
     seen = space_of(recorded.observations)
     dataset, count, steps = None, 0, 0
     with warnings.catch_warnings():
@@ -219,18 +269,15 @@ def create(
                 continue
             buffer = _buffer(minari, episode, recorded, seen)
             if dataset is None:
-                try:
-                    dataset = minari.create_dataset_from_buffers(
-                        name,
-                        [buffer],
-                        env=_spec(env_id),
-                        observation_space=seen,
-                        action_space=recorded.native,
-                        algorithm_name="DreamerV3",
-                        jpeg_encoding=False,  # which would change what was seen
-                    )
-                except (ImportError, OSError, ValueError) as error:
-                    raise UserError(f"minari:{name} cannot be written: {error}") from None
+                dataset = minari.create_dataset_from_buffers(
+                    name,
+                    [buffer],
+                    env=_spec(env_id),
+                    observation_space=seen,
+                    action_space=recorded.native,
+                    algorithm_name="DreamerV3",
+                    jpeg_encoding=False,  # which would change what was seen
+                )
             else:
                 dataset.update_dataset_from_buffer([buffer])
             count, steps = count + 1, steps + len(episode["reward"]) - 1
@@ -243,9 +290,11 @@ def _spec(env_id: str | None) -> Any:
     """How gymnasium makes the environment, where that can be written down."""
     if env_id is None:
         return None
-    spec = gymnasium.spec(env_id)
     try:
+        spec = gymnasium.spec(env_id)
         spec.to_json()
+    except gymnasium.error.Error:  # of a package that was not imported
+        return None
     except ValueError:  # it was registered with a class or function, not with the name of one
         return None
     return spec
@@ -275,6 +324,13 @@ def _minari() -> Any:
 
 
 def _root() -> Path:
+    """Where Minari keeps its datasets, which it makes."""
     from minari.storage.datasets_root_dir import get_dataset_path
 
-    return Path(get_dataset_path())
+    try:
+        return Path(get_dataset_path())
+    except OSError as error:
+        raise UserError(
+            f"Minari cannot make its folder {error.filename}: {error.strerror}; name another by "
+            "MINARI_DATASETS_PATH=PATH"
+        ) from error

@@ -1,4 +1,4 @@
-"""N environments in workers, of which those that fail are made anew, one by one.
+"""N environments in workers, of which those that fail are restarted, one by one.
 
 Legend: N environments.
 """
@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dreamer.config.env import EnvBase
-from dreamer.envs.base import Restart
+from dreamer.envs.base import RESTARTED, Restart
 from dreamer.envs.episodes import Episodes
+from dreamer.envs.faults import Restarts
 from dreamer.envs.slots import Memory
 from dreamer.envs.workers import Process, Serial, Worker
 from dreamer.errors import EnvironmentFault
@@ -26,7 +27,7 @@ class Pool:
       make: gives the `Episodes` of the environment of this number, in this memory.
       memory: for all observations.
       num_envs: N.
-      config: how many failures are mended, and what counts as one.
+      config: after how many failures they are restarted, and what counts as one.
       processes: whether each has its own.
     """
 
@@ -41,21 +42,28 @@ class Pool:
         self._make, self._memory, self._config = make, memory, config
         self._processes = processes
         self.restarts: list[Restart] = []
+        self._limit = Restarts(config.restarts)
         self.workers = [self._start(i) for i in range(num_envs)]
         # At the latest at exit, where multiprocessing would wait for the workers.
         self.close = weakref.finalize(self, _close, self.workers)
 
     def ask(self, calls: Mapping[int, Call], steps: int = 1) -> Answers:
-        """As `call`, but for environments that failed: they are made anew, and give None.
+        """As `call`, but for environments that failed: they are restarted, and give None.
 
         Raises:
-          EnvironmentFault: one failed after as many failures as `config` allows.
+          EnvironmentFault: one failed, and is not restarted, see `Restarts`.
         """
         answers = self.call(calls, steps)
         for i, answer in answers.items():
             if isinstance(answer, EnvironmentFault):
-                self._mend(i, answer)
+                try:
+                    line = self._limit.line(i, str(answer), self.restarts)
+                except EnvironmentFault as fault:
+                    raise fault from answer
+                self._restart(i, line, failed=True)
                 answers[i] = None
+            elif calls[i][0] == "step":
+                self._limit.works(i)
         return answers
 
     def call(self, calls: Mapping[int, Call], steps: int = 1) -> Answers:
@@ -77,24 +85,16 @@ class Pool:
         return answers
 
     def renew(self, which: Iterable[int]) -> None:
-        """Makes those anew whose process has grown too large, which is no failure."""
+        """Restarts those whose process has grown too large, which is no failure."""
         limit = self._config.max_memory
         sizes = {i: self.workers[i].memory() for i in which} if limit else {}
         for i, size in sizes.items():
             if size > limit:
                 line = f"environment {i} took {size:.2f} GiB, with env.max_memory={limit:g}"
-                self._restart(i, f"{line}; made anew", failed=False)
-
-    def _mend(self, index: int, fault: EnvironmentFault) -> None:
-        limit = self._config.restarts
-        number = 1 + sum(restart.failed for restart in self.restarts)
-        if number > limit:
-            more = f"; failure {number} of the run, with env.restarts={limit}" if limit else ""
-            raise EnvironmentFault(f"{fault}{more}") from fault
-        self._restart(index, f"{fault}; made anew, {number} of env.restarts={limit}", failed=True)
+                self._restart(i, f"{line}{RESTARTED}", failed=False)
 
     def _restart(self, index: int, line: str, failed: bool) -> None:
-        with contextlib.suppress(Exception):  # it may fail to close too
+        with contextlib.suppress(EnvironmentFault):  # it may fail to close too
             _close([self.workers[index]])
         self.workers[index] = self._start(index)
         self.restarts.append(Restart(index, line, failed))
@@ -106,7 +106,9 @@ class Pool:
 
 
 def _close(workers: list[Worker]) -> None:
+    """Closes all, then raises the EnvironmentFault of one that failed in it."""
     for worker in workers:
         worker.leave()
-    for worker in workers:
-        worker.close()
+    with contextlib.ExitStack() as stack:
+        for worker in reversed(workers):
+            stack.callback(worker.close)

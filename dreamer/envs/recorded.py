@@ -7,10 +7,14 @@ An episode is a flat dict of arrays by name, whose leading axis are its T + 1 ro
 - `is_first`, `is_last`, `is_terminal` bool; an episode that was cut off has no last row, one that
   ended by a time limit has a last row that is not terminal.
 
-A folder holds one `.npz` file of these arrays per episode, and `env.yaml`, the section `env` of the
-configuration they were made with, which only those need who ask for it.
+A folder holds one `.npz` file of these arrays per episode, `env.yaml`, the section `env` of the
+configuration they were made with, and `spaces.json`, the spaces of that environment; the last two
+only those need who do not say which environment it is.
 """
 
+import contextlib
+import json
+import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,15 +23,22 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import numpy.lib.format as npy
+import psutil
 from dm_env import specs
 from gymnasium import spaces
 
+from dreamer import files
+from dreamer.envs import saved_spaces
 from dreamer.envs.base import BatchedEnv, Specs
+from dreamer.envs.spaces import action_codec
 from dreamer.errors import UserError
+from dreamer.errors import describe as told
 
 Episode = dict[str, np.ndarray]
 
 ENV = "env.yaml"
+SPACES = "spaces.json"
 FLAGS = ("is_first", "is_last", "is_terminal")
 _ADVICE = "choose the environment that was recorded, or other episodes"
 
@@ -62,6 +73,22 @@ def spaces_of(
     actions = env.action_spec()
     native = getattr(env, "native_actions", None) or space_of(actions)
     return Spaces(name, dict(observations or env.observation_spec()), actions, native)
+
+
+def fitting(native: gymnasium.Space | None, actions: Specs) -> gymnasium.Space | None:
+    """The space, if actions of these specs are made into its elements.
+
+    Raises:
+      ValueError: they are not.
+    """
+    try:
+        specs_of = {} if native is None else action_codec(native).specs
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    forms = [{key: describe(leaf) for key, leaf in part.items()} for part in (specs_of, actions)]
+    if native is not None and forms[0] != forms[1]:
+        raise ValueError("its actions are not those of the space that it has for them")
+    return native
 
 
 def space_of(leaves: Specs) -> gymnasium.Space:
@@ -192,14 +219,49 @@ def save(folder: Path, number: int, episode: Episode) -> Path:
       OSError: it cannot be written.
     """
     path = folder / f"{number:06}.npz"
-    temporary = folder / f".{path.name}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            np.savez_compressed(file, **episode)  # type: ignore[arg-type]
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.replacing(path) as file:
+        np.savez_compressed(file, **episode)  # type: ignore[arg-type]
     return path
+
+
+def save_spaces(folder: Path, spaces: Spaces) -> None:
+    """Writes the spaces of the episodes in a folder.
+
+    Raises:
+      OSError: they cannot be written.
+    """
+    content = {
+        "observations": saved_spaces.dump_specs(spaces.observations),
+        "actions": saved_spaces.dump_specs(spaces.actions),
+        "native": saved_spaces.dump_space(spaces.native),
+    }
+    files.write_atomic(folder / SPACES, json.dumps(content, indent=1) + "\n")
+
+
+def read_spaces(folder: Path, name: str) -> Spaces | None:
+    """The spaces that were saved with the episodes in a folder; None for older ones.
+
+    Raises:
+      UserError: they cannot be read, or are none.
+    """
+    file = folder / SPACES
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        observations, actions = (
+            saved_spaces.load_specs(saved[key]) for key in ("observations", "actions")
+        )
+        if not (observations and actions):
+            raise ValueError("it has no observations or no actions")
+        native = fitting(saved_spaces.load_space(saved["native"]), actions)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError) as error:
+        what = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"{file} cannot be read as the spaces of an environment: {what}; say which it is, as "
+            "in env.task=CartPole-v1"
+        ) from None
+    return Spaces(name, observations, actions, native or space_of(actions))
 
 
 def open_folder(folder: Path, wanted: Spaces) -> Recording:
@@ -208,27 +270,65 @@ def open_folder(folder: Path, wanted: Spaces) -> Recording:
     Raises:
       UserError: there are none, or one cannot be read.
     """
-    files = sorted(folder.glob("*.npz"))
-    if not files:
+    found = sorted(folder.glob("*.npz"))
+    if not found:
         raise UserError(
             f"{folder} holds no saved episodes (*.npz); save some with python -m dreamer.data "
             "collect, or name a Minari dataset as minari:DATASET_ID"
         )
-    lengths = [len(_arrays(file, ("reward",))["reward"]) for file in files]
+    lengths = [_rows(file) for file in found]
 
     def read() -> Iterator[Episode]:
-        for file in files:
+        for file in found:
             yield checked(str(file), _arrays(file, expected(wanted)), wanted)
 
     return Recording(str(folder), lengths, read)
 
 
+def _rows(file: Path) -> int:
+    """The rows of a saved episode, of which no array is read."""
+    with _opened(file) as members:
+        shape, _ = _form(members, "reward")
+        if not shape:
+            raise ValueError("reward has no axis of rows")
+        return shape[0]
+
+
 def _arrays(file: Path, names: Iterable[str]) -> Episode:
-    """Those of these arrays that a file has; `reward` is in every saved episode."""
+    """Those of these arrays that a file has."""
+    with _opened(file) as members:
+        there = [name for name in names if f"{name}.npy" in members.namelist()]
+        forms = [_form(members, name) for name in there]
+        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in forms)
+        if size > (free := psutil.virtual_memory().available):
+            raise ValueError(f"its arrays have {size:,} bytes, and {free:,} of memory are free")
+        arrays = {}
+        for name in there:
+            with members.open(f"{name}.npy") as member:
+                arrays[name] = npy.read_array(member, allow_pickle=False)
+        return arrays
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if "reward" not in arrays or not arrays["reward"].ndim:
-                raise ValueError("it has no array reward with an axis of rows")
-            return {name: arrays[name] for name in names if name in arrays}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} cannot be read as a saved episode: {error}") from None
+        with open(files.open_regular(file), "rb") as opened, zipfile.ZipFile(opened) as members:
+            yield members
+    except Exception as error:  # of many kinds, for files that are no archives of arrays
+        raise UserError(f"{file} cannot be read as a saved episode: {told(error)}") from None
+
+
+def _form(members: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of an array, which must be all that the file says of its size."""
+    if f"{name}.npy" not in members.namelist():
+        raise ValueError(f"it has no array {name}")
+    with members.open(f"{name}.npy") as member:
+        version = npy.read_magic(member)
+        header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = header(member)
+        size = member.tell() + math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds objects, which are not read")
+    if (there := members.getinfo(f"{name}.npy").file_size) != size or min(shape, default=0) < 0:
+        raise ValueError(f"{name} has {there:,} bytes where its header says {size:,}")
+    return shape, dtype

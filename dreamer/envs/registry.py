@@ -8,9 +8,11 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+from dreamer import trust
 from dreamer.config.env import Env
 from dreamer.envs.base import BatchedEnv
-from dreamer.errors import UserError, nearest
+from dreamer.envs.faults import attempt, story
+from dreamer.errors import EnvironmentFault, UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,14 @@ def make_jax(config: Env) -> Any:
     Raises:
       UserError: as `make`, or the suite is not written in JAX.
     """
+    trust.require(config)
     if not is_jax(config):
         raise UserError(
             f"run.loop=device needs environments written in JAX, which env.suite={config.suite} is "
             f"not; set run.loop=host, or choose one of env={', env='.join(_written_in_jax())}"
         )
-    return _module(config.suite).make_jax(config)
+    suite = _module(config.suite)
+    return attempt(f"env.task={config.task} cannot be made:", suite.make_jax, config)
 
 
 def is_jax(config: Env) -> bool:
@@ -88,10 +92,14 @@ def make(config: Env, num_envs: int, seed: int, render: bool = False) -> Batched
       render: Whether `render` returns frames; slower to start, no slower to step.
 
     Raises:
-      UserError: The suite or task is unknown, its package is not installed or its spaces are not
-        supported.
+      UserError: The suite or task is unknown, its package is not installed, its spaces are not
+        supported, or whatever the package raises; or it names code that the user has not named, see
+        `trust`.
     """
-    env: BatchedEnv = _module(config.suite).make(config, num_envs, seed, render)
+    trust.require(config)
+    suite = _module(config.suite)
+    cannot = f"env.task={config.task} cannot be made:"
+    env: BatchedEnv = attempt(cannot, suite.make, config, num_envs, seed, render)
     return env
 
 
@@ -111,9 +119,14 @@ def _module(name: str) -> Any:
             f"env.suite={name} is unknown{nearest(name, SUITES)}; suites are {', '.join(SUITES)}"
         )
     try:
-        return importlib.import_module(suite.module)
-    except ImportError as error:
-        raise UserError(
-            f"env.suite={name} needs the package {error.name}, which is not installed; "
-            f"{suite.install}"
-        ) from error
+        return attempt(
+            f"env.suite={name} cannot be imported:", importlib.import_module, suite.module
+        )
+    except EnvironmentFault as error:
+        cause = error.__cause__
+        if not isinstance(cause, ImportError):
+            raise
+        lacks = f"needs the package {cause.name}, which is not installed"
+        if not isinstance(cause, ModuleNotFoundError):
+            lacks = f"cannot be imported: {story(cause)}"
+        raise UserError(f"env.suite={name} {lacks}; {suite.install}") from cause

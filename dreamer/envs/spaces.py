@@ -7,7 +7,7 @@ vectors, unless they hold at most 256 whole numbers; Discrete, MultiDiscrete and
 int32 classes that count from 0 (the start of a space is removed). Entries with unequal numbers of
 classes become a key each: `key_0`, `key_1`, ... Classes in arrays of rank 3 and more become rows.
 Nested Dict and Tuple spaces are flattened, keys joined by '_'. Arrays without elements are left
-out. Masks are booleans.
+out, which `empty` lists. Masks are booleans.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,8 @@ from dreamer.envs.base import Specs
 from dreamer.errors import UserError
 
 MAX_CLASSES = 256  # whole numbers with more values than this are read as a vector
-MAX_ONE_HOT = 2**16  # classes are one-hot vectors to the networks
+MAX_ONE_HOT = 2**16  # of all entries and keys: classes are one-hot vectors to the networks
+BYTE = 255
 MAX_RANK = 2  # of classes that are observed
 MAX_STEPS = 2**53  # whole numbers that a float64 tells apart
 SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary and Dict or Tuple of these"
@@ -58,8 +59,13 @@ def image_shape(space: gymnasium.Space) -> tuple[int, int, int] | None:
 
 
 def channels_first(shape: tuple[int, ...]) -> bool:
-    """Returns whether this is the shape of an image (C, H, W)."""
-    return len(shape) == 3 and shape[0] <= 4 < min(shape[1:])
+    """Returns whether this is the shape of an image (C, H, W), as far as a shape shows it.
+
+    The last axis is longer than channels are, and the first is the shortest, or the odd one out.
+    """
+    if len(shape) != 3 or shape[2] <= 4:
+        return False
+    return shape[0] < min(shape[1:]) or shape[0] != shape[1] == shape[2]
 
 
 def children(space: gymnasium.Space) -> list[tuple[Any, gymnasium.Space]] | None:
@@ -69,6 +75,29 @@ def children(space: gymnasium.Space) -> list[tuple[Any, gymnasium.Space]] | None
     if isinstance(space, spaces.Tuple):
         return list(enumerate(space.spaces))
     return None
+
+
+def empty(space: gymnasium.Space, key: str) -> list[str]:
+    """Returns the names and shapes of the parts of a space that have no elements."""
+    parts = children(space)
+    if parts is None:
+        return [f"'{key}' of shape {space.shape}"] if 0 in (space.shape or ()) else []
+    return [name for child, part in parts for name in empty(part, join(key, child))]
+
+
+def codecs(observations: gymnasium.Space, actions: gymnasium.Space) -> tuple[Codec, Codec]:
+    """Returns those of the observations and of the actions of an environment.
+
+    Raises:
+      UserError: A space, or one inside it, is not supported, or has no elements at all.
+    """
+    both = observation_codec(observations), action_codec(actions)
+    for what, space, codec in zip(
+        ("observation", "action"), (observations, actions), both, strict=True
+    ):
+        if not codec.specs:
+            raise UserError(f"the {what} space {space} is empty; give it an {what}")
+    return both
 
 
 # ----------------------------------------------------------------------------------------------
@@ -84,15 +113,15 @@ def observation_codec(space: gymnasium.Space, key: str = "") -> Codec:
     parts = children(space)
     if parts is None:
         return _observation_leaf(space, key or ("image" if image_shape(space) else "observation"))
-    codecs = [(name, observation_codec(part, join(key, name))) for name, part in parts]
+    inner = [(name, observation_codec(part, join(key, name))) for name, part in parts]
 
     def encode(batch: Any) -> dict[str, np.ndarray]:
         encoded: dict[str, np.ndarray] = {}
-        for name, codec in codecs:
+        for name, codec in inner:
             encoded.update(codec.convert(batch[name]))
         return encoded
 
-    return Codec(_merge([codec.specs for _, codec in codecs], "observation"), encode)
+    return Codec(_merge([codec.specs for _, codec in inner], "observation"), encode)
 
 
 def _observation_leaf(space: gymnasium.Space, key: str) -> Codec:
@@ -104,7 +133,14 @@ def _observation_leaf(space: gymnasium.Space, key: str) -> Codec:
     if space.dtype == np.uint8 and channels_first(space.shape or ()):
         raise UserError(
             f"observation '{key}' of shape {space.shape} and type uint8 is an image with its "
-            "channels first; images are (height, width, channels): move the axis in a wrapper"
+            "channels first; images are (height, width, channels): move the axis in a wrapper, "
+            "such as gymnasium.wrappers.TransformObservation"
+        )
+    if space.dtype == np.uint8 and len(space.shape or ()) > 3 and is_bytes(space):
+        raise UserError(
+            f"observation '{key}' of shape {space.shape} and type uint8 is a stack of images; "
+            "images are (height, width, channels): put what is stacked into the channels, in a "
+            "wrapper"
         )
     image = image_shape(space)
     if image:
@@ -152,13 +188,13 @@ def action_codec(space: gymnasium.Space, key: str = "") -> Codec:
     parts = children(space)
     if parts is None:
         return _action_leaf(space, key or "action")
-    codecs = [(name, action_codec(part, join(key, name))) for name, part in parts]
+    inner = [(name, action_codec(part, join(key, name))) for name, part in parts]
 
     def decode(action: Any) -> Any:
-        native = {name: codec.convert(action) for name, codec in codecs}
+        native = {name: codec.convert(action) for name, codec in inner}
         return native if isinstance(space, spaces.Dict) else tuple(native.values())
 
-    return Codec(_merge([codec.specs for _, codec in codecs], "action"), decode)
+    return Codec(_merge([codec.specs for _, codec in inner], "action"), decode)
 
 
 def action_units(space: gymnasium.Space, key: str = "") -> dict[str, dict[str, Any]]:
@@ -211,8 +247,8 @@ def _continuous(space: spaces.Box, key: str) -> Codec:
     if not np.isfinite(high - low).all() or (whole and (high - low >= MAX_STEPS).any()):
         raise UserError(
             f"action '{key}' of shape {space.shape} and type {space.dtype} has an infinite bound, "
-            "continuous actions need finite ones; bound it in a wrapper, which env.entry_point or "
-            "an id registered for it can make"
+            "or bounds too far apart, continuous actions need finite ones; bound it in a wrapper, "
+            "which env.entry_point or an id registered for it can make"
         )
     leaf = specs.BoundedArray((low.size,), np.float32, -1.0, 1.0, key)
 
@@ -246,11 +282,7 @@ def classes(space: gymnasium.Space) -> tuple[np.ndarray, np.ndarray] | None:
 
 def class_specs(key: str, count: np.ndarray, max_rank: int) -> Specs:
     """Returns one spec if the entries have equally many classes and rank allows, else one each."""
-    if (count > MAX_ONE_HOT).any():
-        raise UserError(
-            f"'{key}' of shape {count.shape} has up to {count.max():,} classes, of which networks "
-            f"take at most {MAX_ONE_HOT:,}; encode them in a wrapper"
-        )
+    _refuse_many(f"'{key}' of shape {count.shape}", count.sum(dtype=np.float64))
     if count.ndim == 0:
         return {key: specs.DiscreteArray(int(count), np.int32, key)}
     if count.ndim <= max_rank and (count == count.flat[0]).all():
@@ -277,7 +309,7 @@ def join(key: str, name: Any) -> str:
 
 
 def _merge(parts: list[Specs], what: str) -> Specs:
-    merged: Specs = {}
+    merged: dict[str, Any] = {}
     for part in parts:
         for key, leaf in part.items():
             if key in merged:
@@ -286,12 +318,29 @@ def _merge(parts: list[Specs], what: str) -> Specs:
                     "rename one"
                 )
             merged[key] = leaf
+    whole = [leaf for leaf in merged.values() if leaf.dtype == np.int32]
+    sizes = [np.prod(leaf.shape) * (np.max(leaf.maximum) + 1.0) for leaf in whole]
+    _refuse_many(f"all {what}s together, of {len(whole)} keys,", sum(sizes))
     return merged
+
+
+def _refuse_many(what: str, number: float) -> None:
+    """Refuses more classes than networks take."""
+    if number > MAX_ONE_HOT:
+        raise UserError(
+            f"{what} has {number:,.0f} classes, each an input of the networks, which take at most "
+            f"{MAX_ONE_HOT:,} in all; encode them in a wrapper: numbers as float32, an image as "
+            "uint8 (height, width, channels)"
+        )
+
+
+def is_bytes(space: gymnasium.Space) -> bool:
+    """Returns whether all values from 0 to 255 are allowed."""
+    return isinstance(space, spaces.Box) and bool(((space.low == 0) & (space.high == BYTE)).all())
 
 
 def _unsupported(what: str, key: str, space: gymnasium.Space) -> str:
     return (
-        f"{what} '{key}' is a {type(space).__name__} of shape {space.shape} and type "
-        f"{space.dtype}, which is not supported; supported are {SUPPORTED}; turn it into one of "
-        "them in a wrapper"
+        f"{what} '{key}' is a {type(space).__name__} space, which is not supported; supported are "
+        f"{SUPPORTED}; turn it into one of them in a wrapper"
     )

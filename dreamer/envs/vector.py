@@ -1,8 +1,9 @@
-"""BatchedEnv over gymnasium environments, in this process or in one each, made anew when they fail.
+"""BatchedEnv over gymnasium environments, in this process or in one each, restarted when they fail.
 
 Legend: N environments.
 """
 
+import contextlib
 import functools
 import os
 import sys
@@ -16,13 +17,14 @@ import numpy as np
 from gymnasium.vector.utils import batch_space, iterate
 
 from dreamer.config.env import EnvBase
-from dreamer.envs import slots
-from dreamer.envs.base import FIRST, LAST, Actions, Restart, Specs, episode_seed
+from dreamer.envs import images, slots
+from dreamer.envs.base import FIRST, LAST, Actions, Restart, Specs, episode_seed, short
 from dreamer.envs.episodes import Episodes, Row, digest_of
+from dreamer.envs.faults import attempt, warn_of_empty, warn_of_large
 from dreamer.envs.pool import Answers, Call, Pool
-from dreamer.envs.spaces import action_codec, observation_codec
+from dreamer.envs.spaces import codecs
 from dreamer.envs.workers import context_of_workers
-from dreamer.errors import EnvironmentFault, UserError
+from dreamer.errors import EnvironmentFault
 
 Maker = Callable[..., gymnasium.Env]
 NOTHING: Mapping[int, Call] = {}
@@ -42,9 +44,9 @@ class Episode:
 class VectorEnv:
     """N gymnasium environments as a `BatchedEnv`.
 
-    One that fails is made anew while the others go on. Its episode ends as truncated, with reward 0
-    and what was seen last; the next has another seed. Where a new episode cannot begin, that after
-    it does.
+    One that fails is restarted while the others continue. Its episode ends as truncated, with
+    reward 0 and the last observation; the next has another seed. Where a new episode cannot begin,
+    that after it does.
 
     Args:
       maker: Makes one gymnasium environment; a function that pickles, for it also runs in workers.
@@ -59,10 +61,12 @@ class VectorEnv:
 
     Raises:
       UserError: A space is not supported.
-      EnvironmentFault: Later, environments failed more often than `config` allows: raised an
-        exception, gave what their spaces do not allow, or their process died or hung. `get_state`
-        then gives a state from which all start new episodes.
+      EnvironmentFault: Later, environments failed more often than `config` allows, or one at once
+        after its restart: raised an exception, gave what their spaces do not allow, or their
+        process died or hung. `get_state` then gives a state from which all start new episodes.
     """
+
+    __repr__ = short
 
     def __init__(
         self,
@@ -76,18 +80,14 @@ class VectorEnv:
         self.num_envs = num_envs
         # One in this process first, so that a mistake is refused before any process starts.
         probe = maker(seed=episode_seed(seed, 0, 0)) if seeded else maker()
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(attempt, "failed in its close with", probe.close)
             self._space = probe.observation_space
-            self._observation = observation_codec(self._space)
-            self._action = action_codec(probe.action_space)
-            if not self._action.specs:
-                raise UserError(
-                    f"the action space {probe.action_space} is empty; give it an action"
-                )
+            self._observation, self._action = codecs(self._space, probe.action_space)
             self.native_actions = probe.action_space  # of one environment, in its own units
             self._renders = render and probe.render_mode == "rgb_array"
-        finally:
-            probe.close()
+        self._name = config.name
+        warn_of_empty(self._space, self._name)
         self._batched_actions = batch_space(self.native_actions, num_envs)
         processes = self._worth_processes(config.workers)
         take = functools.partial(context_of_workers().RawArray, "B") if processes else bytearray
@@ -132,19 +132,23 @@ class VectorEnv:
         return self._keep(rows)
 
     def render(self) -> np.ndarray | None:
-        """As `BatchedEnv` has it; of one made anew that has not begun, the frame before.
+        """As `BatchedEnv` has it; of one that draws nothing now, the frame before.
 
         Raises:
-          EnvironmentFault: one fails in it, which is not mended.
+          EnvironmentFault: one fails in it or gives no picture, and is not restarted.
         """
         if not self._renders:
             return None
         for i, frame in self._pool.call(dict.fromkeys(range(self.num_envs), ("render",))).items():
             if isinstance(frame, EnvironmentFault):
                 raise frame
-            self._frames[i] = self._frames.get(i) if frame is None else frame
-        frames = list(self._frames.values())
-        return None if any(frame is None for frame in frames) else np.stack(frames)
+            try:
+                drawn = images.picture(frame)
+            except (ValueError, TypeError) as error:
+                raise EnvironmentFault(f"environment {i} {error}") from error
+            self._frames[i] = self._frames.get(i) if drawn is None else drawn
+        frames = [frame for frame in self._frames.values() if frame is not None]
+        return images.stack(frames) if len(frames) == self.num_envs else None
 
     def get_state(self) -> dict[str, Any]:
         assert self._last is not None, "call reset first"
@@ -194,9 +198,11 @@ class VectorEnv:
         """Makes a time step of the rows of all environments and of what they see; remembers it."""
         step_type, reward, discount = zip(*(rows[i] for i in range(self.num_envs)), strict=True)
         self._amid = False
+        rewards = np.array(reward, np.float32)
+        warn_of_large(rewards, self._name)
         self._last = dm_env.TimeStep(
             np.array(step_type, np.int32),
-            np.array(reward, np.float32),
+            rewards,
             np.array(discount, np.float32),
             self._observation.convert(self._seen),
         )
@@ -206,7 +212,7 @@ class VectorEnv:
         """Begins the next episodes of some environments, while others do something else.
 
         Returns:
-          What all gave; None for others that failed and were made anew.
+          What all gave; None for others that failed and were restarted.
         """
         self._amid = True
         answers: Answers = {}

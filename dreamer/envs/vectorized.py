@@ -3,8 +3,10 @@
 Legend: N environments.
 """
 
+import contextlib
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
 import dm_env
@@ -14,11 +16,23 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 
-from dreamer.envs import masks
-from dreamer.envs.base import FIRST, LAST, MID, Actions, Restart, Specs, episode_seed
-from dreamer.envs.faults import checker, story, wrong_reward
-from dreamer.envs.spaces import action_codec, observation_codec
+from dreamer.envs import images, masks
+from dreamer.envs.base import FIRST, LAST, MID, Actions, Restart, Specs, episode_seed, short
+from dreamer.envs.faults import (
+    attempt,
+    check_space,
+    checker,
+    five,
+    flags,
+    numbers,
+    two,
+    warn_of_empty,
+    warn_of_large,
+    wrong_reward,
+)
+from dreamer.envs.spaces import codecs
 from dreamer.envs.vector import unrestorable
+from dreamer.envs.workers import kill
 from dreamer.errors import EnvironmentFault, UserError
 
 MODE = "autoreset_mode"
@@ -40,6 +54,8 @@ class Vectorized:
       num_envs: N.
       seed: of the whole batch.
       render: whether `render` returns frames.
+      name: what it is called.
+      processes: those that it has started, which are killed where they may hang.
 
     Raises:
       UserError: it has another number of members, does not tell its mode, or a space is not
@@ -48,18 +64,30 @@ class Vectorized:
     """
 
     repeats = False
-    restarts: Sequence[Restart] = ()  # nothing is made anew
+    restarts: Sequence[Restart] = ()  # nothing is restarted
+
+    __repr__ = short
 
     def __init__(
-        self, vector: gymnasium.vector.VectorEnv, num_envs: int, seed: int, render: bool
+        self,
+        vector: gymnasium.vector.VectorEnv,
+        num_envs: int,
+        seed: int,
+        render: bool,
+        name: str = "the environment",
+        processes: Sequence[BaseProcess] = (),
     ) -> None:
-        self.num_envs, self._vector, self._seed = num_envs, vector, seed
-        self.close = weakref.finalize(self, vector.close)
+        self.num_envs, self._vector, self._seed, self._name = num_envs, vector, seed, name
+        self._calls: list[str] = []  # the method that is called
+        self.close = weakref.finalize(self, _close, vector, self._calls, processes)
         try:
             self._mode = _mode(vector, num_envs)
+            for kind in ("observation_space", "action_space"):
+                for full in (kind, f"single_{kind}"):
+                    check_space(getattr(vector, full, None), full)
             space, self._read = _without_masks(vector)
-            self._observation = observation_codec(space)
-            self._action = action_codec(vector.single_action_space)
+            self._observation, self._action = codecs(space, vector.single_action_space)
+            warn_of_empty(space, name)
         except BaseException:
             self.close()
             raise
@@ -82,7 +110,7 @@ class Vectorized:
 
     def reset(self) -> dm_env.TimeStep:
         start = int(self._episode[0]) + 1
-        seen, info = self._ask("reset", seed=episode_seed(self._seed, 0, start))
+        seen, info = self._ask("reset", two, seed=episode_seed(self._seed, 0, start))
         if masks.KEY in info:
             raise EnvironmentFault(
                 f"the environments gave {masks.KEY} in info; those of several environments at once "
@@ -105,33 +133,41 @@ class Vectorized:
         first = self._last.step_type == LAST
         if first.any() and self._mode is AutoresetMode.DISABLED:
             self._reset_some(first, self._last.observation)
-        seen, reward, terminated, truncated, info = self._ask("step", self._action.convert(action))
-        for value in (reward, terminated, truncated):
-            if np.shape(value) != (self.num_envs,):
-                raise EnvironmentFault(
-                    "the environments gave rewards, terminations or truncations of shape "
-                    f"{np.shape(value)}, expected ({self.num_envs},)"
-                )
+        result = self._ask("step", self._five, self._action.convert(action))
+        seen, reward, terminated, truncated, info = result
         self._blame(wrong_reward(reward))
         observation = self._encode(seen)
-        terminated = np.asarray(terminated, bool) & ~first
-        last = terminated | (np.asarray(truncated, bool) & ~first)
+        terminated = terminated & ~first
+        last = terminated | (truncated & ~first)
         if first.any() and self._mode is not AutoresetMode.NEXT_STEP:
             observation = _where(first, self._reset_some(first, observation), observation)
         if last.any() and self._mode is AutoresetMode.SAME_STEP:
             observation = self._put_final(observation, last, info)
         self._blame_masks(observation, last)
         self._episode = self._episode + first
+        rewards = np.where(first, 0, reward).astype(np.float32)
+        warn_of_large(rewards, self._name)
         self._last = dm_env.TimeStep(
             np.where(first, FIRST, np.where(last, LAST, MID)).astype(np.int32),
-            np.where(first, 0, reward).astype(np.float32),
+            rewards,
             1.0 - terminated.astype(np.float32),
             observation,
         )
         return self._last
 
     def render(self) -> np.ndarray | None:
-        return np.stack(cast(Any, self._ask("render"))) if self._renders else None
+        return self._ask("render", self._pictures) if self._renders else None
+
+    def _pictures(self, rendered: Any) -> np.ndarray | None:
+        """Frames of all members; None where one has none now."""
+        if isinstance(rendered, np.ndarray) and len(rendered) != self.num_envs:
+            rendered = [rendered]  # one picture of all of them
+        try:
+            frames = [] if rendered is None else [images.picture(one) for one in rendered]
+        except (ValueError, TypeError) as error:
+            raise UserError(str(error)) from error
+        drawn = [frame for frame in frames if frame is not None]
+        return images.stack(drawn) if drawn and len(drawn) == len(frames) else None
 
     def get_state(self) -> dict[str, Any]:
         assert self._last is not None, "call reset first"
@@ -149,7 +185,7 @@ class Vectorized:
         self, which: np.ndarray, before: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
         """Resets some members; gives what all see, which is as `before` for the others."""
-        seen, _ = self._ask("reset", options={"reset_mask": which.copy()})
+        seen, _ = self._ask("reset", two, options={"reset_mask": which.copy()})
         observation = self._encode(seen)
         for key, value in observation.items():
             if not np.array_equal(value[~which], before[key][~which]):
@@ -188,13 +224,22 @@ class Vectorized:
         encoded: dict[str, np.ndarray] = self._observation.convert(self._read(seen))
         return encoded
 
-    def _ask(self, method: str, *args: Any, **options: Any) -> Any:
+    def _five(self, result: Any) -> tuple[Any, Any, np.ndarray, np.ndarray, Mapping[str, Any]]:
+        seen, reward, terminated, truncated, info = five(result)
+        shape = (self.num_envs,)
+        over = flags(terminated, "terminated", shape), flags(truncated, "truncated", shape)
+        return seen, numbers(reward, shape), *over, info
+
+    def _ask(self, method: str, take: Callable[[Any], Any], *args: Any, **options: Any) -> Any:
+        """Calls a method of the environments, and makes something of what it returns."""
+        self._calls.append(method)
+        failed = f"failed in their {method} with"
         try:
-            return getattr(self._vector, method)(*args, **options)
-        except (Exception, SystemExit) as error:
-            raise EnvironmentFault(
-                f"the environments failed in their {method} with {story(error)}"
-            ) from error
+            result = take(attempt(failed, getattr(self._vector, method), *args, **options))
+        except UserError as error:
+            raise EnvironmentFault(f"the environments {error}") from error
+        self._calls.clear()
+        return result
 
     def _blame_masks(self, observation: Mapping[str, np.ndarray], over: np.ndarray) -> None:
         """Refuses masks that allow nothing where an action follows."""
@@ -210,17 +255,28 @@ class Vectorized:
             raise EnvironmentFault(f"{who} {wrong}")
 
 
+def _close(
+    vector: gymnasium.vector.VectorEnv, calls: list[str], processes: Sequence[BaseProcess]
+) -> None:
+    """Closes it, which waits for ever where a call did not return because a process hangs: they are
+    killed then."""
+    with contextlib.suppress(EnvironmentFault) if calls else contextlib.nullcontext():
+        for process in processes if calls else ():
+            kill(process)
+        attempt("the environments failed in their close with", vector.close)
+
+
 def _mode(vector: gymnasium.vector.VectorEnv, num_envs: int) -> AutoresetMode:
     """When a member is reset after its episode is over."""
     if vector.num_envs != num_envs:
         raise UserError(f"makes {vector.num_envs} environments when asked for {num_envs}")
     try:
-        return AutoresetMode(vector.metadata.get(MODE))
+        mode = (vector.metadata or {}).get(MODE)
+        return AutoresetMode(mode)
     except ValueError:
         modes = ", ".join(f"AutoresetMode.{mode.name}" for mode in AutoresetMode)
         raise UserError(
-            f"metadata has {MODE}={vector.metadata.get(MODE)}; expected one of {modes} of "
-            "gymnasium.vector"
+            f"metadata has {MODE}={mode}; expected one of {modes} of gymnasium.vector"
         ) from None
 
 

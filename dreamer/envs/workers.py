@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 import cloudpickle
@@ -19,6 +20,7 @@ import psutil
 from gymnasium.vector.utils import clear_mpi_env_vars
 
 from dreamer.envs.episodes import Episodes
+from dreamer.envs.faults import attempt
 from dreamer.envs.slots import Memory
 from dreamer.errors import EnvironmentFault
 
@@ -26,7 +28,7 @@ from dreamer.errors import EnvironmentFault
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 PRELOADED = "dreamer.envs.vector"  # imports all that workers need, but for what they play
-CLOSING = 10.0  # seconds that an environment may take to close
+CLOSING = 10  # seconds that an environment may take to close
 
 
 class Worker(Protocol):
@@ -57,7 +59,11 @@ class Worker(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends it, whatever it does; may be called twice."""
+        """Ends it, whatever it does; may be called twice.
+
+        Raises:
+          EnvironmentFault: the environment failed in its close.
+        """
         ...
 
 
@@ -120,15 +126,14 @@ class Process:
             # Second by second, so that one in which this process was stopped as well counts once.
             while clock and not self._pipe.poll(1):
                 if next(clock, None) is None:
-                    self._kill()
+                    kill(self.process)
                     raise EnvironmentFault(f"{self._name} hung for longer than env.timeout allows")
             fine, answer = self._pipe.recv()
         except (EOFError, OSError) as error:
             self.process.join(1)  # its end of the pipe closes a moment before it is dead
-            raise EnvironmentFault(
-                f"{self._name} died with exit code {self.process.exitcode} (-9 is also how a "
-                "machine out of memory ends it)"
-            ) from error
+            code = self.process.exitcode
+            memory = " (as a machine out of memory ends it)" if code == -9 else ""
+            raise EnvironmentFault(f"{self._name} died with exit code {code}{memory}") from error
         self._busy = False
         if not fine:
             raise EnvironmentFault(answer)
@@ -136,37 +141,55 @@ class Process:
 
     def memory(self) -> float:
         total = 0
-        for process in self._family():
+        for process in _family(self.process):
             with contextlib.suppress(psutil.Error):  # it has died since
                 total += process.memory_info().rss
         return total / 2**30
 
     def leave(self) -> None:
         if self._busy:
-            self._kill()
+            kill(self.process)
         else:
             self.send("close")
 
     def close(self) -> None:
+        if self._pipe.closed:
+            return
+        fine, answer = True, None
+        with contextlib.suppress(EOFError, OSError):  # it has died
+            if self._pipe.poll(CLOSING):
+                fine, answer = self._pipe.recv()
         self.process.join(CLOSING)
-        self._kill()
+        kill(self.process)
         self._pipe.close()
+        if not fine:
+            raise EnvironmentFault(answer)
 
-    def _kill(self) -> None:
-        """With what it has started, which would outlive it."""
-        for process in self._family():
-            with contextlib.suppress(psutil.Error):  # it has died since
-                process.kill()
-        self.process.kill()
-        self.process.join(CLOSING)  # in which all die but one that the kernel holds
 
-    def _family(self) -> list[psutil.Process]:
-        """It and what it has started, such as a game; none if it has died."""
-        try:
-            process = psutil.Process(self.process.pid)
-            return [process, *process.children(recursive=True)]
-        except psutil.Error:
-            return []
+def kill(process: BaseProcess) -> None:
+    """Kills a process with what it has started, which would outlive it."""
+    for one in _family(process):
+        with contextlib.suppress(psutil.Error):  # it has died since
+            one.kill()
+    process.kill()
+    process.join(CLOSING)  # in which all die but one that the kernel holds
+
+
+def kill_all() -> None:
+    """Kills what a normal end of this process would end: all that multiprocessing has started as
+    daemons, those of the user's own vector environments included."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            kill(process)
+
+
+def _family(process: BaseProcess) -> list[psutil.Process]:
+    """It and what it has started, such as a game; none if it has died."""
+    try:
+        found = psutil.Process(process.pid)
+        return [found, *found.children(recursive=True)]
+    except psutil.Error:
+        return []
 
 
 def context_of_workers() -> Any:
@@ -182,12 +205,19 @@ def context_of_workers() -> Any:
 def _serve(pipe: Connection, make: bytes, memory: Memory, index: int) -> None:
     """What the process of a worker does."""
     _ignore_signals()
-    episodes: Episodes = pickle.loads(make)(memory, index)
-    with contextlib.suppress(EOFError, OSError), contextlib.closing(episodes):
-        while True:
-            method, *arguments = pipe.recv()
-            if method == "close":
-                return
+    with contextlib.suppress(EOFError, OSError):
+        try:
+            cannot = f"environment {index} cannot be made:"
+            episodes: Episodes = attempt(cannot, lambda: pickle.loads(make)(memory, index))
+        except EnvironmentFault as fault:
+            pipe.send((False, str(fault)))
+            return
+        method = ""
+        while method != "close":
+            try:
+                method, *arguments = pipe.recv()
+            except (EOFError, OSError):  # the other process has ended
+                method, arguments = "close", []
             try:
                 answer = True, getattr(episodes, method)(*arguments)
             except EnvironmentFault as fault:

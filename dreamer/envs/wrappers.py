@@ -6,19 +6,67 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from dreamer.envs.faults import number
+from dreamer.envs.faults import OLD, attempt, check_space, five, flags, numbers, two
 from dreamer.envs.images import resize
 from dreamer.envs.spaces import Mask, children, image_shape
-from dreamer.errors import UserError
+from dreamer.errors import EnvironmentFault, UserError
 
 Size = tuple[int, int]  # height, width
+NO_FRAMES = (
+    "env.pixels=true needs an environment that renders rgb_array frames, which this one does not; "
+    "use env.pixels=false or another environment"
+)
+
+
+class Checked(gymnasium.Wrapper):
+    """Refuses what does not keep to gymnasium's interface, before another wrapper relies on it.
+
+    Raises:
+      UserError: A space is none.
+      EnvironmentFault: Later, reset or step return something else, or render nothing.
+    """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        for name in ("observation_space", "action_space"):
+            check_space(getattr(env, name, None), name)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, Any]:
+        try:
+            return two(self.env.reset(seed=seed))
+        except TypeError as error:
+            if "reset() got an unexpected keyword argument" in str(error):
+                raise EnvironmentFault(
+                    f"takes no seed in its reset; write `def reset(self, *, seed=None, "
+                    f"options=None)`, {OLD}"
+                ) from error
+            raise
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, Any]:
+        observation, reward, terminated, truncated, info = five(self.env.step(action))
+        return (
+            observation,
+            float(numbers(reward)),
+            bool(flags(terminated, "terminated")),
+            bool(flags(truncated, "truncated")),
+            info,
+        )
+
+    def render(self) -> Any:
+        try:
+            return self.env.render()
+        except NotImplementedError as error:
+            raise EnvironmentFault(
+                "has no render that works, although it was made with render_mode=rgb_array; write "
+                "one that returns uint8 (height, width, 3), or do without frames (env.pixels=false)"
+            ) from error
 
 
 class Repeat(gymnasium.Wrapper):
-    """Applies every action `times` times and sums the rewards; stops early at an end.
-
-    An end is that of the episode, or a state whose info says `is_terminal`.
-    """
+    """Applies every action `times` times and sums the rewards; stops early where the episode
+    ends."""
 
     def __init__(self, env: gymnasium.Env, times: int) -> None:
         super().__init__(env)
@@ -28,8 +76,8 @@ class Repeat(gymnasium.Wrapper):
         total = 0.0
         for _ in range(self._times):
             observation, reward, terminated, truncated, info = self.env.step(action)
-            total += number(reward)
-            if terminated or truncated or info.get("is_terminal"):
+            total += float(reward)
+            if terminated or truncated:
                 break
         return observation, total, terminated, truncated, info
 
@@ -68,21 +116,27 @@ class Pixels(gymnasium.ObservationWrapper):
         image = _image_space(size, 3)
         self.observation_space = spaces.Dict({"image": image, **self._masks})
         self._size = size
-        env.reset(
-            seed=0
-        )  # tried at once, so that one that cannot render is refused before anything starts
-        frame = env.render() if env.render_mode == "rgb_array" else None
-        if not (
-            isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (3,)
-        ):
-            raise UserError(
-                "env.pixels=true needs an environment that renders rgb_array frames, which this "
-                "one does not; use env.pixels=false or another environment"
-            )
+        # Tried at once, so that one that cannot render is refused before anything starts.
+        if env.render_mode != "rgb_array":
+            raise UserError(f"{NO_FRAMES}; its render_mode is {env.render_mode}")
+        attempt("failed in its reset with", env.reset, seed=0)
+        try:
+            attempt("failed in its render with", self._draw)
+        except EnvironmentFault as error:
+            raise UserError(f"its frames are to be learned from, but it {error}") from error
 
     def observation(self, observation: Any) -> dict[str, np.ndarray]:
-        image = resize(cast(np.ndarray, self.env.render()), self._size)
+        image = resize(self._draw(), self._size)
         return {"image": image, **{key: observation[key] for key in self._masks}}
+
+    def _draw(self) -> np.ndarray:
+        frame: Any = self.env.render()
+        fine = isinstance(frame, np.ndarray) and frame.dtype == np.uint8
+        if not (fine and frame.shape[2:] == (3,) and frame.size):
+            array = isinstance(frame, np.ndarray)
+            got = f"{frame.dtype} {frame.shape}" if array else type(frame).__name__
+            raise EnvironmentFault(f"gave the frame {got}, expected uint8 (height, width, 3)")
+        return frame
 
 
 def _image_space(size: Size, channels: int) -> spaces.Box:

@@ -3,12 +3,12 @@
 import io
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dreamer import files
 from dreamer.agent import interface
 from dreamer.api.agent import TrainedAgent
 from dreamer.config import ExportOptions
@@ -65,7 +65,7 @@ def check(out: Path) -> None:
     Raises:
       UserError: saying which.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"out={out} is there already; name a new folder, or delete it first")
     summary.check(out)
 
@@ -144,18 +144,14 @@ def _write(out: Path, made: Exported, described: dict[str, Any], recorded: dict[
     """The whole folder or nothing: into a temporary one beside it, then renamed."""
     packed = io.BytesIO()
     np.savez_compressed(packed, **recorded)
-    files = {
+    contents = {
         made.file: made.data,
         "policy.json": (json.dumps(described, indent=2) + "\n").encode(),
         "recorded.npz": packed.getvalue(),
         "load_policy.py": (SOURCE / made.loader).read_bytes(),
     }
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    with summary.explaining_refusal(out):
-        try:
-            temporary.mkdir(parents=True)
-            for name, data in files.items():
-                (temporary / name).write_bytes(data)
-            temporary.rename(out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    temporary = out.with_name(files.unguessable())
+    with summary.explaining_refusal(out), files.undone_on_failure(temporary):
+        for name, data in contents.items():
+            (temporary / name).write_bytes(data)
+        temporary.rename(out)

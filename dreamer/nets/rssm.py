@@ -177,7 +177,7 @@ def pack(config: RSSMConfig, latent: Latent) -> Latent:
 
 
 def unpack(config: RSSMConfig, stored: Latent, dtype: DTypeLike) -> Latent:
-    """The inverse of `pack`, in the compute dtype."""
+    """The inverse of `pack`, in the compute dtype; `NO_CLASS` is a group of zeros."""
     stoch = stored["stoch"]
     if config.latent == "categorical":
         stoch = jax.nn.one_hot(stoch, config.classes)

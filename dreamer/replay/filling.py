@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from dreamer.config.agent import NO_CLASS
 from dreamer.replay import tree
 from dreamer.replay.host import Replay
 
@@ -11,8 +12,9 @@ from dreamer.replay.host import Replay
 def fill(replay: Replay, episodes: Iterable[Mapping[str, np.ndarray]], rows: int) -> Replay:
     """Lays episodes end to end, cuts them into N equal parts, puts one into each ring; in place.
 
-    Rows that are left over at the end, fewer than N, are dropped. Latents are zeros, which training
-    replaces. The online queue begins behind these steps: it would serve them in their order.
+    Rows that are left over at the end, fewer than N, are dropped. Latents are those of the zero
+    state, until training replaces them. The online queue begins behind these steps: it would serve
+    them in their order.
 
     Args:
         replay: an empty one.
@@ -37,6 +39,9 @@ def fill(replay: Replay, episodes: Iterable[Mapping[str, np.ndarray]], rows: int
             taken, done = taken + count, done + count
     if done < end:
         raise ValueError(f"{done} rows came of {rows}")
+    for path, ring in replay.rings.items():
+        if path[0] == "latent" and ring.dtype == np.uint8:
+            ring[:, :each] = NO_CLASS
     replay.steps = each
     replay.served = replay.steps // replay.length * replay.num_envs
     return replay

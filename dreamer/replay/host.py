@@ -24,6 +24,7 @@ from dreamer.replay import memory, tree
 # equal chunks finds divisors instead of a large prime. A saved ring is laid out anew by as many
 # steps at once, which bounds the temporary copy.
 _BLOCK = 1024
+GONE = -(2**30)  # first step of a window of which no row is stored any more, for `update`
 _ADVICE = "resume with the configuration of the checkpoint or start in another run folder"
 
 
@@ -216,8 +217,8 @@ def set_state(replay: Replay, state: dict[str, Any]) -> Replay:
         UserError: the state was saved with another spec or number of environments.
     """
     parts = tree.flatten(state["rings"])
-    counters = {name: int(value[0]) for name, value in state["counters"].items()}
     _check_saved(parts, replay)
+    counters = counters_of(state)
     state.clear()
     replay.steps = counters["steps"]
     replay.oldest = max(counters["oldest"], replay.steps - replay.slots)
@@ -230,6 +231,61 @@ def set_state(replay: Replay, state: dict[str, Any]) -> Replay:
     same_windows = counters["length"] == replay.length
     replay.served = counters["served"] if same_windows else _num_queueable(replay)
     return replay
+
+
+def counters_of(state: Mapping[str, Any]) -> dict[str, int]:
+    """The counters of a saved replay.
+
+    Raises:
+        UserError: they cannot be those of its rings.
+    """
+    saved, rings = state["counters"], tree.flatten(state["rings"])
+    sizes = {np.shape(part)[:2] for part in rings.values()}
+    filled = {size[1] if len(size) == 2 else 0 for size in sizes}
+    found = {
+        name: int(saved[name][0])
+        for name in ("steps", "oldest", "served", "length")
+        if np.shape(saved.get(name)) == (1,) and np.issubdtype(saved[name].dtype, np.integer)
+    }
+    whole = len(found) == 4 and len(sizes) == 1 and min(found.values()) >= 0
+    if not whole or not found["steps"] - min(filled) <= found["oldest"] <= found["steps"] < 2**62:
+        text = ", ".join(f"{name}={value}" for name, value in found.items())
+        raise UserError(
+            f"cannot restore the replay: its counters ({text}) are not those of rings of "
+            f"{', '.join(map(str, sorted(filled)))} steps; take another checkpoint"
+        )
+    return found
+
+
+def check_windows(replay: Replay, what: str, saved: Mapping[str, Any]) -> None:
+    """Refuses saved windows that are none of this replay.
+
+    Args:
+        what: they are called in messages.
+        saved: integers `index` [K, B, 2], see `sample`; and `latent`, leaves [K, B, L - 1, ...], or
+            `data`, leaves [K, B, L, ...] and of the latents only [K, B, 1, ...].
+
+    Raises:
+        UserError: saying what is wrong with them.
+    """
+    index = saved.get("index")
+    if not isinstance(index, np.ndarray) or index.ndim != 3 or index.shape[2] != 2:
+        raise UserError(f"{what}.index is no array [calls, windows, 2]")
+    env, first = index[..., 0], index[..., 1]
+    inside = (env >= 0) & (env < replay.num_envs) & (first + replay.length <= replay.steps)
+    if index.dtype != np.int64 or not inside.all():
+        raise UserError(f"{what}.index has windows that the replay has not")
+    part, wanted = ("latent" if "latent" in saved else "data"), {}
+    for path, ring in replay.rings.items():
+        if part == "data":
+            length, place = 1 if path[0] == "latent" else replay.length, (part, *path)
+        elif path[0] == part:
+            length, place = replay.length - 1, path
+        else:
+            continue
+        shape = *index.shape[:2], length, *ring.shape[2:]
+        wanted[place] = np.broadcast_to(np.zeros((), ring.dtype), shape)
+    tree.refuse_others(what, {part: saved.get(part)}, tree.unflatten(wanted))
 
 
 def _num_queueable(replay: Replay) -> int:
@@ -307,6 +363,8 @@ def _check_saved(parts: Mapping[tree.Path, np.ndarray], replay: Replay) -> None:
         )
     for path, ring in replay.rings.items():
         part = parts[path]
+        if not isinstance(part, np.ndarray) or part.ndim < 2:
+            raise UserError(f"cannot restore the replay: {tree.name(path)} is no ring; {_ADVICE}")
         saved, wanted = [(x.dtype, x.shape[2:]) for x in (part, ring)]
         # Float latents are cast: another device may compute them in another precision.
         cast = path[0] == "latent" and np.uint8 not in (part.dtype, ring.dtype)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from dreamer import allocator
+from dreamer import allocator, files
 from dreamer.errors import UserError
 from dreamer.replay import tree
 
@@ -94,4 +94,5 @@ def gib(size: int) -> str:
 
 def _cgroup_limits() -> list[int]:
     texts = [Path(name).read_text().strip() for name in _CGROUP_LIMITS if Path(name).is_file()]
-    return [int(text) for text in texts if text.isdigit()]  # version 2 writes "max" for no limit
+    limits = map(files.number, texts)  # None of "max", which version 2 writes for no limit
+    return [limit for limit in limits if limit is not None]

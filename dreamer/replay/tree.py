@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from dreamer.errors import UserError
+
 Path = tuple[str, ...]
 
 
@@ -31,3 +35,30 @@ def unflatten(flat: Mapping[Path, Any]) -> dict[str, Any]:
 def name(path: Path) -> str:
     """How a path is written in messages."""
     return ".".join(path)
+
+
+def refuse_others(what: str, found: Any, wanted: Mapping[str, Any]) -> None:
+    """Refuses saved arrays that are not like those of a run; floats may have another precision.
+
+    Args:
+      what: they are called in messages.
+      found: nested dict of arrays.
+      wanted: nested mapping of what has their shapes and dtypes.
+
+    Raises:
+      UserError: the first difference.
+    """
+    there = flatten({what: found})
+    here = flatten({what: wanted})
+    for path in [*here, *there]:
+        forms = [_form(leaves[path]) if path in leaves else "missing" for leaves in (there, here)]
+        if forms[0] != forms[1]:
+            raise UserError(f"{name(path)} is {forms[0]} there and {forms[1]} here")
+
+
+def _form(leaf: Any) -> str:
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return type(leaf).__name__
+    kind = np.dtype(dtype).name
+    return f"{'float' if 'float' in kind else kind} {list(leaf.shape)}"

@@ -3,7 +3,7 @@
 Every actor steps its share of the environments with the policy, on CPU, wherever Ray put it. What
 it sends goes into the replay as if all environments had stepped together, so a slow actor holds up
 the others once they are `ray_actors.IN_FLIGHT` chunks ahead of it, and learning follows the steps
-that were received. A dead actor is made anew.
+that were received. A dead actor is restarted.
 """
 
 import importlib
@@ -19,7 +19,8 @@ from dreamer import parallel
 from dreamer.agent import agent as agents
 from dreamer.agent.agent import State
 from dreamer.config import Config
-from dreamer.envs.base import FIRST, LAST, MID, Restart
+from dreamer.envs.base import FIRST, LAST, MID, RESTARTED, Restart
+from dreamer.envs.faults import Restarts
 from dreamer.errors import EnvironmentFault, UserError
 from dreamer.run.beginning import NOTHING, Beginning
 from dreamer.run.chunks import Chunk, Row, Stream, join
@@ -59,7 +60,7 @@ class ActorLoop(StoreLoop):
 
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
         self._config = config
-        self.agent = make_agent(config)
+        self.agent, self.native_actions = make_agent(config, devices)
         self._actors = make_actors(self._for_actors())
         try:
             self.store = make_store(config, self.agent, devices)
@@ -70,6 +71,7 @@ class ActorLoop(StoreLoop):
         self.ratio = Ratio(config.replay.train_ratio / per_update)
         self.episodes = Episodes.start(config.env.num_envs)
         self.restarts: Sequence[Restart] = ()  # of actors and of environments in them
+        self._limit = Restarts(config.env.restarts)
         self.step = 0  # environment steps received so far, all of them put into replay
         self.loaded = 0  # steps that were in replay before
         self._lives = 0  # actors started so far
@@ -149,7 +151,7 @@ class ActorLoop(StoreLoop):
         self.ratio.set_state(counters["ratio"])
         self.episodes.set_state(counters["episodes"])
         self.episodes.forget(np.ones(num_envs, bool))
-        env = counters["env"]
+        env = counters.get("env", {})
         self.restarts = tuple(Restart(*one) for one in env.get("restarts", ()))
         self._lives = env.get("actors", 0)
         self._start_actors()
@@ -198,7 +200,7 @@ class ActorLoop(StoreLoop):
         return [index for index, stream in enumerate(self._streams) if not stream.ready]
 
     def _receive(self, waiting: list[int]) -> None:
-        """Waits for a chunk of one of these actors, but not for long; makes dead ones anew."""
+        """Waits for a chunk of one of these actors, but not for long; restarts dead ones."""
         begin = time.monotonic()
         received = self._actors.receive(waiting, PATIENCE)
         waited = time.monotonic() - begin
@@ -228,19 +230,14 @@ class ActorLoop(StoreLoop):
             self._count(index, f"actor {index}: {cause}", failed)
 
     def _mend(self, index: int, fault: EnvironmentFault) -> None:
-        """Makes an actor anew, whose episodes end as truncated."""
+        """Restarts an actor, whose episodes end as truncated."""
         self._streams[index].break_off()
         self._count(index, str(fault), failed=True)
         self._start(index)
 
     def _count(self, index: int, cause: str, failed: bool) -> None:
-        limit = self._config.env.restarts
-        number = failed + sum(restart.failed for restart in self.restarts)
-        if failed and number > limit:
-            raise EnvironmentFault(
-                f"{cause}; failure {number} of the run, with env.restarts={limit}"
-            )
-        line = f"{cause}; made anew" + (f", {number} of env.restarts={limit}" if failed else "")
+        self._limit.works(index)  # may be on another machine next, where it does
+        line = self._limit.line(index, cause, self.restarts) if failed else cause + RESTARTED
         first = index * self._config.env.num_envs // len(self._streams)
         self.restarts = *self.restarts, Restart(first, line, failed)
 

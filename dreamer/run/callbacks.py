@@ -16,7 +16,8 @@ class Callback:
     after which training saves and returns, to be resumed by the same call. `TrainedAgent.of(run)`
     is the agent as it is now.
 
-    An exception ends the training: the run is saved first, and no callback is asked again. Runs of
+    An exception of any kind, `SystemExit` and `KeyboardInterrupt` too, ends the training: the run
+    is saved first, no callback is called again, and the caller gets the exception. Runs of
     `run.seeds` are told of one after the other, and stop together.
     """
 
@@ -36,26 +37,19 @@ class Callback:
 
 
 class Callbacks:
-    """Calls them in their order for one run, or several computed together; saves these before it
-    lets an exception through."""
+    """Calls them in their order, until one raises something."""
 
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
         self._callbacks = tuple(callbacks)
-        self._runs: list[Trainer] = []
-
-    def watch(self, run: "Trainer") -> None:
-        """Takes a run that is ready, to be saved with the others; again when it begins anew."""
-        self._runs = [each for each in self._runs if each.path != run.path] + [run]
+        self.failed = False  # one has raised something, which ends the training
 
     def __call__(self, hook: str, run: "Trainer", *told: object) -> None:
         """Calls one hook of all; raises what a callback raises."""
         try:
             for callback in self._callbacks:
                 getattr(callback, hook)(run, *told)
-        except Exception:
-            self._callbacks = ()
-            for each in self._runs:
-                each.save()
+        except BaseException:
+            self._callbacks, self.failed = (), True
             raise
 
     def want(self, hook: str) -> bool:

@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import sys
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint._src.multihost import multihost
 
 from dreamer import parallel
-from dreamer.errors import UserError
-from dreamer.run import integrity
-from dreamer.run.integrity import Seals
+from dreamer.errors import UserError, describe
+from dreamer.replay import memory
+from dreamer.run import integrity, schema
+from dreamer.run.schema import Document
 
 # Orbax tells every step of its work, and prints a traceback of each error that it also raises;
 # asyncio prints those of the writes that go on after the first has failed, and Python those of
@@ -34,7 +34,6 @@ sys.unraisablehook = lambda found: (
     None if str(found.exc_value) == "Event loop is closed" else _usual_hook(found)
 )
 
-FORMAT = 1  # that is written; older ones are read
 DOCUMENT = "checkpoint.json"
 
 _CHUNK_BYTES = 2**24  # compressed and written at once: larger ones cost memory, smaller ones time
@@ -51,17 +50,6 @@ class Damaged(UserError):
         )
 
 
-@dataclass(frozen=True)
-class Document:
-    """All of a checkpoint but its arrays."""
-
-    structure: dict[str, str]  # dtype and shape of every array of the state
-    meta: dict[str, Any]
-    score: float | None = None  # of an evaluation
-    format: int = FORMAT
-    files: Seals = field(default_factory=dict)  # of the arrays; format 0 has none
-
-
 def document(state: Any, meta: dict[str, Any], score: float | None = None) -> Document:
     """What is to be written of a checkpoint beside its arrays; a copy.
 
@@ -71,7 +59,11 @@ def document(state: Any, meta: dict[str, Any], score: float | None = None) -> Do
         score: higher is better; not finite counts as none.
     """
     counts = score is not None and math.isfinite(score)
-    return Document(_structure(state), json.loads(json.dumps(meta)), score if counts else None)
+    return Document.model_construct(
+        structure=_structure(state),
+        meta=json.loads(json.dumps(meta)),
+        score=score if counts else None,
+    )
 
 
 def write(path: Path, state: Any, replay: dict[str, Any] | None, about: Document) -> None:
@@ -89,14 +81,16 @@ def write(path: Path, state: Any, replay: dict[str, Any] | None, about: Document
     _write_arrays(path / "state", state)
     if replay is not None:
         _write_arrays(path / "replay", replay)
-    _write_document(path, replace(about, files=integrity.seal(path)))
+    _write_document(path, about.model_copy(update={"files": integrity.seal(path)}))
 
 
 def amend(path: Path, meta: dict[str, Any], score: float | None) -> None:
-    """Replaces the meta of a checkpoint, and its score if there is one; raises like `write`."""
+    """Replaces parts of the meta of a checkpoint, and its score if there is one; raises like
+    `write`."""
     old = read(path)
     new = document({}, meta, old.score if score is None else score)
-    _write_document(path, replace(old, meta=new.meta, score=new.score))
+    changes = {"meta": old.meta | new.meta, "score": new.score}
+    _write_document(path, old.model_copy(update=changes))
 
 
 def read(path: Path) -> Document:
@@ -104,7 +98,7 @@ def read(path: Path) -> Document:
 
     Raises:
         Damaged: it is not what was written, or the folder is no checkpoint.
-        UserError: it cannot be read, or is of a newer format.
+        UserError: it cannot be read, is of a newer format, or says what cannot be.
     """
     try:
         content = integrity.read_document(path / DOCUMENT)
@@ -114,12 +108,7 @@ def read(path: Path) -> Document:
         raise _unreadable(path, error) from error
     if content is None:
         raise Damaged(f"the checkpoint {path} is damaged: {DOCUMENT} has changed")
-    if content["format"] > FORMAT:
-        raise UserError(
-            f"the checkpoint {path} has format {content['format']}, newer than the {FORMAT} that "
-            "is known here; install the version of dreamer that saved it, or a newer one"
-        )
-    return Document(**content)
+    return _validated(path, content)
 
 
 def check(path: Path, about: Document, part: str = "") -> None:
@@ -202,14 +191,36 @@ def read_arrays(
     _save_alone()
     handler = ocp.PyTreeCheckpointHandler()
     try:
-        return handler.restore(path / part, args=ocp.args.PyTreeRestore(**how))
-    except (OSError, ValueError, KeyError) as error:
+        if pattern is None:
+            refuse_huge(handler.metadata(path / part).tree)
+        restored = handler.restore(path / part, args=ocp.args.PyTreeRestore(**how))
+    except UserError as error:
+        raise UserError(f"the checkpoint {path} cannot be read: {error}") from None
+    except Exception as error:  # of as many kinds as there are libraries below
         if about.format == 0:
             reason = str(error).partition("\n")[0].partition(" [tensorstore")[0]
             raise Damaged(f"the checkpoint {path} is damaged: {part}: {reason}") from error
         raise _unreadable(path, error) from error
     finally:
         handler.close()
+    if pattern is not None:
+        _check_structure(_structure(restored), _structure(pattern), path)
+    return restored
+
+
+def refuse_huge(metadata: Any) -> None:
+    """Refuses arrays that do not fit into memory: a small file can say that it holds them.
+
+    Raises:
+        UserError: so many are in the tree of their metadata.
+    """
+    arrays = jax.tree.leaves(metadata)
+    size = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in arrays)
+    if size > (free := memory.available()):
+        raise UserError(
+            f"its arrays need {memory.gib(size)} of memory, and {memory.gib(free)} are free; make "
+            "room, or name another checkpoint"
+        )
 
 
 def _save_alone() -> None:
@@ -246,19 +257,27 @@ def _read_format_0(path: Path) -> Document:
         saved = json.loads(file.read_text(encoding="utf-8"))
         score = path / "metrics" / "metrics"
         found = json.loads(score.read_text())["score"] if score.exists() else None
-        return Document(dict(saved["structure"]), dict(saved["meta"]), found, 0)
-    except (OSError, ValueError, KeyError, TypeError):
+        content = {"structure": saved["structure"], "meta": saved["meta"], "score": found}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         if (path / "state").is_dir():
             raise Damaged(f"the checkpoint {path} is damaged: {DOCUMENT} is missing") from None
         raise Damaged(
             f"{path} is not a checkpoint of a dreamer run: {DOCUMENT} is missing"
         ) from None
+    return _validated(path, {**content, "format": 0})
+
+
+def _validated(path: Path, content: Any) -> Document:
+    try:
+        return schema.validate(content)
+    except schema.Wrong as wrong:
+        raise UserError(f"the checkpoint {path} {wrong}") from None
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     if isinstance(error, OSError) and error.strerror:
         return UserError(f"cannot read the checkpoint {path}: {error.filename}: {error.strerror}")
-    reason = str(error).partition("\n")[0].partition(" [tensorstore")[0]
+    reason = describe(error).partition(" [tensorstore")[0][:300]
     return UserError(f"cannot read the checkpoint {path}: {reason}")
 
 

@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import os
 import re
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -23,9 +22,9 @@ from dreamer import files
 from dreamer.errors import UserError, warn
 from dreamer.explain import first_line
 from dreamer.run import checkpoint, folder
-from dreamer.run.checkpoint import Damaged, Document
+from dreamer.run.checkpoint import Damaged
+from dreamer.run.schema import Document
 
-TEMPORARY = ".tmp"
 DAMAGED, ASIDE = ".damaged", ".aside"  # of what is kept for the user, and is no checkpoint
 
 
@@ -53,7 +52,11 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None  # that ended it
         make(self.directory)
+        names = [str(step) for step in steps(self.directory)]
+        files.refuse_links(self.directory, *names)
         _remove_temporary(self.directory)
+        for name in names:
+            files.remove_stale(self.directory / name)
 
     def save(
         self,
@@ -126,7 +129,7 @@ class Checkpointer:
         with self._explaining():
             for newer in reversed(steps(self.directory)):
                 if newer > step:
-                    self._path(newer).rename(self.directory / f"{newer}{TEMPORARY}")
+                    self._path(newer).rename(self._temporary(newer))
             _remove_temporary(self.directory)
 
     def latest_step(self) -> int | None:
@@ -171,10 +174,13 @@ class Checkpointer:
     def _path(self, step: int) -> Path:
         return self.directory / str(step)
 
+    def _temporary(self, step: int) -> Path:
+        return self.directory / f"{step}{files.unguessable()}"
+
     def set_aside(self, step: int, why: str, then: str, suffix: str = DAMAGED) -> None:
         """Renames a checkpoint, and warns why and of what comes then; raises like `wait`."""
         names = (f"{step}{suffix}{number or ''}" for number in itertools.count())
-        free = next(name for name in names if not (self.directory / name).exists())
+        free = next(name for name in names if not os.path.lexists(self.directory / name))
         with self._explaining():
             self._path(step).rename(self.directory / free)
         warn(f"{why}; it is now named {free}, and {then}")
@@ -182,7 +188,7 @@ class Checkpointer:
     # ------------------------------------------------------------------------ in the background
 
     def _write(self, step: int, state: Any, replay: dict[str, Any] | None, about: Document) -> None:
-        temporary = self.directory / f"{step}{TEMPORARY}"
+        temporary = self._temporary(step)
         try:
             with self._explaining():
                 temporary.mkdir()
@@ -203,7 +209,7 @@ class Checkpointer:
             kept = {*there[-self._keep :], best(self.directory), self.shared, self.good}
             for step in there:
                 if step not in kept:
-                    self._path(step).rename(self.directory / f"{step}{TEMPORARY}")
+                    self._path(step).rename(self._temporary(step))
             _remove_temporary(self.directory)
 
     @contextlib.contextmanager
@@ -211,7 +217,7 @@ class Checkpointer:
         """Turns what the file system refused into a SaveError and removes what is half-written."""
         try:
             yield
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             with contextlib.suppress(OSError):
                 _remove_temporary(self.directory)
             raise SaveError(
@@ -222,7 +228,8 @@ class Checkpointer:
 
 def steps(directory: Path) -> list[int]:
     """The checkpoints in a folder, the oldest first."""
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    found = (files.number(path.name) for path in directory.glob("*"))
+    return sorted(step for step in found if step is not None)
 
 
 def newest(directory: Path) -> int | None:
@@ -291,11 +298,12 @@ def _remove_temporary(directory: Path) -> None:
     for _ in range(20):
         folders = [path for path in directory.glob("[0-9]*.*") if _is_temporary(path.name)]
         for path in folders:
-            shutil.rmtree(path, ignore_errors=True)
+            files.remove(path)
         if not folders:
             return
         time.sleep(0.05)
 
 
 def _is_temporary(name: str) -> bool:
-    return re.fullmatch(r"\d+(\.tmp|\.orbax-checkpoint-tmp.*)", name) is not None
+    end = r"((\.[0-9a-f]{16})?\.tmp|\.orbax-checkpoint-tmp.*)"
+    return re.fullmatch(rf"[0-9]+{end}", name) is not None

@@ -1,5 +1,7 @@
 """Plays episodes to be saved, turns them into Minari datasets, and tells what they hold."""
 
+import contextlib
+import importlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,13 +10,13 @@ import dm_env
 import jax
 import numpy as np
 
-from dreamer import compose, files
+from dreamer import compose, files, trust
 from dreamer.config.data import CollectOptions, InfoOptions, ToMinariOptions
 from dreamer.config.env import Env, GymnasiumEnv
 from dreamer.envs import minari_data, recorded, registry
 from dreamer.envs.base import Actions, BatchedEnv, random_action
 from dreamer.envs.recorded import ENV, Episode, Spaces
-from dreamer.errors import UserError
+from dreamer.errors import UserError, printable
 from dreamer.run import folder, loading, paths, recordings, summary
 from dreamer.run.policy import Policy
 
@@ -55,7 +57,7 @@ def collect(options: CollectOptions, env_config: Env | None) -> None:
     num_envs = min(options.num_envs, options.episodes)
     params, player = None, None
     if options.run:
-        saved = loading.load(options.run, options.checkpoint)
+        saved = loading.load(options.run, options.checkpoint, options.trust, env_config)
         env_config, params = saved.config.env, saved.params
         player = Policy(saved.agent, num_envs, options.greedy)
     assert env_config is not None, "the command line has one"
@@ -63,12 +65,11 @@ def collect(options: CollectOptions, env_config: Env | None) -> None:
     try:
         chosen: Player = player or Chance(num_envs, env.action_spec(), options.seed)
         episodes = play(chosen, params, env, options.episodes, options.seed)
-        with summary.explaining_refusal(out):
+        with summary.explaining_refusal(out), files.undone_on_failure(out):
             told: list[Episode] = []
+            files.write_atomic(out / ENV, compose.to_yaml(env_config))
+            recorded.save_spaces(out, recorded.spaces_of(env, env_config.name))
             for number, episode in enumerate(episodes):
-                if not told:  # an environment that fails before leaves no folder behind
-                    out.mkdir(parents=True, exist_ok=True)
-                    files.write_atomic(out / ENV, compose.to_yaml(env_config))
                 recorded.save(out, number, episode)
                 told.append({key: episode[key] for key in ("reward", "is_first")})
         restarts = env.restarts
@@ -121,8 +122,7 @@ def to_minari(options: ToMinariOptions, env_config: Env | None) -> None:
     """
     if options.source.startswith(recordings.MINARI):
         raise UserError(f"source={options.source} is a Minari dataset already; name a folder")
-    env_config = env_config or recordings.env_of(options.source, "source")
-    spaces = _spaces(options.source, env_config)
+    env_config, spaces = _spaces(options, env_config)
     found = recordings.open_recording(options.source, "source", spaces)
     count, steps = minari_data.create(options.dataset, found.read(), spaces, _env_id(env_config))
     print(
@@ -141,11 +141,10 @@ def info(options: InfoOptions, env_config: Env | None) -> None:
         name = options.source.removeprefix(recordings.MINARI)
         spaces = minari_data.spaces_of(name)
     else:
-        env_config = env_config or recordings.env_of(options.source, "source")
-        spaces = _spaces(options.source, env_config)
+        _, spaces = _spaces(options, env_config)
     found = recordings.open_recording(options.source, "source", spaces)
     leaves = recorded.expected(spaces)
-    rows = {"source": f"{found.name}, {spaces.name}"}
+    rows = {"source": f"{found.name}, {printable(spaces.name)}"}
     print("\n".join([f"{name:>9}  {text}" for name, text in rows.items()]))
     print("\n".join(_numbers(found.read())))
     for name, leaf in leaves.items():
@@ -153,20 +152,30 @@ def info(options: InfoOptions, env_config: Env | None) -> None:
             print(f"{'':>9}  {name}: {recorded.describe(leaf)}")
 
 
-def _spaces(source: str, env_config: Env) -> Spaces:
-    """Those of an environment; a replay has only the observations that its agent uses."""
-    path = paths.expand(source, "source")
-    if folder.saved_config(path) is None:
-        return recordings.spaces_of(env_config)
-    used = loading.load(path).agent.observations
-    return recordings.spaces_of(env_config, observations=used)
+def _spaces(options: ToMinariOptions | InfoOptions, named: Env | None) -> tuple[Env, Spaces]:
+    """The environment of recorded episodes and its spaces: as they were saved, or of the one that
+    the user names, where a replay has only the observations that its agent uses."""
+    source = options.source
+    if named is None:
+        env = recordings.env_of(source, "source")
+        if options.trust:
+            trust.allow(env)
+        return env, recordings.saved_spaces_of(source, "source", env)
+    used = None
+    if folder.saved_config(paths.expand(source, "source")) is not None:
+        used = recordings.saved_spaces_of(source, "source", named).observations
+    return named, recordings.spaces_of(named, observations=used)
 
 
 def _env_id(config: Env) -> str | None:
     """By what gymnasium knows an environment, which need not be the name of its task."""
     if not isinstance(config, GymnasiumEnv) or config.entry_point:
         return None
-    return config.task.rpartition(":")[2]
+    package, _, name = config.task.rpartition(":")
+    if package and trust.known(config):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(package)  # which registers it
+    return name
 
 
 def _numbers(episodes: Iterable[Any]) -> list[str]:

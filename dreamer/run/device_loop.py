@@ -26,9 +26,16 @@ from dreamer.envs.base import Restart
 from dreamer.envs.jax import batched
 from dreamer.envs.jax.episodes import EnvState
 from dreamer.errors import UserError
-from dreamer.replay import device
+from dreamer.replay import device, tree
 from dreamer.run.beginning import NOTHING, Beginning
-from dreamer.run.device_memory import DeviceMemory, Memory, merge_shares, split_shares
+from dreamer.run.device_memory import (
+    DeviceMemory,
+    Memory,
+    make_agent,
+    merge_shares,
+    split_shares,
+)
+from dreamer.run.evaluate import Episodes
 from dreamer.run.learner import purpose_key
 from dreamer.run.metrics import LateMetrics, Reading
 from dreamer.run.policy import transition
@@ -79,19 +86,21 @@ class DeviceLoop:
     where = "device"
     stored = "device memory"
     restarts: Sequence[Restart] = ()  # nothing fails in compiled code
+    native_actions = None  # environments written in JAX take actions as the agent has them
 
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
         _refuse_options(config)
         self._config, self.devices = config, devices
         self._env = registry.make_jax(config.env)
         simulator = self._env.simulator
-        self.agent = agents.make_agent(config.agent, simulator.observations, simulator.actions)
+        specs = simulator.observations, simulator.actions
+        self.agent = make_agent(config, specs, devices)
         self.metrics = LateMetrics()
         self._memory = DeviceMemory(config, self.agent, devices, self.metrics, "run.loop=host")
         self._turns, self._updates = cycle(config)
         self._cycles = -(-config.run.updates_per_call // self._updates)  # rounded up
-        init = jax.jit(partial(agents.init, self.agent))
-        self._state: State = parallel.replicate(init(purpose_key(config.seed, "init")), devices)
+        state = self.agent.init(purpose_key(config.seed, "init"))
+        self._state: State = parallel.replicate(state, devices)
         self._world: World
         self._group: Group | None = None  # which holds both instead
         self.step = 0  # environment steps so far, all of them put into replay
@@ -120,6 +129,11 @@ class DeviceLoop:
         self._group = group
         del self._state, self._world
         return given
+
+    @property
+    def number(self) -> np.uint32:
+        """The step as compiled code counts it, for draws alone: modulo 2**32, as a `Policy`."""
+        return np.uint32(self.step % 2**32)
 
     @property
     def _first_update(self) -> int:
@@ -212,7 +226,7 @@ class DeviceLoop:
         """
         call = self.next_call()
         self._state, self._world, metrics, episodes = self._program(call)(
-            self._state, self._world, np.int32(self.step)
+            self._state, self._world, self.number
         )
         return self.advance(call, metrics, episodes)
 
@@ -251,14 +265,13 @@ class DeviceLoop:
 
     def get_counters(self) -> dict[str, Any]:
         """As those of `HostLoop`."""
-        world = self._fetch("envs", "time_step", "score", "length")
+        world = self._fetch("score", "length")
         counted = self.step if self.step >= self._first_update else -1
         return {
             "step": self.step,
             "loaded": self.loaded,
             "learner": {"updates": self.updates, "owed": 0},
             "ratio": {"step": counted, "remainder": 0, "denominator": 1},
-            "env": batched.dump(world["envs"], world["time_step"]),
             "episodes": {
                 "returns": world["score"].astype(float).tolist(),
                 "lengths": world["length"].tolist(),
@@ -268,8 +281,10 @@ class DeviceLoop:
     def get_arrays(self) -> tuple[dict[str, Any], bool]:
         """As those of `HostLoop`."""
         arrays, copied = self._memory.get_arrays(self._part("memory"), self.updates > 0)
-        carry = self._fetch("carry")["carry"]
+        world = self._fetch("carry", "envs", "time_step")
+        carry = world["carry"]
         arrays["carry"] = {"latent": dict(carry.latent), "action": carry.action}
+        arrays["env"] = batched.dump(world["envs"], world["time_step"])
         return arrays, copied
 
     def set_state(self, state: State, arrays: dict[str, Any], counters: dict[str, Any]) -> str:
@@ -283,20 +298,25 @@ class DeviceLoop:
             lost.append("updates half owed")
         keys = batched.env_keys(self._config.seed, num_envs, self._config.env.first)
         reset = jax.jit(jax.vmap(self._env.reset))
-        loaded = batched.load(counters["env"], jax.eval_shape(reset, keys))
+        saved = arrays.get("env") or counters.get("env", {})
+        loaded = batched.load(saved, jax.eval_shape(reset, keys))
+        lost_episodes = loaded is None
         if loaded is None:
             lost.append("the episodes under way")
             loaded = jax.device_get(reset(keys))
         envs, time_step = loaded
         blank = jax.eval_shape(partial(agents.initial_carry, self.agent, num_envs))
+        own = {"latent": dict(blank.latent), "action": blank.action}
+        tree.refuse_others("carry", arrays["carry"], own)
         carry = jax.tree.map(
             lambda x, like: np.asarray(x).astype(like.dtype),
             Carry(arrays["carry"]["latent"], arrays["carry"]["action"]),
             blank,
         )
-        running = counters["episodes"]
-        score = np.array(running["returns"], np.float32)
-        length = np.array(running["lengths"], np.int32)
+        running = Episodes.start(num_envs)
+        running.set_state(counters["episodes"])
+        running.forget(np.full(num_envs, lost_episodes))
+        score, length = running.returns.astype(np.float32), running.lengths.astype(np.int32)
         self._place(envs, time_step, carry, memory, score, length)
         return f"not restored: {', '.join(lost)}" if lost else ""
 

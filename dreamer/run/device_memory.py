@@ -9,20 +9,24 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
 
 from dreamer import parallel
+from dreamer.agent import agent as agents
 from dreamer.agent import learning
 from dreamer.agent.agent import Agent, State
 from dreamer.config import Config
+from dreamer.config.section import INT32
+from dreamer.envs.base import Specs
 from dreamer.envs.recorded import Recording
 from dreamer.errors import UserError
 from dreamer.replay import device, host, memory, tree
 from dreamer.replay.filling import fill
 from dreamer.run.learner import purpose_key
-from dreamer.run.metrics import LateMetrics
+from dreamer.run.metrics import SKIPPED, LateMetrics
 from dreamer.run.policy import transition_spec
 
 # Of a device's own memory, kept back for parameters, activations and compiled programs.
@@ -93,6 +97,9 @@ class DeviceMemory:
         state, latent, metrics = learning.train_step(
             self.agent, state, batch, train_key, parallel.AXIS
         )
+        # What a skipped update gave is not written back.
+        first = jnp.where(metrics[SKIPPED] > 0, host.GONE, index[:, 1])
+        index = index.at[:, 1].set(first)
         remembered = dataclasses.replace(remembered, replay=replay, index=index, latent=latent)
         return state, remembered, self._metrics.stack(metrics)
 
@@ -152,13 +159,15 @@ class DeviceMemory:
           Leaves [X, ...], and what could not be restored exactly.
         """
         saved, lost = self._empty(), []
-        same_windows = arrays["replay"]["counters"]["length"][0] == saved.length
+        same_windows = host.counters_of(arrays["replay"])["length"] == saved.length
+        host.set_state(saved, arrays.pop("replay"))
+        if arrays["pending"] and same_windows:
+            host.check_windows(saved, "pending", arrays["pending"])
         pending = self._local(arrays["pending"]) if same_windows else None
         if arrays["pending"] and pending is None:
             lost.append("latents still to be written")
         if arrays.get("ahead"):
             lost.append("batches taken ahead")
-        host.set_state(saved, arrays.pop("replay"))
         if saved.served % len(self.devices):
             lost.append("the place in the online queue")
         return self._place(saved, pending), lost
@@ -217,7 +226,7 @@ class DeviceMemory:
             name: np.zeros((*shape, *one), dtype)
             for name, (one, dtype) in self._spec["latent"].items()
         }
-        index = np.full((shape[0], 2), (0, -2 * shape[1]))  # windows long gone: nothing is written
+        index = np.full((shape[0], 2), (0, host.GONE))  # nothing is written
         if pending is not None:
             index, saved = pending
             latent = {name: saved[name].astype(x.dtype) for name, x in latent.items()}
@@ -241,15 +250,22 @@ def merge_shares(x: Any) -> np.ndarray:
 
 
 def fits(config: Config, spec: Mapping[str, Any], devices: list[jax.Device]) -> bool:
-    """Whether devices with memory of their own hold `replay.capacity` steps."""
+    """Whether devices with memory of their own hold `replay.capacity` steps, and can count all."""
     usable = _usable(devices)
-    return usable is not None and _needed(config, spec, devices) <= usable
+    counted = _highest(config) <= INT32
+    return usable is not None and counted and _needed(config, spec, devices) <= usable
 
 
 def check(config: Config, spec: Mapping[str, Any], devices: list[jax.Device], advice: str) -> None:
     """Refuses a capacity beyond the devices' memory, which for CPU devices is the host's; with
-    `run.seeds` that of all runs together."""
+    `run.seeds` that of all runs together; and steps that int32 cannot count there."""
     usable, capacity = _usable(devices), config.replay.capacity
+    if _highest(config) > INT32:
+        raise UserError(
+            f"run.steps={config.run.steps} with env.num_envs={config.env.num_envs} and "
+            f"replay.capacity={capacity} are more steps than replay in device memory can count, "
+            f"2**31 of each environment; use more environments or fewer steps, or set {advice}"
+        )
     if usable is None:
         memory.check_fits(spec, capacity, config.run.seeds)
     elif (needed := config.run.seeds * _needed(config, spec, devices)) > usable:
@@ -261,9 +277,60 @@ def check(config: Config, spec: Mapping[str, Any], devices: list[jax.Device], ad
         )
 
 
+def make_agent(
+    config: Config, specs: tuple[Specs, Specs], devices: list[jax.Device], runs: int = 1
+) -> Agent:
+    """The agent for specs of observations and actions, if training it can fit.
+
+    Raises:
+      UserError: its weights, or what it imagines in an update, need more than the memory there is.
+    """
+    agent = agents.make_agent(config.agent, *specs)
+    size, rssm, settings = config.agent, config.agent.rssm, config.replay
+    try:
+        shapes = agent.init.eval_shape(purpose_key(config.seed, "init"))
+        weights = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+        state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    except OverflowError:  # a size beyond 2^63
+        weights = state = 2**63
+    starts = settings.batch_size * settings.batch_length // len(devices)
+    feature = rssm.deter + rssm.stoch * (rssm.classes if rssm.latent == "categorical" else 1)
+    imagined = starts * size.returns.imagination * feature * np.dtype(agent.dtype).itemsize
+    limit = parallel.memory_limit(devices[0])
+    usable = memory.available() // len(devices) if limit is None else limit
+    of_size = f"size={config.size} with agent.units={size.units}, agent.depth={size.depth}, "
+    for needed, what in (
+        (
+            runs * (state + 4 * weights),  # the gradients
+            f"{of_size}agent.rssm.deter={rssm.deter}, agent.rssm.hidden={rssm.hidden}: "
+            f"{weights:,} parameters",
+        ),
+        (
+            runs * imagined,
+            f"agent.returns.imagination={size.returns.imagination} from replay.batch_size="
+            f"{settings.batch_size} times replay.batch_length={settings.batch_length} steps",
+        ),
+    ):
+        if needed > usable:
+            raise UserError(
+                f"{what} need at least {memory.gib(needed)} of memory but {memory.gib(usable)} "
+                "can be used on each device; choose smaller ones"
+            )
+    return agent
+
+
 def _usable(devices: list[jax.Device]) -> int | None:
     limit = parallel.memory_limit(devices[0])
     return None if limit is None else int((1 - HEADROOM) * limit)
+
+
+def _highest(config: Config) -> int:
+    """No counter of a replay in device memory becomes larger: steps stored, those added by each
+    environment, recorded ones included, and windows of the online queue."""
+    capacity = config.replay.capacity
+    steps = capacity + (0 if config.run.offline else config.run.steps)
+    windows = steps // (config.replay.batch_length + 1) + config.replay.batch_size
+    return max(capacity, steps // config.env.num_envs + 1, windows)
 
 
 def _needed(config: Config, spec: Mapping[str, Any], devices: list[jax.Device]) -> int:

@@ -11,7 +11,7 @@ from dreamer import parallel
 from dreamer.agent import agent as agents
 from dreamer.agent.agent import Agent, State
 from dreamer.config import Config
-from dreamer.replay import device
+from dreamer.replay import device, host
 from dreamer.run.beginning import Beginning
 from dreamer.run.device_memory import DeviceMemory, Memory
 from dreamer.run.learner import purpose_key
@@ -36,8 +36,8 @@ class DeviceStore:
     def __init__(self, config: Config, agent: Agent, devices: list[jax.Device]) -> None:
         self._metrics, self._devices = LateMetrics(), devices
         self._plan = DeviceMemory(config, agent, devices, self._metrics, "replay.where=host")
-        init = jax.jit(partial(agents.init, agent))
-        self.state: State = parallel.replicate(init(purpose_key(config.seed, "init")), devices)
+        first = agent.init(purpose_key(config.seed, "init"))
+        self.state: State = parallel.replicate(first, devices)
         self.updates = 0  # gradient updates dispatched so far
         self._memory: Memory
         self._steps = 0  # added by each environment
@@ -94,8 +94,8 @@ class DeviceStore:
         """Dispatches as many whole calls as are owed, keeping the rest for later."""
         self._owed += owed
         while self._owed >= self._per_call:
-            self._owed -= self._per_call
             self.state, self._memory, metrics = self._learn(self.state, self._memory)
+            self._owed -= self._per_call
             self.updates += self._per_call
             self._metrics.add(metrics)
 
@@ -124,7 +124,7 @@ class DeviceStore:
         """Restores what any store saved; takes the replay out of `arrays`. Says what was lost."""
         self.state = parallel.replicate(state, self._devices)
         self.updates, self._owed = counters["updates"], counters["owed"]
-        self._steps = int(arrays["replay"]["counters"]["steps"][0])
+        self._steps = host.counters_of(arrays["replay"])["steps"]
         self._memory, lost = self._plan.set_state(arrays)
         return lost
 

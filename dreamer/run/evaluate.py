@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from dreamer.config.env import Env
-from dreamer.envs import registry
+from dreamer.envs import images, registry
 from dreamer.envs.base import BatchedEnv, Restart
+from dreamer.errors import UserError, describe
 from dreamer.run.policy import Policy
 
 MAX_FRAMES = 2000  # of a video; an episode may last for hours
@@ -22,8 +23,9 @@ class Evaluation:
 
     returns: np.ndarray  # [episodes]
     lengths: np.ndarray  # [episodes], steps
-    frames: np.ndarray | None = None  # [T, H, W, 3 or 1] uint8 of the first episode
+    frames: np.ndarray | None = None  # [T, H, W, 3] uint8 of the first episode
     restarts: Sequence[Restart] = ()  # environments made anew, whose broken episodes do not count
+    not_drawn: str = ""  # why there are no frames, where drawing failed
 
 
 @dataclass
@@ -50,8 +52,15 @@ class Episodes:
         return {"returns": self.returns.tolist(), "lengths": self.lengths.tolist()}
 
     def set_state(self, state: dict[str, list]) -> None:
-        """Restores a result of `get_state`."""
-        self.returns, self.lengths = np.array(state["returns"]), np.array(state["lengths"])
+        """Restores a result of `get_state`.
+
+        Raises:
+          UserError: it is of another number of environments.
+        """
+        returns, lengths = np.array(state["returns"], float), np.array(state["lengths"], np.int64)
+        if not returns.shape == lengths.shape == self.lengths.shape:
+            raise UserError(f"it is of {len(lengths)} environments, not {len(self.lengths)}")
+        self.returns, self.lengths = returns, lengths
 
     def forget(self, envs: np.ndarray) -> None:
         """Starts again from zero where the mask [N] is True."""
@@ -63,14 +72,24 @@ class Episodes:
 
 @dataclass
 class Recorder:
-    """Keeps the frames of environment 0 until its first episode ends, or the first `MAX_FRAMES`."""
+    """Keeps the frames of environment 0 until its first episode ends, or the first `MAX_FRAMES`.
+
+    Where drawing fails there are none, and the episode continues.
+    """
 
     env: BatchedEnv
     frames: list[np.ndarray] = field(default_factory=list)
     done: bool = False
+    failure: str = ""
 
     def add(self, time_step: dm_env.TimeStep) -> None:
-        picture = None if self.done else frame(self.env, time_step)
+        if self.done:
+            return
+        try:
+            picture = frame(self.env, time_step)
+        except Exception as error:
+            self.failure, self.done, self.frames = describe(error), True, []
+            return
         if picture is not None:
             self.frames.append(picture)
         self.done |= bool(time_step.step_type[0] == dm_env.StepType.LAST)
@@ -78,16 +97,14 @@ class Recorder:
 
 
 def frame(env: BatchedEnv, time_step: dm_env.TimeStep) -> np.ndarray | None:
-    """What environment 0 looks like: its rendering, or else its first image; None without either.
-
-    Of an image [H, W, C] a video can have three channels, or else the first.
-    """
+    """What environment 0 looks like, uint8 [H, W, 3]: its rendering, or else its first image; None
+    without either."""
     rendered = env.render()
     if rendered is not None:
         return np.array(rendered[0])
     for value in time_step.observation.values():
         if value.ndim == 4 and value.dtype == np.uint8:
-            return np.array(value[0, ..., : 3 if value.shape[-1] >= 3 else 1])
+            return images.picture(value[0, ..., :3].copy())
     return None
 
 
@@ -138,6 +155,7 @@ def evaluate(
     finally:
         env.close()
     flat = [result for env_results in results for result in env_results]
-    frames = np.stack(recorder.frames) if recorder and recorder.frames else None
+    frames = images.stack(recorder.frames) if recorder and recorder.frames else None
     returns, lengths = (np.array(column) for column in zip(*flat, strict=True))
-    return Evaluation(returns, lengths, frames, env.restarts)
+    not_drawn = recorder.failure if recorder else ""
+    return Evaluation(returns, lengths, frames, env.restarts, not_drawn)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dreamer import compose
+from dreamer import compose, files
 from dreamer.run import checkpointer, folder, paths
 from dreamer.run.checkpoint import DOCUMENT
 
@@ -41,16 +41,19 @@ def is_checkpoint(path: Path) -> bool:
 
 def _directory(path: Path) -> Path:
     """Where the checkpoints are. Those inside win over `checkpoint.dir`: they were copied there."""
-    for place in (path, path / "checkpoints"):
+    for place in (path, path / paths.CHECKPOINTS):
         if _numbered(place):
             return place
     saved = folder.saved_config(path)
-    configured = compose.from_yaml(saved).checkpoint.dir if saved else ""
+    name = str(path / folder.CONFIG)
+    configured = compose.from_yaml(saved, name).checkpoint.dir if saved else ""
     if configured:
         return paths.expand(configured, "checkpoint.dir").absolute()
-    return path / "checkpoints"
+    return path / paths.CHECKPOINTS
 
 
 def _numbered(path: Path) -> bool:
     """Whether there are checkpoints directly in a folder."""
-    return any(place.name.isdigit() and is_checkpoint(place) for place in path.glob("*"))
+    return any(
+        files.number(place.name) is not None and is_checkpoint(place) for place in path.glob("*")
+    )

@@ -1,6 +1,8 @@
 """The run folder: recognised, checked before anything starts, stamped with what made the run."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import platform
@@ -14,18 +16,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import filelock
-
-from dreamer.errors import UserError
+from dreamer import files
+from dreamer.compose import HEADER
+from dreamer.errors import UserError, describe, warn
 from dreamer.files import write_atomic
 
 CONFIG = "config.yaml"
 VERSION = "version.json"
 LOCK = ".lock"
+MOST = 2**20  # bytes of a configuration
 HOSTS = "hosts"  # the folder with those of all hosts but the first
-HEADER = (
-    "# Configuration of a dreamer run, complete and resolved. The same run.dir resumes the run.\n"
-)
 PACKAGES = (
     "dreamer",
     "jax",
@@ -37,6 +37,7 @@ PACKAGES = (
     "gymnasium",
     "ale-py",
 )
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # of a file system
 SOURCE = Path(__file__).resolve().parents[2]
 
 
@@ -63,21 +64,16 @@ def prepare(
     path = Path(path)
     if not ours:
         check(path)
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     fresh = not (path / CONFIG).exists()
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        # The mark of ownership comes last: a folder without it is not taken for a run.
-        write_atomic(path / VERSION, _version_json(path, command))
-        write_atomic(
-            path / CONFIG, config_yaml if config_yaml.startswith(HEADER) else HEADER + config_yaml
-        )
+        with files.undone_on_failure(path) if fresh else contextlib.nullcontext():
+            # First, for a folder without it is not taken for a run.
+            write_atomic(
+                path / CONFIG,
+                config_yaml if config_yaml.startswith(HEADER) else HEADER + config_yaml,
+            )
+            write_atomic(path / VERSION, _version_json(path, command))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            if fresh:
-                (path / VERSION).unlink(missing_ok=True)
-            for folder in missing:
-                folder.rmdir()
         raise _not_writable(path, error) from error
     return path
 
@@ -124,23 +120,61 @@ def probe(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """Keeps every other run out of a folder; the system unlocks it when this process dies.
+    """Makes a folder and keeps every other run out of it; the system unlocks it when this process
+    dies. An empty folder keeps no lock, and where it was not there before is removed.
 
     Raises:
-        UserError: another run is in it.
+        UserError: another run is in it, or it cannot be locked.
     """
-    lock = filelock.FileLock(Path(path) / LOCK, blocking=False)
+    path = Path(path)
+    missing = files.missing_folders(path)
     try:
-        lock.acquire()
-    except filelock.Timeout:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(path)
+    except OSError as error:
+        files.remove_empty(missing)
+        what = error.strerror or error
+        if isinstance(error, BlockingIOError):
+            raise UserError(
+                f"run folder {path} is in use by a run that goes on; wait for it or stop it, or "
+                "choose another folder with run.dir=PATH"
+            ) from None
+        if error.errno in NO_LOCKS:
+            what = f"its file system has no locks ({what})"
         raise UserError(
-            f"run folder {path} is in use by a run that goes on; wait for it or stop it, or choose "
-            "another folder with run.dir=PATH"
-        ) from None
+            f"run folder {path} cannot be locked by {path / LOCK}: {what}; choose a folder on "
+            "another disk with run.dir=PATH, or remove what is in its place"
+        ) from error
     try:
         yield
     finally:
-        lock.release()
+        _remove_lone(path)
+        os.close(descriptor)
+        files.remove_empty(missing)
+
+
+def _lock(path: Path) -> int:
+    """The descriptor of the locked file; once more where another run removed it meanwhile."""
+    while True:
+        descriptor = files.open_regular(path / LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.lstat(path / LOCK)):
+                    return descriptor
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):
+                _remove_lone(path)
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _remove_lone(path: Path) -> None:
+    """Removes the lock of a folder that holds nothing else."""
+    with contextlib.suppress(OSError):
+        if os.listdir(path) == [LOCK]:
+            (path / LOCK).unlink()
 
 
 def saved_config(path: str | Path) -> str | None:
@@ -151,12 +185,13 @@ def saved_config(path: str | Path) -> str | None:
     """
     file = Path(path) / CONFIG
     try:
-        text = file.read_text(encoding="utf-8")
+        text = files.read(file, MOST).decode()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
         raise UserError(
-            f"cannot read {file}: {error}; choose another folder with run.dir=PATH"
+            f"cannot read {file}: {reason}; choose another folder with run.dir=PATH"
         ) from error
     return text if text.startswith(HEADER) else None
 
@@ -203,20 +238,31 @@ def _version_json(path: Path, command: Sequence[str] | None) -> str:
         "git": git_state(),
         "versions": versions(),
     }
-    earlier: list[Any] = []
-    with contextlib.suppress(FileNotFoundError, ValueError, AttributeError):
-        last = json.loads((path / VERSION).read_text(encoding="utf-8"))
-        earlier = [*last.pop("earlier", []), last]
-    return json.dumps({**entry, "earlier": earlier}, indent=2) + "\n"
+    return json.dumps({**entry, "earlier": _starts(path / VERSION)}, indent=2) + "\n"
+
+
+def _starts(file: Path) -> list[dict[str, Any]]:
+    """The starts that are noted in version.json, the oldest first."""
+    try:
+        last = json.loads(files.read(file, 2**26))
+        starts = [*last.pop("earlier", []), last]
+        if not all(isinstance(start, dict) for start in starts):
+            raise ValueError("a start is no mapping")
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        warn(f"{file} cannot be read and is written from the start: {describe(error)}")
+        return []
+    return starts
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether the folder is empty, but for what an interrupted write may leave, or holds a run."""
+    """Whether the folder is empty, but for what an interrupted start may leave, or holds a run."""
     foreign = [
         name
         for name in os.listdir(path)
         # Another host may have been here before this one.
-        if not (name.startswith(".") and name.endswith(".tmp")) and name != HOSTS
+        if not (name.startswith(".") and name.endswith(".tmp")) and name not in (HOSTS, LOCK)
     ]
     return not foreign or saved_config(path) is not None
 

@@ -14,14 +14,15 @@ import jax
 import numpy as np
 
 from dreamer import parallel
-from dreamer.agent import agent as agents
 from dreamer.agent.agent import Agent, State
 from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.envs.base import Restart
 from dreamer.errors import UserError
+from dreamer.replay import tree
 from dreamer.run.beginning import NOTHING, Beginning
 from dreamer.run.clocks import Ratio
+from dreamer.run.device_memory import make_agent
 from dreamer.run.evaluate import Episodes
 from dreamer.run.learner import purpose_key
 from dreamer.run.policy import PARTS, Policy, transition
@@ -38,10 +39,12 @@ class HostLoop(StoreLoop):
 
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
         self._config, self._hosts = config, parallel.hosts()
+        self._in_jax = registry.is_jax(config.env)  # whose state is made of arrays
         self.env = registry.make(config.env, config.env.num_envs, config.seed)
         try:
             specs = self.env.observation_spec(), self.env.action_spec()
-            self.agent = agents.make_agent(config.agent, *specs)
+            self.native_actions = getattr(self.env, "native_actions", None)
+            self.agent = make_agent(config, specs, devices)
             self._actor = Actor(config, self.agent, devices)
             self.store = make_store(config, self.agent, devices)
         except BaseException:
@@ -82,28 +85,37 @@ class HostLoop(StoreLoop):
         self.step += self._config.env.num_envs
         if self.loaded + self.step >= self._config.first_update:
             before = self.updates
-            self.store.train(self.ratio.updates(self.step))
+            try:
+                self.store.train(self.ratio.updates(self.step))
+            except Exception:  # what can be saved then is whole: the environments stepped too
+                self._act(action)
+                raise
             if self.updates > before:
                 self._actor.learned(self.params)
+        return self._act(action)
+
+    def _act(self, action: Any) -> list[tuple[float, int]]:
         self.time_step = self.env.step(action)
         return [(score, length) for _, score, length in self.episodes.add(self.time_step)]
 
     def get_counters(self) -> dict[str, Any]:
         """What is needed to go on exactly beside `state` and `get_arrays()`, made of JSON types."""
-        return {
+        counters = {
             "step": self.step,
             "loaded": self.loaded,
             "learner": self.store.get_counters(),
             "ratio": self.ratio.get_state(),
-            "env": self.env.get_state(),
             "episodes": self.episodes.get_state(),
         }
+        return counters if self._in_jax else counters | {"env": self.env.get_state()}
 
     def get_arrays(self) -> tuple[dict[str, Any], bool]:
-        """Replay, latents still to be written back and what acting remembers; and whether the
-        replay is a copy. One too large to copy must be written before anything changes it."""
+        """Replay, latents still to be written back, what acting remembers, and environments
+        written in JAX; and whether the replay is a copy. One too large to copy must be written
+        before anything changes it."""
         arrays, copied = self.store.get_arrays()
-        return arrays | self._actor.get_arrays(), copied
+        envs = {"env": self.env.get_state()} if self._in_jax else {}
+        return arrays | self._actor.get_arrays() | envs, copied
 
     def set_state(self, state: State, arrays: dict[str, Any], counters: dict[str, Any]) -> str:
         """Restores all three, and says what could not be restored exactly."""
@@ -112,16 +124,17 @@ class HostLoop(StoreLoop):
         self._actor.set_state(arrays, self.params)
         self.ratio.set_state(counters["ratio"])
         self.episodes.set_state(counters["episodes"])
-        if "actors" in counters["env"]:  # of an `ActorLoop`, in which no episode can be restored
+        saved = arrays.get("env") or counters.get("env", {})
+        if saved.get("state" if self._in_jax else "episodes"):
+            restored, self.time_step = self.env.set_state(saved)
+        else:  # of an `ActorLoop`, in which no episode can be restored, or of another suite
             restored, self.time_step = np.zeros(self._config.env.num_envs, bool), self.env.reset()
-        else:
-            restored, self.time_step = self.env.set_state(counters["env"])
         self.episodes.forget(~restored)
         notes = [f"not restored: {', '.join(lost)}"] if lost else []
         if not restored.all():
             number = np.sum(~restored)
             notes.append(f"{number} environments could not be restored and start an episode")
-        known = 0 if "actors" in counters["env"] else len(counters["env"].get("restarts", ()))
+        known = 0 if "actors" in saved else len(saved.get("restarts") or ())
         notes += [restart.line for restart in self.restarts[known:]]
         return "; ".join(notes)
 
@@ -180,5 +193,7 @@ class Actor:
         saved = arrays.get("weights", {})
         self._weights.clear()
         for age in sorted(saved, key=int):
+            own = {name: params[name] for name in PARTS}
+            tree.refuse_others(f"weights.{age}", saved[age], own)
             self._weights.append(parallel.copy_to(saved[age], self._device))
         self.learned(params)

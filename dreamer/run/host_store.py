@@ -105,15 +105,18 @@ class HostStore:
         self, state: State, arrays: dict[str, Any], counters: dict[str, int]
     ) -> list[str]:
         """Restores what any store saved; takes the replay out of `arrays`. Says what was lost."""
-        same_windows = arrays["replay"]["counters"]["length"][0] == self.replay.length
+        same_windows = host.counters_of(arrays["replay"])["length"] == self.replay.length
         pending, ahead = arrays["pending"], arrays.get("ahead")
+        host.set_state(self.replay, arrays.pop("replay"))
+        for name, windows in (("pending", pending), ("ahead", ahead)):
+            if windows and same_windows:
+                host.check_windows(self.replay, name, windows)
         lost = [] if same_windows or not pending else ["latents still to be written"]
         kept = self.learner.set_state(
             state, pending if same_windows else {}, counters, ahead if same_windows else None
         )
         if not kept or (ahead and not same_windows):
             lost.append("batches taken ahead")
-        host.set_state(self.replay, arrays.pop("replay"))
         return lost
 
     def close(self) -> None:

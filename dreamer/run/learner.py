@@ -3,14 +3,12 @@ late."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
 from dreamer import parallel
-from dreamer.agent import agent as agents
 from dreamer.agent import learning
 from dreamer.agent.agent import Agent, State
 from dreamer.replay import host
@@ -67,14 +65,13 @@ class Learner:
         self.devices = devices
         self.updates = 0
         self.pending: Pending | None = None
+        self._measured: jax.Array | None = None  # metrics of these updates
         self._dtype = agent.dtype
         self._batch_size, self._per_call = batch_size, updates_per_call
         # Every host samples from its own replay.
         self._seeds = (seed, parallel.host()) if parallel.hosts() > 1 else (seed,)
         init_key, train_key = purpose_key(seed, "init"), purpose_key(seed, "train")
-        self.state: State = parallel.replicate(
-            jax.jit(partial(agents.init, agent))(init_key), devices
-        )
+        self.state: State = parallel.replicate(agent.init(init_key), devices)
         self._key = parallel.replicate(train_key, devices)
         self._metrics = LateMetrics()
         self._owed = 0
@@ -104,19 +101,19 @@ class Learner:
         """
         self._owed += owed
         while self._owed >= self._per_call:
-            self._owed -= self._per_call
             self._call(replay)
+            self._owed -= self._per_call
 
     def _call(self, replay: Replay) -> None:
         batches = self._ahead.result() if self._ahead else self._take(replay, self.updates)
-        self._ahead = None
         self.state, latents, metrics = self._update(self.state, batches.data, self._key)
+        self._ahead = None
         self._params = parallel.unreplicate(self.state.params)
         self.updates += self._per_call
         self._write_back(replay)
         if self._thread is not None:
             self._ahead = self._thread.submit(self._take, replay, self.updates)
-        self.pending = {"index": batches.index, "latent": latents}
+        self.pending, self._measured = {"index": batches.index, "latent": latents}, metrics
         self._metrics.add(metrics)
 
     def _take(self, replay: Replay, update: int) -> Batches:
@@ -144,12 +141,14 @@ class Learner:
             self.pending = None
 
     def fetch_pending(self) -> Pending:
-        """The latents still to be written, on the host; {} when there are none."""
+        """The latents still to be written, on the host; {} when there are none. Those of skipped
+        updates are of windows in which nothing is written."""
         if self.pending is None:
             return {}
-        latent = self.pending["latent"]
-        if isinstance(next(iter(latent.values())), jax.Array):
-            self.pending = self.pending | {"latent": parallel.join(latent)}
+        latent, index = self.pending["latent"], self.pending["index"].copy()
+        if self._measured is not None:
+            index[self._metrics.skipped(self._measured), :, 1] = host.GONE
+            self.pending, self._measured = {"index": index, "latent": parallel.join(latent)}, None
         return self.pending
 
     def fetch_ahead(self) -> dict[str, Any]:
@@ -178,7 +177,7 @@ class Learner:
         saved; False if the batches taken ahead are not those of a call."""
         self.state = parallel.replicate(state, self.devices)
         self._params = parallel.unreplicate(self.state.params)
-        self.pending = None
+        self.pending = self._measured = None
         if pending:
             floats = {
                 key: value.astype(self._dtype)

@@ -1,6 +1,7 @@
 """Reads an agent from the folder of a run, or from a checkpoint that was copied elsewhere.
 
-Nothing but numbers and text is read: no environment is made and no code of others runs.
+Nothing but numbers and text is read: no environment is made, and none that the files name can be
+made later without the user's word, see `trust`.
 """
 
 from dataclasses import dataclass
@@ -9,16 +10,17 @@ from typing import Any
 
 import jax
 
-from dreamer import compose
+from dreamer import compose, trust
 from dreamer.agent import agent as agents
 from dreamer.agent import interface
 from dreamer.agent.agent import Agent
 from dreamer.config import Config
+from dreamer.config.env import Env
 from dreamer.errors import UserError
 from dreamer.run import checkpoint, finding, folder, paths
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Saved:
     """An agent and what it learned."""
 
@@ -27,18 +29,25 @@ class Saved:
     agent: Agent
     params: Any  # on the first device
     step: int  # environment steps of training
+    checkpoint: Path
+    spaces: dict[str, Any]  # as the checkpoint has them
 
 
-def load(path: str | Path, which: str = "newest") -> Saved:
+def load(
+    path: str | Path, which: str = "newest", word: bool = False, named: Env | None = None
+) -> Saved:
     """Reads an agent, its parameters alone: neither optimiser nor replay.
 
     Args:
       path: a run folder; or a folder of checkpoints, or one checkpoint, with config.yaml in it or
         above it.
       which: newest or best checkpoint, where there are several.
+      word: whether the user trusts the run, so that the environment that it names may run code.
+      named: the environment that the user named beside the run, which must be that of the run.
 
     Raises:
-      UserError: there is no run or checkpoint, or one that cannot be read.
+      UserError: there is no run or checkpoint, or one that cannot be read, or its environment is
+        not the one named.
     """
     if which not in ("newest", "best"):
         raise UserError(f"which={which}: expected newest or best")
@@ -51,7 +60,15 @@ def load(path: str | Path, which: str = "newest") -> Saved:
             f"{path} is not the folder of a run: it has no config.yaml of one; name a run folder, "
             "or a checkpoint with the config.yaml of its run beside it"
         )
-    config = compose.from_yaml(folder.saved_config(home) or "")
+    config = compose.from_yaml(folder.saved_config(home) or "", str(home / folder.CONFIG))
+    if named is not None and trust.named_as(named) != trust.named_as(config.env):
+        other = " with other env.kwargs" if named.name == config.env.name else ""
+        raise UserError(
+            f"env={named.name}: {home} is a run in {config.env.name}{other}; name what it has, or "
+            "leave it out"
+        )
+    if word:
+        trust.allow(config.env)
     found = finding.checkpoint(path, which)
     if found is None:
         raise UserError(
@@ -59,17 +76,22 @@ def load(path: str | Path, which: str = "newest") -> Saved:
             "wanted"
         )
     meta = checkpoint.read(found).meta
-    agent = _agent(config, meta)
+    agent = agents.make_agent(config.agent, *spaces(meta))
     pattern = jax.eval_shape(lambda: agents.init_params(agent, jax.random.key(0)))
     params = checkpoint.read_params(found, pattern)
-    return Saved(home, config, agent, params, int(meta["step"]) * meta.get("hosts", 1))
+    step = meta.get("step", meta["learner"]["updates"]) * meta.get("hosts", 1)  # offline: updates
+    return Saved(home, config, agent, params, step, found, meta["spaces"])
 
 
-def _agent(config: Config, meta: dict[str, Any]) -> Agent:
-    """The networks for the spaces that the checkpoint tells of."""
+def spaces(meta: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Observations and actions of the agent of a checkpoint.
+
+    Raises:
+      UserError: the checkpoint does not say.
+    """
     if "spaces" not in meta:
         raise UserError(
             "the checkpoint is older than the note of its spaces; resume its run once, by which it "
             "gets one"
         )
-    return agents.make_agent(config.agent, *interface.load(meta["spaces"]))
+    return interface.load(meta["spaces"])

@@ -14,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
+from dreamer import files
 from dreamer.errors import UserError, warn
 from dreamer.files import write_atomic
 from dreamer.run.video import to_gif, write_mp4
@@ -191,7 +192,8 @@ class AppendFile:
         self._open()
 
     def _open(self) -> None:
-        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115, closed by close()
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        self._file = open(files.open_regular(self._path, flags), "ab", buffering=0)  # noqa: SIM115
         size = self._file.seek(0, os.SEEK_END)
         try:
             self._write(b"\n")  # opening alone succeeds on a full disk
@@ -242,10 +244,10 @@ def _record(event: Event) -> bytes:
 
 def _lines_until(path: Path, step: int) -> Iterator[str]:
     """The whole lines of a metrics file up to a step."""
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(files.open_regular(path), encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 if line.endswith("\n") and json.loads(line)["step"] <= step:
                     yield line
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 continue

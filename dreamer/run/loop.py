@@ -1,17 +1,19 @@
 """A training run: its loop, and now and then evaluations, logs and checkpoints."""
 
 import contextlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NoReturn
 
 import jax
 
-from dreamer import allocator, compose, parallel
+from dreamer import allocator, compose, files, parallel
 from dreamer.agent import interface
 from dreamer.config import Config
-from dreamer.envs import registry
-from dreamer.errors import EnvironmentFault, UserError
+from dreamer.envs import registry, saved_spaces
+from dreamer.errors import EnvironmentFault, UserError, describe, emit, warn
 from dreamer.run import agreement, beginning, checkpointer, common, folder, paths, rollback, shares
 from dreamer.run.actor_loop import ActorLoop
 from dreamer.run.callbacks import Callbacks
@@ -19,7 +21,7 @@ from dreamer.run.checkpointer import Checkpointer, SaveError
 from dreamer.run.clocks import EverySeconds, EverySteps
 from dreamer.run.device_loop import DeviceLoop
 from dreamer.run.host_loop import HostLoop
-from dreamer.run.logger import Logger, Silent
+from dreamer.run.logger import VIDEOS, Logger, Silent
 from dreamer.run.metrics import SKIPPED, Reading
 from dreamer.run.offline_loop import OfflineLoop
 from dreamer.run.plan import plan
@@ -30,7 +32,9 @@ from dreamer.run.rollback import RolledBack
 from dreamer.run.saving import Saving
 from dreamer.run.signals import StopRequest
 
-SHOWN = ("loss/total", "loss/reward", "kl", "return", "value")  # metrics in the progress display
+REFUSED = (UserError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+# Metrics in the progress display.
+SHOWN = ("loss/total", "loss/reward", "kl", "imagined_return", "value")
 
 
 Loop = HostLoop | ActorLoop | DeviceLoop | OfflineLoop
@@ -46,6 +50,40 @@ def make_loop(config: Config, devices: list[jax.Device]) -> Loop:
     if choice == "auto":
         choice = "device" if registry.is_jax(config.env) else "host"
     return DeviceLoop(config, devices) if choice == "device" else HostLoop(config, devices)
+
+
+@contextlib.contextmanager
+def saved_first(runs: Sequence["Trainer"]) -> Iterator[None]:
+    """Whatever ends the training inside, every run is saved first, once, as far as it learned.
+
+    A second Ctrl-C alone ends it at once. What ended it goes through, with what is saved.
+
+    Args:
+      runs: to save; more may come while they train.
+
+    Raises:
+      UserError: what was raised inside; or somebody called `sys.exit`, who is no callback.
+    """
+    try:
+        yield
+    except RolledBack as back:
+        for run in runs:
+            if run.path != back.path:
+                run.say(run.keep(back))
+        raise
+    except BaseException as cause:
+        if isinstance(cause, KeyboardInterrupt) and any(run.stop.requested for run in runs):
+            raise
+        kept = "; ".join([line for run in runs if (line := run.keep(cause))])
+        saved = f"; {kept}, and the same command resumes" if kept else ""
+        if isinstance(cause, UserError):
+            cause.args = (f"{cause}{saved}",)
+        elif isinstance(cause, SystemExit) and not any(run.callbacks.failed for run in runs):
+            called = f"sys.exit({cause.code!r}) was called while the run trained, by no callback"
+            raise UserError(f"{called}{saved}") from cause
+        else:
+            emit(f"training ended with {describe(cause)}{saved}", sys.stderr)
+        raise
 
 
 class Trainer:
@@ -72,8 +110,9 @@ class Trainer:
         self.leader = leader
         self.stop = stop or StopRequest()
         self._hosts, self._count = agreement.make(self.stop), parallel.hosts()
-        self._callbacks = callbacks or Callbacks()
+        self.callbacks = callbacks or Callbacks()
         self.metrics: dict[str, float] = {}  # those last written
+        self._warned: set[tuple[str, type]] = set()  # of what never ends a run
         self.path = paths.run_folder(config)
         folder.check(self.path)
         paths.refuse_changes(config, self.path)
@@ -82,11 +121,20 @@ class Trainer:
             config.platform, config.devices, config.replay.batch_size
         )
         with ExitStack() as stack:
+            mode = config.log.progress if self._hosts.first else "none"
+            display = Progress(
+                *(mode, config.run.steps, config.log.every_seconds),
+                leader=leader.progress if leader else None,
+            )
+            self.progress: Progress = stack.enter_context(display)
             saved = paths.checkpoint_folder(config)
             self._rollbacks: int = self._hosts.told(lambda: rollback.count(saved))
             own = shares.share(rollback.rekeyed(config, self._rollbacks))
+            (leader or self).progress.print(f"making environments and weights, seed {config.seed}")
             self.loop = make_loop(own, self.devices)
-            stack.callback(self.loop.close)
+            stack.callback(self._look, "environments cannot be closed", self.loop.close)
+            if self.loop.where == "device":
+                self.progress.learning = "the device loop"
             shares.compare_devices(len(self.devices), self.loop.stored == "device memory")
             self.begun = ""  # with what, in words
             self._saved = paths.holds_checkpoints(saved)
@@ -96,37 +144,43 @@ class Trainer:
             self.evaluated = 0  # step of the last evaluation
             self.skipped = 0  # updates, whose loss or gradient was not finite
             self._skipping = False  # the last of them
+            self._unsaved = -1  # the last step that could not be saved
             self._open(stack)
             self._stack = stack.pop_all()
 
     def _open(self, stack: ExitStack) -> None:
         """The run folder, what was saved in it, and the display."""
         config = self.config
-        fresh = folder.saved_config(self.path) is None
         checkpoints = paths.checkpoint_folder(config)
+        stack.enter_context(folder.locked(self.path))
         if config.checkpoint.dir:  # which the lock of the run folder does not cover
-            checkpointer.make(checkpoints)
             stack.enter_context(folder.locked(checkpoints))
+        fresh = folder.saved_config(self.path) is None
         paths.refuse_strange_checkpoints(config, fresh)
+        with files.undone_on_failure(self.path) if fresh else contextlib.nullcontext():
+            self._open_locked(stack, fresh)
+
+    def _open_locked(self, stack: ExitStack, fresh: bool) -> None:
+        config, checkpoints = self.config, paths.checkpoint_folder(self.config)
+        files.refuse_links(self.path, paths.CHECKPOINTS, VIDEOS)
         if fresh:
             folder.prepare(self.path, compose.to_yaml(config))
-        stack.enter_context(folder.locked(self.path))
+        for place in (self.path, self.path / VIDEOS):
+            files.remove_stale(place)
         self.checkpoints = Checkpointer(checkpoints, config.checkpoint.keep)
         stack.push(self._end_saving)
-        self._saving = Saving(self.checkpoints, self._save, self.say, alone=self._count == 1)
+        self._saving = Saving(self.checkpoints, self._save, self.note, alone=self._count == 1)
         self._restarts = 0  # environments made anew that were told
+        if self._saved:
+            self.progress.print("restoring the newest checkpoint")
         resumed = self._start_or_resume(fresh)
         self._began = self.step
         if not fresh:  # only now is it known that the checkpoint fits a changed configuration
             folder.prepare(self.path, compose.to_yaml(config))
         self.logger = Logger(self.path, config.log.tensorboard) if self._hosts.first else Silent()
-        stack.callback(self.logger.close)
+        stack.callback(self._look, "cannot write metrics", self.logger.close)
         self.logger.truncate(self.step if self.step else -1)
-        self.reporter = Reporter(self.loop.agent, config, self.logger, self.say)
-        mode = "none" if self.leader or not self._hosts.first else config.log.progress
-        self.progress = stack.enter_context(
-            Progress(mode, config.run.steps, config.log.every_seconds, self.step)
-        )
+        self.reporter = Reporter(self.loop.agent, config, self.logger, self.warn)
         if not self.leader and self._hosts.first:
             weights = sum(x.size for x in jax.tree.leaves(self.loop.params))
             spec = transition_spec(self.loop.agent)
@@ -140,6 +194,10 @@ class Trainer:
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
+
+    def __repr__(self) -> str:
+        name, size = self.config.env.name, self.config.size
+        return f"Trainer({name}, {size}, step {self.step:,}, in {self.path})"
 
     @property
     def step(self) -> int:
@@ -156,27 +214,18 @@ class Trainer:
         self.stop.requested = True
 
     def run(self) -> None:
-        """Trains until `run.steps` or until a signal asks to stop, then saves.
+        """Trains until `run.steps` or until a signal asks to stop, then saves; see `saved_first`.
 
         Raises:
-          EnvironmentFault: environments failed too often; all that was learned before is saved.
-          RolledBack: the run went back to an earlier checkpoint, and must be made anew.
-          UserError: too many updates in a row were skipped; all that was learned before is saved.
+          EnvironmentFault: environments failed too often.
+          RolledBack: the run went back to an earlier checkpoint, and must be restarted.
+          UserError: too many updates in a row were skipped, or the end cannot be saved.
         """
-        try:
+        with saved_first([self]):
             if self.begin():
                 while self.unfinished:
                     self.after(self.loop.turn())
                 self.finish()
-        except EnvironmentFault as fault:
-            if self._count > 1:  # the others do not know, and do not save
-                raise EnvironmentFault(f"{fault}; {self.kept}, the same command resumes") from fault
-            kept = f"all that was learned until step {self.step:,} is saved in {self.path}"
-            try:
-                self._close_books()
-            except SaveError as error:
-                kept = str(error)
-            raise EnvironmentFault(f"{fault}; {kept}, and the same command resumes") from fault
 
     @property
     def unfinished(self) -> bool:
@@ -189,11 +238,13 @@ class Trainer:
         if self.step >= total and not self._evaluation_is_due():
             self.say(f"{self.path} is complete; raise run.steps to train on")
             return False
+        if not self.leader:
+            self.stop.begin(self.progress)
+        self.progress.start(self.step, self.updates)
         self._set_clocks()
         self._updates = self.updates  # that callbacks were told of
         self._compiled = False  # the program of an update
         self._saves_asked = 0  # that were heeded
-        self._callbacks.watch(self)
         if self._eval_clock(self.step) and self.step < total:  # interrupted by the stop before
             self._evaluate()
         return True
@@ -202,13 +253,13 @@ class Trainer:
         """What comes after a turn in which these episodes ended."""
         self._tell_restarts()
         self._tell(episodes)
-        self._callbacks("on_step", self)
+        self.callbacks("on_step", self)
         if self.updates > self._updates:
             if not self._compiled:
                 self._compiled = True
                 allocator.set_gaps_aside()
             self._updates = self.updates
-            self._callbacks("on_update", self)
+            self.callbacks("on_update", self)
         self._now_and_then()
 
     def finish(self) -> None:
@@ -223,14 +274,37 @@ class Trainer:
         if self.leader:
             self.say(last)
         else:
-            self.progress.close(last)
+            self._look("the display fails", self.progress.close, last)
 
     @property
     def kept(self) -> str:
-        """What would be left if the run ended now, in words."""
-        step = self.checkpoints.latest_step()
-        saved = "nothing is saved" if step is None else f"the newest checkpoint is of step {step:,}"
-        return f"{saved} in {self.path}"
+        """What is left if the run ends now, in words."""
+        saved = self.checkpoints.latest_step()
+        if saved is None:
+            return f"nothing is saved in {self.path}"
+        if saved == self.step:
+            return f"all that was learned until step {saved:,} is saved in {self.path}"
+        lost = f"{self.step - saved:,} steps after it are lost"
+        return f"the newest checkpoint is of step {saved:,} in {self.path}, {lost}"
+
+    def keep(self, cause: BaseException) -> str:
+        """Saves what was learned until something ended the training; what is saved then, in words.
+
+        Of several hosts, the others do not know of it and do not save. What an update that failed
+        had taken, or left incomplete, cannot be saved, and the newest checkpoint remains.
+        """
+        if self._unsaved == self.step:  # which the cause says
+            return ""
+        if self._count > 1 and not isinstance(cause, rollback.Exhausted):
+            return self.kept
+        try:
+            if self.checkpoints.latest_step() != self.step:
+                self._close_books()
+        except SaveError as error:
+            return str(error)
+        except Exception as error:
+            return f"step {self.step:,} cannot be saved ({describe(error)}); {self.kept}"
+        return self.kept
 
     def say(self, line: str) -> None:
         """Prints a line, on the display of the leader if there is one."""
@@ -239,7 +313,29 @@ class Trainer:
         elif self.leader:
             self.leader.say(f"seed {self.config.seed}: {line}")
         else:
-            self.progress.print(line)
+            self._look("the display fails", self.progress.print, line)
+
+    def _look(self, failure: str, show: Callable[..., Any], *arguments: Any) -> Any:
+        """Does what never ends a run, such as all that is only for looking at: where it fails there
+        is a warning, once for each reason, and the result is None."""
+        try:
+            return show(*arguments)
+        except (Exception, SystemExit) as error:
+            if (failure, type(error)) not in self._warned:
+                self._warned.add((failure, type(error)))
+                warn(f"{failure}: {describe(error)}")
+            return None
+
+    def note(self, line: str) -> None:
+        """Prints a line on standard error, whatever `log.progress` is."""
+        if self.leader:
+            self.leader.note(f"seed {self.config.seed}: {line}")
+        else:
+            self.progress.note(f"host {parallel.host()}: {line}" if self._count > 1 else line)
+
+    def warn(self, line: str) -> None:
+        """Prints a warning as `note` does."""
+        self.note(f"warning: {line}")
 
     # ------------------------------------------------------------------------------ now and then
 
@@ -253,16 +349,15 @@ class Trainer:
         self._save_due = False
 
     def _now_and_then(self) -> None:
-        self.progress.update(self.step, self.loop.updates)
+        self._show(self.step, self.loop.updates)
         self._read(self._hosts.meet(self.updates, self._saving.overdue))
         if self._log_clock():
             self._log()
         if self._eval_clock(self.step) and self.step < self.config.run.steps:
             self._evaluate()
         if self._video_clock(self.step) and self._hosts.first:
-            self.reporter.videos(
-                self.loop.params, self.loop.sequences, self.step, self._interrupted
-            )
+            with self.progress.beside("recording videos"):
+                self._film()
         # All are asked every time, so that none falls behind.
         clocks = [self._save_clock(), self._save_step_clock(self.step)]
         due = [self._save_due, self._hosts.wanted, *clocks]
@@ -294,19 +389,25 @@ class Trainer:
                 self._hosts.post(episode)
             return
         for score, length in episodes:
-            self.progress.episode(score, length)
-            self.logger.write(self.step, {"episode/return": score, "episode/length": length})
+            self._look("the display fails", self.progress.episode, score, length)
+            self._write({"episode/return": score, "episode/length": length})
         for score, length in episodes:
-            self._callbacks("on_episode", self, score, length)
+            self.callbacks("on_episode", self, score, length)
 
     def _tell_restarts(self) -> None:
         """Of environments that were made anew since."""
         new = self.loop.restarts[self._restarts :]
         for restart in new:
-            self.say(restart.line)
+            self.warn(restart.line)
         if new:
             self._restarts += len(new)
-            self.logger.write(self.step, {"env/restarts": self._restarts})
+            self._write({"env/restarts": self._restarts})
+
+    def _write(self, metrics: dict[str, float]) -> None:
+        self._look("cannot write metrics", self.logger.write, self.step, metrics)
+
+    def _show(self, *progress: Any) -> None:
+        self._look("the display fails", self.progress.update, *progress)
 
     def _log(self, wait: bool = False) -> None:
         reading = self.loop.read_metrics(wait)
@@ -314,10 +415,10 @@ class Trainer:
         if reading.averages or reading.skipped:
             metrics = dict(reading.averages)
             shown = {key: metrics[key] for key in SHOWN if metrics}
-            metrics |= {"updates": self.loop.updates, SKIPPED: self.skipped}
+            metrics |= {"updates": self.loop.updates, SKIPPED: self.skipped, **self.progress.rates}
             self.metrics = metrics
-            self.logger.write(self.step, metrics)
-            self.progress.update(self.step, self.loop.updates, shown)
+            self._write(metrics)
+            self._show(self.step, self.loop.updates, shown)
         if reading.in_a_row > self.config.run.max_skipped and not wait:
             last = self.loop.read_metrics(wait=True)
             self.skipped += last.skipped
@@ -334,7 +435,7 @@ class Trainer:
         self.skipped += reading.skipped
         what = f"not finite: {', '.join(reading.not_finite)}"
         count = f"{reading.skipped:,} update{'s' if reading.skipped > 1 else ''} skipped"
-        self.say(f"{count}, {self.skipped:,} in all; {what}")
+        self.warn(f"{count}, {self.skipped:,} in all; {what}")
 
     def _go_back(self, in_a_row: int, not_finite: Sequence[str]) -> NoReturn:
         """To the newest checkpoint of before so many updates; or ends the run, with advice."""
@@ -348,17 +449,9 @@ class Trainer:
         try:
             rollback.go_back(self.checkpoints, step, times, most, skipped=self.skipped)
         except (rollback.Exhausted, SaveError) as end:
-            raise UserError(f"{why}; {end}; {self._try_to_save()}; {rollback.ADVICE}") from end
-        self.say(f"{why}; back to step {step:,} with other random keys, {times} of {most} times")
+            raise type(end)(f"{why}; {end}; {rollback.ADVICE}") from end
+        self.warn(f"{why}; back to step {step:,} with other random keys, {times} of {most} times")
         raise RolledBack(self.path)
-
-    def _try_to_save(self) -> str:
-        """Saves as well as it can; what is left, in words."""
-        try:
-            self.save()
-        except SaveError as error:
-            return f"{error}; {self.kept}"
-        return f"the weights before them are saved in {self.path}"
 
     def _evaluation_is_due(self) -> bool:
         """Whether the agent of this step is still to be evaluated, at the end of the run."""
@@ -367,10 +460,18 @@ class Trainer:
     def _interrupted(self) -> bool:
         return self.stop.requested
 
+    def _film(self) -> None:
+        params, failure = self.loop.params, f"no video of step {self.step:,}"
+        self._look(failure, self.reporter.episode, params, self.step, self._interrupted)
+        if not self._interrupted():
+            self._look(failure, self.reporter.predictions, params, self.loop.sequences, self.step)
+
     def _evaluate(self) -> None:
-        numbers = self._hosts.told(
-            lambda: self.reporter.evaluation(self.loop.params, self.step, self._interrupted)
-        )
+        asked = self.loop.params, self.step, self._interrupted
+        failure = f"no evaluation at step {self.step:,}"
+        with self.progress.beside(f"evaluating at step {self.step:,}"):
+            evaluate = partial(self._look, failure, self.reporter.evaluation, *asked)
+            numbers = self._hosts.told(evaluate)
         if numbers is None:
             return
         self.evaluated = self.step
@@ -389,21 +490,24 @@ class Trainer:
         self._tell_restarts()
         try:
             self.save()
-        except SaveError as error:
-            raise SaveError(f"{error}; {self.kept}") from error
         finally:
-            self._log(wait=True)
+            self._look("the last metrics are lost", self._log, True)
 
     def save(self) -> None:
         """Saves, and returns when it is written.
 
         Raises:
-          SaveError: it cannot be written.
+          SaveError: it cannot be written, and what is saved.
         """
-        with contextlib.suppress(SaveError):  # of the save before, after which this one comes
-            self.checkpoints.wait()
-        self._save()
-        self.checkpoints.wait()
+        with self.progress.beside("saving"):
+            with contextlib.suppress(Exception):  # of the save before, after which this one comes
+                self.checkpoints.wait()
+            try:
+                self._save()
+                self.checkpoints.wait()
+            except SaveError as error:
+                self._unsaved = self.step
+                raise SaveError(f"{error}; {self.kept}") from error
 
     def _save(self, score: float | None = None) -> None:
         """Saves everything that influences the rest of the run."""
@@ -417,7 +521,8 @@ class Trainer:
             "evaluated": self.evaluated,
             "skipped": self.skipped,
             rollback.COUNT: self._rollbacks,
-            "spaces": interface.dump(self.loop.agent),
+            "spaces": interface.dump(self.loop.agent)
+            | {"native": saved_spaces.dump_space(self.loop.native_actions)},
             "hosts": self._count,
         }
         counters = own | self.loop.get_counters()
@@ -427,11 +532,11 @@ class Trainer:
             return
         arrays, copied = self.loop.get_arrays()
         self.checkpoints.save(step, self.loop.state, arrays, counters, score)
-        told = self._callbacks.want("on_checkpoint")
+        told = self.callbacks.want("on_checkpoint")
         if not copied or told:
             self.checkpoints.wait()
         if told:
-            self._callbacks("on_checkpoint", self, self.checkpoints.directory / str(step))
+            self.callbacks("on_checkpoint", self, self.checkpoints.directory / str(step))
 
     def _make_folders(self) -> None:
         """Makes again what somebody removed during the training."""
@@ -449,8 +554,10 @@ class Trainer:
 
     def _end_saving(self, kind: type[BaseException] | None, *_: object) -> None:
         """Waits for the save under way, but not when a second Ctrl-C ends all at once."""
-        if kind is None or not issubclass(kind, KeyboardInterrupt):
+        if kind is None:
             self.checkpoints.close()
+        elif not issubclass(kind, KeyboardInterrupt):
+            self._look("the checkpoint under way is lost", self.checkpoints.close)
 
     def _begin_anew(self) -> None:
         first = beginning.choose(self.config, self.loop.agent, self.loop.params)
@@ -465,11 +572,19 @@ class Trainer:
                 self._begin_anew()
             return self.begun if fresh else f"{self.path} had saved nothing yet and starts anew"
         state, arrays, counters = restored
-        assert arrays is not None, "every save has a replay"
+        path = self.checkpoints.directory / str(self.checkpoints.latest_step())
+        if arrays is None:
+            raise UserError(f"the checkpoint {path} cannot be resumed: it has no replay")
         paths.refuse_checkpoint_of(counters["run"], self.config)
         paths.refuse_other_kind(counters.get("offline", False), self.config)
         self.best, self.evaluated = counters["best"], counters["evaluated"]
         self.skipped = counters.get("skipped", 0)
-        note = self.loop.set_state(state, arrays, counters)
+        try:
+            note = self.loop.set_state(state, arrays, counters)
+        except EnvironmentFault:
+            raise
+        except REFUSED as error:
+            wrong = str(error) if isinstance(error, UserError) else describe(error)
+            raise UserError(f"the checkpoint {path} cannot be resumed: {wrong}") from error
         self._restarts = len(self.loop.restarts)
         return f"resumed {self.path} at step {self.step:,}" + (note and f"; {note}")

@@ -38,6 +38,10 @@ class LateMetrics:
         """Keeps the metrics of one call, [..., M] of any number of updates, until they are read."""
         self._calls.append(stacked)
 
+    def skipped(self, stacked: Array | np.ndarray) -> np.ndarray:
+        """Which updates [...] of a call with these metrics [..., M] were skipped."""
+        return np.asarray(jax.device_get(stacked))[..., self.names.index(SKIPPED)] > 0
+
     def read(self, wait: bool = False) -> Reading:
         """Those since the last reading, without the call still running unless asked to wait."""
         done = self._calls if wait else self._calls[:-1]
@@ -46,7 +50,7 @@ class LateMetrics:
             return Reading({}, in_a_row=self._in_a_row)
         calls = [np.reshape(call, (-1, len(self.names))) for call in jax.device_get(done)]
         rows = np.concatenate(calls)
-        skipped = rows[:, self.names.index(SKIPPED)] > 0
+        skipped = self.skipped(rows)
         whole = np.flatnonzero(~skipped)
         before = -1 - int(whole[-1]) if len(whole) else self._in_a_row
         self._in_a_row = before + len(skipped)

@@ -28,7 +28,7 @@ class OfflineLoop(StoreLoop):
 
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
         self._config = config
-        self.agent = make_agent(config)
+        self.agent, self.native_actions = make_agent(config, devices)
         self.store = make_store(config, self.agent, devices)
         self.loaded = 0  # steps in replay
         self._dispatched: jax.Array | None = None  # there when the last call is done

@@ -1,12 +1,16 @@
 """Where a run keeps its files, and whether a folder may be resumed with a configuration."""
 
+import os
 from pathlib import Path
 
-from dreamer import compose
+from dreamer import compose, files
 from dreamer.config import Config
 from dreamer.errors import UserError
 from dreamer.run import folder
 from dreamer.run.logger import METRICS
+
+CHECKPOINTS = "checkpoints"
+ROOM = 300  # bytes of the longest path inside of a run folder
 
 
 def run_folder(config: Config) -> Path:
@@ -18,19 +22,46 @@ def checkpoint_folder(config: Config) -> Path:
     """`checkpoint.dir`, or a folder inside the run folder."""
     if config.checkpoint.dir:
         return expand(config.checkpoint.dir, "checkpoint.dir").absolute()
-    return run_folder(config).absolute() / "checkpoints"
+    return run_folder(config).absolute() / CHECKPOINTS
 
 
 def expand(path: str, key: str) -> Path:
     """The path with `~` as the home folder.
 
     Raises:
-      UserError: it is that of a user who does not exist.
+      UserError: it is that of a user who does not exist, is too long, or what the library that
+        writes arrays cannot write: not UTF-8, with a control character or backslash, an address.
     """
     try:
-        return Path(path).expanduser()
+        found = Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(f"{key}={path}: {error} write the folder's full path") from None
+    whole = str(found.absolute())
+    shown = path.encode("utf-8", "backslashreplace").decode()
+    if any(character < " " or character == "\x7f" for character in path):
+        raise UserError(f"{key}={path!r}: the name has a control character; choose another name")
+    if "\\" in whole or any(part.endswith(":") for part in Path(whole).parts):
+        raise UserError(
+            f"{key}={shown}: a backslash, or a part that ends in a colon as those of addresses do, "
+            "cannot be written by the library that saves arrays; name a folder of this machine"
+        )
+    try:
+        size = len(whole.encode())
+    except UnicodeEncodeError:
+        there = whole.encode("utf-8", "backslashreplace").decode()
+        raise UserError(
+            f"{key}={shown}: {there} is not UTF-8, and such names cannot be written by all "
+            "libraries that are used; rename it, or choose another"
+        ) from None
+    nearest = next(place for place in (found, *found.absolute().parents) if os.path.exists(place))
+    limits = [os.pathconf(nearest, f"PC_{name}_MAX") for name in ("NAME", "PATH")]
+    longest = max(len(part.encode()) for part in ("", *Path(whole).parts))
+    if longest > limits[0] or size + ROOM > limits[1]:
+        raise UserError(
+            f"{key}={shown[:60]}...: the name is too long; each part may have {limits[0]} bytes, "
+            f"the whole path {limits[1] - ROOM}; choose a shorter one"
+        )
+    return found
 
 
 def refuse_changes(config: Config, path: Path) -> None:
@@ -42,11 +73,12 @@ def refuse_changes(config: Config, path: Path) -> None:
     saved = folder.saved_config(path)
     if saved is None or config.run.accept_changes:
         return
-    changes = compose.differences(compose.from_yaml(saved), config)
+    changes = compose.differences(compose.from_yaml(saved, str(path / folder.CONFIG)), config)
     if changes:
         raise UserError(
             f"{path} holds a run with another configuration: {'; '.join(changes)}; "
-            "choose another run.dir, or resume with the changes by run.accept_changes=true"
+            f"run.dir={path} alone resumes it as it was; or choose another run.dir, or resume with "
+            "the changes by run.accept_changes=true"
         )
 
 
@@ -75,7 +107,7 @@ def refuse_strange_checkpoints(config: Config, fresh: bool) -> None:
 
 def holds_checkpoints(directory: Path) -> bool:
     """Whether a run saved something in this folder."""
-    return any(entry.name.isdigit() for entry in directory.glob("*"))
+    return any(files.number(entry.name) is not None for entry in directory.glob("*"))
 
 
 def refuse_other_kind(offline: bool, config: Config) -> None:

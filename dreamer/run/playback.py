@@ -1,5 +1,6 @@
 """Plays episodes with the agent of a run folder, and writes down how they went."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,10 +8,11 @@ import numpy as np
 from dreamer import parallel
 from dreamer.agent import interface
 from dreamer.config import EvalOptions
+from dreamer.config.env import Env
 from dreamer.envs import registry
-from dreamer.errors import UserError
+from dreamer.errors import UserError, describe, printable
 from dreamer.run import loading, paths, summary
-from dreamer.run.evaluate import evaluate, frame
+from dreamer.run.evaluate import Evaluation, evaluate, frame
 from dreamer.run.loading import Saved
 from dreamer.run.policy import Policy
 from dreamer.run.reporter import FPS
@@ -19,14 +21,18 @@ from dreamer.run.video import write_mp4
 EVALUATION = 4  # the purpose of these random numbers, beside those of training
 
 
-def play(options: EvalOptions) -> dict[str, Any]:
+def play(options: EvalOptions, named: Env | None = None) -> dict[str, Any]:
     """Evaluates as asked: prints a table, writes JSON and perhaps a video, and gives the summary.
 
+    Args:
+      options: of the command.
+      named: the environment that the user named beside the run, see `loading.load`.
+
     Raises:
-      UserError: no run, no checkpoint, or a folder that cannot be written.
+      UserError: no run, no checkpoint, a folder that cannot be written; or at the end, no video.
     """
     parallel.local_devices(options.platform, 1, 1)  # refuses a platform that is not there
-    saved = loading.load(options.run, options.checkpoint)
+    saved = loading.load(options.run, options.checkpoint, options.trust, named)
     env, step = saved.config.env, saved.step
     _check(saved, options.video)
     mode = "-greedy" if options.greedy else ""
@@ -48,13 +54,27 @@ def play(options: EvalOptions) -> dict[str, Any]:
     settings = {key: getattr(options, key) for key in ("seed", "greedy", "checkpoint")}
     episodes = {"returns": result.returns, "lengths": result.lengths}
     summary.write_json(out, {"step": step, **settings, **numbers, **episodes})
+    print(summary.render(numbers, f"{printable(env.name)}, step {step:,}"))
     if options.video:
-        assert result.frames is not None, "refused at the start"
-        with summary.explaining_refusal(video):
-            write_mp4(video, result.frames, FPS)
-    print(summary.render(numbers, f"{env.name}, step {step:,}"))
+        _film(video, result, out)
     print(f"written to {out}" + (f", the first episode to {video}" if options.video else ""))
     return numbers
+
+
+def _film(video: Path, result: Evaluation, out: Path) -> None:
+    """Writes the video, when the results are written.
+
+    Raises:
+      UserError: there are no frames, or the file cannot be written.
+    """
+    try:
+        if result.frames is None:
+            raise UserError(result.not_drawn or "nothing was rendered")
+        with summary.explaining_refusal(video):
+            write_mp4(video, result.frames, FPS)
+    except Exception as error:
+        why = f"no video of the first episode: {describe(error)}"
+        raise UserError(f"{why}; the results are written to {out}") from error
 
 
 def _check(saved: Saved, video: bool) -> None:

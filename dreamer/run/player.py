@@ -60,7 +60,7 @@ class Player:
         while len(rows) < STEPS and time.monotonic() < end:
             rows.append(self._step())
         new, self._told = self.env.restarts[self._told :], len(self.env.restarts)
-        restarts = [(one.line.rsplit("; made anew", 1)[0], one.failed) for one in new]
+        restarts = [(one.cause, one.failed) for one in new]
         return Chunk(stack(rows), restarts, version)
 
     def _step(self) -> dict[str, Any]:

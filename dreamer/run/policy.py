@@ -11,6 +11,7 @@ import numpy as np
 from dreamer import parallel
 from dreamer.agent import agent as agents
 from dreamer.agent.agent import Agent, Carry
+from dreamer.replay import tree
 
 PARTS = ("encoder", "rssm", "actor")  # networks that acting needs
 
@@ -39,6 +40,7 @@ class Policy:
         self.num_envs = num_envs
         self._device = device
         self.carry: Carry
+        self._first = True
         self._agent = agent
         self._seen = [key for key, _ in agent.model.encoder.observations]
         self._key: jax.Array
@@ -47,7 +49,7 @@ class Policy:
 
     def reset(self, key: jax.Array) -> None:
         """Forgets everything; from here on the draws of step n follow from `key` and n."""
-        # On the device of the parameters, so that the first call is compiled as all later ones.
+        self._first = True  # whether no call came since
         fresh = key, agents.initial_carry(self._agent, self.num_envs)
         self._key, self.carry = parallel.to_device(fresh, self._device)
 
@@ -57,10 +59,17 @@ class Policy:
         return {"latent": dict(carry.latent), "action": carry.action}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores a carry, also one that was computed in another dtype."""
+        """Restores a carry, also one that was computed in another dtype.
+
+        Raises:
+          UserError: it is another one.
+        """
+        own = {"latent": dict(self.carry.latent), "action": self.carry.action}
+        tree.refuse_others("carry", state, own)
         saved = Carry(state["latent"], state["action"])
         cast = jax.tree.map(lambda x, now: np.asarray(x).astype(now.dtype), saved, self.carry)
         self.carry = parallel.to_device(cast, self._device)
+        self._first = True
 
     def __call__(
         self, params: Any, time_step: dm_env.TimeStep, step: int
@@ -70,7 +79,7 @@ class Policy:
         Args:
           params: at least those of `PARTS`.
           time_step: batched, leaves [N, ...].
-          step: number of this step, which decides the random draws.
+          step: number of this step, which decides the random draws, modulo 2**32.
 
         Returns:
           Actions [N, ...] by key, and the latents as replay stores them, still on the device.
@@ -78,10 +87,13 @@ class Policy:
         needed = {name: params[name] for name in PARTS}
         first = time_step.step_type == dm_env.StepType.FIRST
         seen = {key: time_step.observation[key] for key in self._seen}
-        self.carry, action, latent = self._act(
-            needed, self.carry, seen, first, self._key, np.uint32(step)
+        if self._first:  # or acting would be compiled again for the carry that it gives
+            self.carry, self._first = parallel.place_like(self.carry, needed), False
+        carry, action, latent = self._act(
+            needed, self.carry, seen, first, self._key, np.uint32(step % 2**32)
         )
-        return jax.device_get(action), dict(latent)
+        action, self.carry = jax.device_get(action), carry  # unless the call failed
+        return action, dict(latent)
 
 
 def compile_act(agent: Agent, greedy: bool, share: tuple[int, int] = (0, 1)) -> Callable:

@@ -5,7 +5,6 @@ import os
 import platform
 import signal
 import socket
-import sys
 import warnings
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -13,7 +12,9 @@ from typing import Any
 
 import ray
 from ray import exceptions
+from ray._private import ray_constants
 
+from dreamer import files, importing, trust
 from dreamer.config import Config
 from dreamer.errors import EnvironmentFault, UserError
 
@@ -133,10 +134,11 @@ class _Actor:
         os.environ.setdefault("PJRT_NPROC", "1")  # threads of jax: the CPU that Ray has set aside
         if os.path.isdir(folder):
             os.chdir(folder)
-            sys.path.insert(0, folder)
+            importing.add(folder)
         from dreamer import start
         from dreamer.run.player import Player
 
+        trust.allow_here(config.env)
         start.runtime("cpu")
         self._player = Player(config, life)
         return platform.node()
@@ -155,7 +157,8 @@ def _connect(address: str, count: int) -> None:
     cpus = max(os.cpu_count() or 1, count)
     where = {"address": address} if address else {"address": "local", "num_cpus": cpus}
     dashboard = {} if address else {"include_dashboard": False}
-    with _our_signals(), warnings.catch_warnings():
+    where_from = contextlib.nullcontext() if address else on_loopback()
+    with where_from, _our_signals(), warnings.catch_warnings():
         # What Ray forks becomes another program at once, which is safe.
         warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
         try:
@@ -168,7 +171,7 @@ def _connect(address: str, count: int) -> None:
 def _refuse_silence(address: str) -> None:
     """Ray itself tries for minutes."""
     host, colon, port = address.rpartition(":")
-    if "://" in address or (colon and not port.isdigit()):
+    if "://" in address or (colon and not 0 < (files.number(port) or 0) < 2**16):
         raise UserError(
             f"run.ray_address={address}: expected HOST:PORT of the head of a Ray cluster to which "
             "this machine belongs, such as 10.0.0.1:6379"
@@ -188,6 +191,18 @@ def _no_cluster(address: str, reason: str) -> UserError:
         "names; start it with `ray start --head`, and `ray start --address` on this machine, or "
         "leave it out"
     )
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Lets a cluster that is started inside of it listen on the loopback address alone, not on all
+    interfaces, which is what Ray does where it cannot have other machines."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextlib.contextmanager

@@ -1,22 +1,22 @@
 """Where recorded episodes come from: a Minari dataset, a folder of saved ones, a run's replay."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import yaml
 
-from dreamer import compose
+from dreamer import compose, files, parallel
 from dreamer.config import Config
 from dreamer.config.env import Env
-from dreamer.envs import minari_data, recorded, registry
+from dreamer.envs import minari_data, recorded, registry, saved_spaces
 from dreamer.envs.recorded import ENV, Episode, Recording, Spaces
-from dreamer.errors import UserError
+from dreamer.errors import UserError, describe
 from dreamer.explain import validate
-from dreamer.replay import tree
-from dreamer.run import checkpoint, folder, paths, weights
+from dreamer.replay import host, tree
+from dreamer.run import checkpoint, folder, loading, paths, weights
 
 MINARI = "minari:"
 
@@ -40,6 +40,38 @@ def open_recording(source: str, key: str, spaces: Spaces) -> Recording:
     return recorded.open_folder(path, spaces)
 
 
+def saved_spaces_of(source: str, key: str, env_config: Env) -> Spaces:
+    """The spaces of the episodes that a folder or the replay of a run holds, as they were saved.
+
+    Those of older ones are asked of the environment, which may run only code that the user named.
+
+    Raises:
+      UserError: they cannot be read, or the environment cannot be made.
+    """
+    path = paths.expand(source, key)
+    if folder.saved_config(path) is None:
+        return recorded.read_spaces(path, env_config.name) or spaces_of(env_config)
+    meta = checkpoint.read(weights.find(source, key)).meta
+    observations, actions = loading.spaces(meta)
+    native = native_actions(meta["spaces"], actions, env_config)
+    return Spaces(env_config.name, observations, actions, native or recorded.space_of(actions))
+
+
+def native_actions(saved: Mapping[str, Any], actions: Any, env_config: Env) -> Any:
+    """The environment's own action space by a checkpoint, None where it does not tell; of an older
+    checkpoint as `saved_spaces_of` has it.
+
+    Raises:
+      UserError: it does not fit the actions, or the environment cannot be made.
+    """
+    if "native" not in saved:
+        return spaces_of(env_config).native
+    try:
+        return recorded.fitting(saved_spaces.load_space(saved["native"]), actions)
+    except ValueError as error:
+        raise UserError(f"the checkpoint has actions that cannot be: {error}") from None
+
+
 def spaces_of(env_config: Env, seed: int = 0, observations: Any = None) -> Spaces:
     """The spaces of an environment, which is made for a moment; of observations those given."""
     env = registry.make(env_config, 1, seed)
@@ -58,15 +90,21 @@ def env_of(source: str, key: str) -> Env:
     path = paths.expand(source, key)
     saved = folder.saved_config(path)
     if saved is not None:
-        return compose.from_yaml(saved).env
+        return compose.from_yaml(saved, str(path / folder.CONFIG)).env
     try:
-        text = (path / ENV).read_text(encoding="utf-8")
-        return validate(Config, {"env": yaml.safe_load(text)}).env
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        text = files.read(path / ENV, folder.MOST).decode()
+        section = compose.read_yaml(text, str(path / ENV))
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{key}={source} has no {ENV} that names its environment; say which it is, as in "
             "env.task=CartPole-v1"
         ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path / ENV}: {describe(error)}") from None
+    try:
+        return validate(Config, {"env": section}).env
+    except UserError as error:
+        raise UserError(f"{path / ENV}: {error}") from None
 
 
 def _of_replay(source: str, key: str, spaces: Spaces) -> Recording:
@@ -76,17 +114,16 @@ def _of_replay(source: str, key: str, spaces: Spaces) -> Recording:
     path = home / "replay"
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            arguments = ocp.args.PyTreeRestore(**_without_latents(reader.metadata(path)))
-            saved = reader.restore(path, args=arguments)["replay"]
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{key}={source}: {path} cannot be read: {reason}") from error
-    counters = {name: int(value[0]) for name, value in saved["counters"].items()}
-    rings = {tree.name(path): ring for path, ring in tree.flatten(saved["rings"]).items()}
+            saved = _restored(reader, path, _replay(reader.metadata(path)))
+        counters = host.counters_of(saved)
+        rings = {tree.name(path): ring for path, ring in tree.flatten(saved["rings"]).items()}
+        firsts_of_all = rings["is_first"]
+    except Exception as error:  # of as many kinds as there are libraries below
+        raise _unreadable(f"{key}={source}", path, error) from error
     steps = np.arange(counters["oldest"], counters["steps"])
     parts = [
         (env, rows)
-        for env, firsts in enumerate(rings["is_first"])
+        for env, firsts in enumerate(firsts_of_all)
         for rows in _episodes(firsts, steps % len(firsts))
     ]
 
@@ -98,19 +135,66 @@ def _of_replay(source: str, key: str, spaces: Spaces) -> Recording:
     return Recording(f"the replay of {source}", [len(rows) for _, rows in parts], read)
 
 
+def first_rows(home: Path, observations: Any, actions: Any, count: int) -> list[Episode]:
+    """About so many rows, of all rings together, from where the rings of a checkpoint begin; the
+    others are not read. All where there are fewer; none without a replay.
+
+    Raises:
+      UserError: they cannot be read, or do not fit these specs.
+    """
+    path = home / "replay"
+    if not path.is_dir():
+        return []
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            saved = _replay(reader.metadata(path))
+            counters = _restored(reader, path, {"counters": saved["counters"]})["counters"]
+            num_envs, capacity = saved["rings"]["is_first"].shape[:2]
+            rows = min(-(-count // num_envs), capacity, int(counters["steps"][0]))  # rounded up
+            if rows < 1:
+                return []
+            rings = _restored(reader, path, {"rings": saved["rings"]}, rows)["rings"]
+    except Exception as error:  # of as many kinds as there are libraries below
+        raise _unreadable(f"the checkpoint {home}", path, error) from error
+    flat = {tree.name(key): ring for key, ring in tree.flatten(rings).items()}
+    wanted = Spaces("of the agent", observations, actions, recorded.space_of(actions))
+    parts = ({name: ring[env] for name, ring in flat.items()} for env in range(num_envs))
+    return [recorded.checked(f"{path}, ring {i}", part, wanted) for i, part in enumerate(parts)]
+
+
 def _episodes(firsts: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
     """Cuts consecutive rows of a ring where episodes start."""
     starts = np.flatnonzero(firsts[rows])
     return [part for part in np.split(rows, starts) if len(part)]
 
 
-def _without_latents(metadata: Any) -> dict[str, Any]:
-    """How orbax is told to leave out the larger part of what is saved with a replay."""
+def _replay(metadata: Any) -> dict[str, Any]:
+    """What is saved of a replay without its latents, which are the larger part of it."""
     if metadata.item_metadata is None:
         raise ValueError("it is not there, or incomplete")
     saved = metadata.item_metadata.tree["replay"]
     rings = {name: part for name, part in saved["rings"].items() if name != "latent"}
-    wanted = {"replay": {"rings": rings, "counters": saved["counters"]}}
+    return {"rings": rings, "counters": saved["counters"]}
+
+
+def _restored(reader: Any, path: Path, parts: Any, rows: int | None = None) -> Any:
+    """Parts of a replay as numpy arrays; of rings [N, capacity, ...] the first rows, or all."""
+    wanted = {"replay": parts}
+    if rows is None:
+        checkpoint.refuse_huge(wanted)
     target = jax.tree.map(lambda x: np.zeros(0, x.dtype), wanted)
-    kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), target)
-    return {"item": target, "restore_args": kinds, "partial_restore": True}
+
+    def kind(saved: Any) -> ocp.RestoreArgs:
+        if rows is None:
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        shape = (saved.shape[0], rows, *saved.shape[2:])
+        sharding = parallel.first_device()
+        return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape, strict=False)
+
+    how = {"item": target, "restore_args": jax.tree.map(kind, wanted), "partial_restore": True}
+    return jax.device_get(reader.restore(path, args=ocp.args.PyTreeRestore(**how))["replay"])
+
+
+def _unreadable(what: str, path: Path, error: Exception) -> UserError:
+    reason = str(error) if isinstance(error, UserError) else describe(error)[:300]
+    return UserError(f"{what}: {path} cannot be read: {reason}")

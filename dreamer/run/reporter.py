@@ -10,9 +10,9 @@ import numpy as np
 from dreamer.agent.agent import Agent
 from dreamer.agent.report import open_loop
 from dreamer.config import Config
-from dreamer.errors import EnvironmentFault
+from dreamer.errors import UserError, warn
 from dreamer.run import summary
-from dreamer.run.evaluate import Evaluation, evaluate
+from dreamer.run.evaluate import evaluate
 from dreamer.run.logger import Logger
 from dreamer.run.policy import Policy
 from dreamer.run.video import open_loop_grid
@@ -30,13 +30,13 @@ class Reporter:
       agent: networks.
       config: of the run.
       logger: gets what is found.
-      say: prints a line.
+      warn: prints a warning.
     """
 
     def __init__(
-        self, agent: Agent, config: Config, logger: Logger, say: Callable[[str], None] = print
+        self, agent: Agent, config: Config, logger: Logger, warn: Callable[[str], None] = warn
     ) -> None:
-        self._config, self._logger, self._say = config, logger, say
+        self._config, self._logger, self._warn = config, logger, warn
         num_envs = min(config.eval.num_envs, config.eval.episodes)
         self._policy = Policy(agent, num_envs, config.eval.greedy)
         self._video_policy = Policy(agent, 1, config.eval.greedy)
@@ -64,28 +64,33 @@ class Reporter:
         if result is None:
             return None
         for restart in result.restarts:
-            self._say(f"in the evaluation, {restart.line}")
+            self._warn(f"in the evaluation, {restart.line}")
         numbers = summary.summarize(result.returns, result.lengths)
         self._logger.write(step, {f"eval/{key}": value for key, value in numbers.items()})
         return numbers
 
-    def videos(
-        self, params: Any, sequences: Sequences, step: int, interrupted: Callable[[], bool]
-    ) -> None:
-        """One episode, and predictions of every image when there is something to predict.
+    def episode(self, params: Any, step: int, interrupted: Callable[[], bool]) -> None:
+        """Plays an episode and writes its video, unless it is interrupted.
+
+        Raises:
+          UserError: the environment fails, or cannot be drawn.
+        """
+        env, seed = self._config.env, self._seed(step, 2)
+        result = evaluate(self._video_policy, params, env, 1, seed, True, interrupted)
+        if result is not None and result.not_drawn:
+            raise UserError(result.not_drawn)
+        if result is not None and result.frames is not None:
+            self._logger.video(step, "episode", result.frames, FPS)
+
+    def predictions(self, params: Any, sequences: Sequences, step: int) -> None:
+        """Videos of open-loop predictions of every image, when there is something to predict.
 
         Args:
           params: of the agent.
           sequences: gives replayed sequences by their number and a seed, or None.
           step: names the videos.
-          interrupted: whether to give up.
         """
         config = self._config
-        result = self._episode(params, step, interrupted)
-        if result is None:
-            return
-        if result.frames is not None:
-            self._logger.video(step, "episode", result.frames, FPS)
         batch = sequences(SEQUENCES, (config.seed, step, 3)) if images(self._agent) else None
         if batch is None:
             return
@@ -95,17 +100,6 @@ class Reporter:
         grids = open_loop_grids(self._agent, batch, predictions, context)
         for name, grid in grids.items():
             self._logger.video(step, f"open_loop/{name}", grid, FPS)
-
-    def _episode(
-        self, params: Any, step: int, interrupted: Callable[[], bool]
-    ) -> Evaluation | None:
-        """Plays an episode and keeps its frames; None if interrupted or not possible."""
-        env, seed = self._config.env, self._seed(step, 2)
-        try:
-            return evaluate(self._video_policy, params, env, 1, seed, True, interrupted)
-        except EnvironmentFault as fault:
-            self._say(f"no video of step {step:,}: {fault}")
-            return None
 
 
 def images(agent: Agent) -> list[str]:

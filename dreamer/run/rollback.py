@@ -34,8 +34,8 @@ class RolledBack(Exception):
         self.path = path
 
 
-class Exhausted(Exception):
-    """There is nothing to go back to, or it was done too often; in words."""
+class Exhausted(UserError):
+    """There is nothing to go back to, or it was done too often; on all hosts together."""
 
 
 def count(directory: Path) -> int:

@@ -15,16 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamer import parallel
-from dreamer.agent import agent as agents
 from dreamer.agent.agent import State
 from dreamer.config import Config
 from dreamer.envs import registry
 from dreamer.errors import UserError
 from dreamer.run import device_memory, folder, paths, shares
 from dreamer.run.callbacks import Callback, Callbacks
-from dreamer.run.checkpointer import SaveError
 from dreamer.run.device_loop import Call, DeviceLoop, World, program
-from dreamer.run.loop import Trainer
+from dreamer.run.loop import Trainer, saved_first
 from dreamer.run.policy import transition_spec
 from dreamer.run.rollback import RolledBack
 from dreamer.run.signals import StopRequest
@@ -71,23 +69,14 @@ def _train_together(
         for one in configs:
             leader = trainers[0] if trainers else None
             trainers.append(stack.enter_context(Trainer(one, stop, leader, told)))
-        begun = [trainer for trainer in trainers if trainer.begin()]
-        try:
+        begun: list[Trainer] = []
+        with saved_first(begun):
+            for trainer in trainers:
+                if trainer.begin():
+                    begun.append(trainer)
             _run(begun)
-            _finish(begun)
-        except RolledBack as back:
-            for trainer in begun:
-                if trainer.path != back.path:
-                    _save_before_it_begins_anew(trainer)
-            raise
-
-
-def _save_before_it_begins_anew(trainer: Trainer) -> None:
-    """With another that went back; from its last checkpoint, where this is not possible."""
-    try:
-        trainer.save()
-    except SaveError as error:
-        trainer.say(f"warning: {error}")
+            for trainer in reversed(begun):  # the others use the display of the first
+                trainer.finish()
 
 
 def _last_words(config: Config, trainers: list[Trainer]) -> str:
@@ -135,7 +124,8 @@ def _check(config: Config, configs: list[Config]) -> None:
         paths.refuse_changes(one, path)
     devices = parallel.local_devices(config.platform, config.devices, config.replay.batch_size)
     simulator = registry.make_jax(config.env).simulator
-    agent = agents.make_agent(config.agent, simulator.observations, simulator.actions)
+    specs = simulator.observations, simulator.actions
+    agent = device_memory.make_agent(config, specs, devices, config.run.seeds)
     device_memory.check(config, transition_spec(agent), devices, "fewer run.seeds")
 
 
@@ -159,18 +149,6 @@ def _run(trainers: list[Trainer]) -> None:
     while trainers[0].unfinished:
         for trainer, episodes in zip(trainers, together.turn(), strict=True):
             trainer.after(episodes)
-
-
-def _finish(trainers: list[Trainer]) -> None:
-    """Ends every run, also when one before it could not be saved."""
-    failures = []
-    for trainer in reversed(trainers):  # the others use the display of the first
-        try:
-            trainer.finish()
-        except SaveError as error:
-            failures.append(error)
-    if failures:
-        raise failures[0]
 
 
 class Together:
@@ -197,7 +175,7 @@ class Together:
         first = self._loops[0]
         call = first.next_call()
         self._state, self._world, metrics, episodes = self._program(call)(
-            self._state, self._world, np.int32(first.step)
+            self._state, self._world, first.number
         )
         for loop in self._loops:  # only the first was traced
             loop.metrics.names = first.metrics.names

@@ -4,7 +4,9 @@ In the configuration environments, sequences of a batch, capacity and steps are 
 together.
 """
 
-from dreamer import compose, parallel
+from pathlib import Path
+
+from dreamer import compose, files, parallel
 from dreamer.config import Config
 from dreamer.errors import UserError
 from dreamer.run.folder import HOSTS
@@ -31,6 +33,9 @@ def joined(config: Config) -> Config:
     run = {"coordinator": "", "num_processes": 0, "process_id": -1}
     checkpoint = {}
     if number:
+        inside = HOSTS, f"{HOSTS}/{number}"
+        for named in filter(None, (config.run.dir, config.checkpoint.dir)):
+            files.refuse_links(Path(named).expanduser(), *inside)
         run["dir"] = f"{config.run.dir}/{HOSTS}/{number}"
         if config.checkpoint.dir:
             checkpoint["dir"] = f"{config.checkpoint.dir}/{HOSTS}/{number}"

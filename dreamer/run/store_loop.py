@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 
-from dreamer.agent import agent as agents
 from dreamer.agent.agent import Agent, State
 from dreamer.config import Config
 from dreamer.envs import registry
@@ -19,6 +18,7 @@ class StoreLoop:
     """A loop with its `store`."""
 
     where = "host"
+    native_actions: Any = None  # the environment's own action space, where it tells
     store: HostStore | DeviceStore
 
     @property
@@ -54,14 +54,16 @@ class StoreLoop:
         return self.store.sequences(count, seed)
 
 
-def make_agent(config: Config) -> Agent:
-    """The agent where no environment stays: one is made for its spaces."""
+def make_agent(config: Config, devices: list[jax.Device]) -> tuple[Agent, Any]:
+    """The agent where no environment stays, and the environment's own action space if it tells: one
+    is made for its spaces."""
     env = registry.make(config.env, 1, config.seed)
     try:
         specs = env.observation_spec(), env.action_spec()
+        native = getattr(env, "native_actions", None)
     finally:
         env.close()
-    return agents.make_agent(config.agent, *specs)
+    return device_memory.make_agent(config, specs, devices), native
 
 
 def make_store(config: Config, agent: Agent, devices: list[jax.Device]) -> HostStore | DeviceStore:

@@ -1,11 +1,9 @@
 """Statistics of evaluation episodes: computed, shown as a table, written as JSON."""
 
 import contextlib
-import errno
 import io
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,12 +107,22 @@ def check(path: str | Path) -> None:
     """Refuses a file that could not be written; leaves no trace.
 
     Raises:
-        UserError: it is a folder; or its folder, or the nearest parent there is, cannot be written.
+        UserError: it is a folder or a device; or its folder, or the nearest parent there is, cannot
+            be written.
     """
     with explaining_refusal(path):
-        if Path(path).is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        files.refuse_special(path)
         folder.probe(folder.nearest(Path(path).parent))
+
+
+def check_folder(path: str | Path) -> None:
+    """Refuses a folder that could not be made or written in; leaves no trace.
+
+    Raises:
+        UserError: it, or the nearest parent there is, is no folder or cannot be written.
+    """
+    with explaining_refusal(path):
+        folder.probe(folder.nearest(Path(path)))
 
 
 @contextlib.contextmanager

@@ -1,13 +1,14 @@
 """Videos: mp4 files, animated GIFs, and the grid that compares predictions with the truth."""
 
 import io
-import os
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 from PIL import Image
+
+from dreamer import files
 
 GREEN, RED = (0, 255, 0), (255, 0, 0)
 
@@ -31,13 +32,10 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     path = Path(path)
     path.parent.mkdir(exist_ok=True)  # not its parents: whoever removed them must make them
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # Encoded in memory: a full disk is then an ordinary failed write, and never half a video.
-        temporary.write_bytes(_encode_mp4(frames, fps))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Encoded in memory: a full disk is then an ordinary failed write, and never half a video.
+    data = _encode_mp4(frames, fps)
+    with files.replacing(path) as file:
+        file.write(data)
 
 
 def _encode_mp4(frames: np.ndarray, fps: float) -> bytes:

@@ -28,12 +28,11 @@ def test_it_is_skipped(key: str, value: float) -> None:
     spoilt = whole.copy()
     spoilt[1, 2] = value
     broken = batch | {key: {"observation": spoilt} if key == "observation" else spoilt}
-    after, latents, metrics = step(before, broken, jax.random.key(0))
+    after, _, metrics = step(before, broken, jax.random.key(0))
     assert metrics["optimizer/skipped"] == 1
     assert not np.isfinite(metrics["loss/total"])
     assert after.updates == before.updates + 1
     assert same(after.replace(updates=before.updates), before)
-    assert not any(np.any(x) for x in jax.tree.leaves(latents))
 
     learned, latents, metrics = step(after, batch, jax.random.key(0))
     assert metrics["optimizer/skipped"] == 0

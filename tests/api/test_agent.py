@@ -74,8 +74,10 @@ def test_loading_makes_no_environment_and_imports_nothing_that_is_named(
     assert agent.config.env.task == "not_installed_here:probe/Drawn-v0"
     step = registry.make(dreamer.load(run).config.env, 2, 0).reset()
     assert agent.policy(num_envs=2)(step)["action"].shape == (2,)
-    with pytest.raises(UserError, match="needs the package not_installed_here"):
+    with pytest.raises(UserError, match="never named"):
         agent.make_env()
+    with pytest.raises(UserError, match="needs the package not_installed_here"):
+        dreamer.load(copy, trust=True).make_env()
 
 
 def test_a_checkpoint_without_a_note_of_its_spaces_is_refused(run: Path, tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_a_checkpoint_without_a_note_of_its_spaces_is_refused(run: Path, tmp_pat
     noted = meta.pop("spaces")
     checkpoint.amend(saved, meta, None)
     assert "older than the note of its spaces; resume its run once" in refused(copy)
-    assert list(noted) == ["observations", "actions"]
+    assert list(noted) == ["observations", "actions", "native"]
 
 
 def test_best_and_newest_are_told_apart(run: Path, tmp_path: Path) -> None:
@@ -253,7 +255,7 @@ def test_environments_with_other_spaces_are_refused(run: Path, tmp_path: Path) -
         text = (run / "config.yaml").read_text()
         config.write_text(text.replace("probe/Drawn-v0", f"probe/{task}-v0"))
         with pytest.raises(UserError) as caught:
-            dreamer.load(copy).make_env()
+            dreamer.load(copy, trust=True).make_env()
         assert str(caught.value).startswith(message)
 
 

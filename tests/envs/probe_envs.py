@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from dreamer.envs.base import episode_seed
+from dreamer.envs.base import TERMINAL, episode_seed
 from dreamer.envs.vector import VectorEnv
 
 
@@ -63,7 +63,7 @@ class Counter(gymnasium.Env):
     def step(self, action: Any) -> Any:
         self._state[:2] += 1, action
         terminate, truncate, lose = (self._state[0] == end for end in self._ends)
-        info = {"is_terminal": bool(lose or terminate)} if self._ends[2] else {}
+        info = {TERMINAL: bool(lose or terminate)} if self._ends[2] else {}
         return self._state, float(action), terminate, truncate, info
 
 

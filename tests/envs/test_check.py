@@ -124,7 +124,7 @@ def test_one_that_fails_is_refused_although_it_is_made_anew():
 
         @property
         def restarts(self) -> tuple:
-            mended = Restart(1, "environment 1 broke; made anew", True)
+            mended = Restart(1, "environment 1 broke; restarted, 1 of env.restarts=10", True)
             return (mended,) if self._time >= self._fails_at else ()
 
     for where, *made in (
@@ -133,7 +133,7 @@ def test_one_that_fails_is_refused_although_it_is_made_anew():
         ("step 3 of another environment", Fake(), Mended(3)),
         ("with a time limit of 5 steps", Fake(), Fake(), Mended(0)),
     ):
-        with pytest.raises(CheckError, match=f"^{where}: environment 1 broke; made anew$"):
+        with pytest.raises(CheckError, match=f"^{where}: environment 1 broke; an environment must"):
             check_all(lambda made=made, **_: made.pop(0), 20)
 
 

@@ -88,3 +88,11 @@ def test_images_where_nothing_draws_are_refused_and_vectors_are_not(
     env.reset()
     assert env.render() is None
     env.close()
+
+
+@pytest.mark.parametrize("view", ["proprio", "vision"])
+def test_a_camera_that_does_not_exist_is_refused(view: str) -> None:
+    if view == "vision":
+        suites.drawn()
+    with pytest.raises(UserError, match=r"^env.camera=7: walker_walk has the cameras 0 to 1;"):
+        registry.make(DmcEnv(view=view, camera=7), 1, 0)

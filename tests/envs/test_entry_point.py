@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dreamer import trust
 from dreamer.config.env import GymnasiumEnv
 from dreamer.envs import registry
 from dreamer.envs.base import FIRST, LAST, MID, BatchedEnv, episode_seed
@@ -118,7 +119,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def make(name: str, num_envs: int = 2, render: bool = False, **options: object) -> BatchedEnv:
     entry_point = name if ":" in name else f"own_module:{name}"
     config = GymnasiumEnv(entry_point=entry_point, **options)
-    return registry.make(config, num_envs, 7, render)
+    return registry.make(trust.allow(config), num_envs, 7, render)
 
 
 def act(*values: int) -> dict[str, np.ndarray]:
@@ -192,7 +193,11 @@ def test_several_at_once():
         ("own_needy:make", {}, "needs a package that is not installed; No module named 'not_the"),
         ("lin", {}, "own_module has no function lin; did you mean "),
         ("number", {}, "own_module has no function number"),
-        ("none", {}, "makes a builtins.NoneType, which must be a gymnasium.Env, a gym"),
+        (
+            "none",
+            {},
+            "none makes None, which must be a gymnasium.Env, a gym.*; it may lack its `return`",
+        ),
         ("several", {}, "makes several environments; let it take their number as num_envs"),
         ("only", {}, "takes num_envs, so it must make a gymnasium.vector.VectorEnv"),
         ("three", {}, "makes 3 environments when asked for 2"),
@@ -217,7 +222,9 @@ def test_mistakes_are_told_in_one_line(name: str, options: dict, message: str):
 
 def test_arguments_of_an_id():
     config = GymnasiumEnv(task="FrozenLake-v1", kwargs={"map_name": "8x8"})
-    assert registry.make(config, 1, 0).observation_spec()["observation"].num_values == 64
+    assert (
+        registry.make(trust.allow(config), 1, 0).observation_spec()["observation"].num_values == 64
+    )
     wrong = GymnasiumEnv(task="FrozenLake-v1", kwargs={"map_nam": "8x8"})
-    with pytest.raises(UserError, match="env.task=FrozenLake-v1: cannot be made: TypeError"):
-        registry.make(wrong, 1, 0)
+    with pytest.raises(UserError, match="env.kwargs has map_nam, but FrozenLakeEnv takes "):
+        registry.make(trust.allow(wrong), 1, 0)

@@ -5,7 +5,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
-from dreamer.envs.faults import checker, number, story, wrong_reward
+from dreamer.envs.faults import checker, numbers, story, wrong_reward
 from dreamer.errors import EnvironmentFault
 from tests.envs.test_spaces import OBSERVATIONS
 
@@ -44,7 +44,10 @@ def good() -> dict:
             {"box": np.array([0, 9])},
             "gave observation 'box' with the value 9, expected -1.0 to 1.0",
         ),
-        ({"box": [[1], [2, 3]]}, "gave observation 'box' of unequal parts, expected shape (2,)"),
+        (
+            {"box": [[1], [2, 3]]},
+            "gave observation 'box' of unequal parts, expected shape (2,)",
+        ),
         ({"box": "ab"}, "gave observation 'box' of shape () and type <U2, expected"),
         (
             {"image": np.zeros((2, 3, 1))},
@@ -89,10 +92,10 @@ def test_bounds_count_where_there_are_some():
     ],
 )
 def test_a_reward_is_one_number(reward: object, got: str):
-    assert number(np.float16(0.5)) == 0.5
-    assert number(True) == 1
+    assert numbers(np.float16(0.5)) == 0.5
+    assert numbers(True) == 1
     with pytest.raises(EnvironmentFault) as caught:
-        number(reward)
+        numbers(reward)
     assert str(caught.value) == f"gave a reward {got}, expected one number"
 
 

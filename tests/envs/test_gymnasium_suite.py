@@ -5,6 +5,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from dreamer import trust
 from dreamer.config.env import GymnasiumEnv
 from dreamer.envs import registry
 from dreamer.envs.base import FIRST, LAST, BatchedEnv, random_action
@@ -35,7 +36,7 @@ def run(env: BatchedEnv, steps: int) -> list:
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
 def test_real_tasks_keep_the_promises(options: dict, steps: int, workers: str):
-    env = registry.make(GymnasiumEnv(workers=workers, **options), 2, seed=1)
+    env = registry.make(trust.allow(GymnasiumEnv(workers=workers, **options)), 2, seed=1)
     check(env, steps)
     env.close()
 
@@ -122,7 +123,7 @@ def test_frames_of_vector_tasks_are_rendered_on_request():
 )
 def test_mistakes_are_explained_in_one_line(options: dict, words: list[str]):
     with pytest.raises(UserError) as error:
-        registry.make(GymnasiumEnv(**options), 1, 0)
+        registry.make(trust.allow(GymnasiumEnv(**options)), 1, 0)
     assert all(word in str(error.value) for word in words), error.value
     assert "\n" not in str(error.value)
 
@@ -145,7 +146,8 @@ def test_missing_extra_names_the_command(
 
 def test_images_keep_their_size_unless_one_is_asked_for():
     for size, expected in ((None, (210, 160, 3)), ((32, 40), (32, 40, 3))):
-        env = registry.make(GymnasiumEnv(task="ale_py:ALE/Pong-v5", image_size=size), 1, 0)
+        config = GymnasiumEnv(task="ale_py:ALE/Pong-v5", image_size=size)
+        env = registry.make(trust.allow(config), 1, 0)
         assert env.observation_spec()["image"].shape == expected
         assert env.reset().observation["image"].shape == (1, *expected)
 
@@ -169,7 +171,7 @@ def test_actions_that_may_be_masked_are_not_repeated():
 def test_bounds_of_numbers_are_compared_unless_that_is_not_wanted():
     def make(**options: object) -> BatchedEnv:
         entry = "tests.envs.probe_envs:Outside"
-        return registry.make(GymnasiumEnv(entry_point=entry, **options), 1, 0)
+        return registry.make(trust.allow(GymnasiumEnv(entry_point=entry, **options)), 1, 0)
 
     with pytest.raises(EnvironmentFault, match=r"with the value 2.0, expected -1.0 to 1.0 as its"):
         make().reset()

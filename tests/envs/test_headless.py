@@ -74,8 +74,17 @@ def test_where_nothing_draws_images_are_refused_and_vectors_are_not(draws: Any) 
 
 
 @linux
-def test_a_backend_that_does_not_exist_does_not_draw() -> None:
-    assert not headless._draws("no_such_backend")
+@pytest.mark.parametrize("backend", ["no_such_backend", "glfw"])
+@pytest.mark.skipif(not find_spec("mujoco"), reason="its backends are tried")
+def test_a_backend_that_cannot_draw_is_refused(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """glfw makes a context without a screen, in which nothing can be drawn."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(headless.VARIABLE, backend)
+    with pytest.raises(UserError, match=f"MUJOCO_GL={backend} cannot draw on this machine"):
+        headless.choose()
 
 
 @pytest.mark.skipif(not find_spec("mujoco"), reason="its environments need it")

@@ -103,7 +103,7 @@ def test_a_broken_episode_is_closed_and_no_other_is_disturbed(
     assert [now is before for now, before in pairs] == [True, False, True]
     (restart,) = env.restarts
     assert (restart.env, restart.failed) == (1, True)
-    with pytest.raises(EnvironmentFault, match=f"{told}.*; made anew, 1 of env.restarts=10$"):
+    with pytest.raises(EnvironmentFault, match=f"{told}.*; restarted, 1 of env.restarts=10$"):
         raise EnvironmentFault(restart.line)
 
 
@@ -122,7 +122,7 @@ def test_several_may_fail_in_one_step(make: Make):
     steps = play(env, 0, 3)
     assert [step.step_type.tolist() for step in steps] == [[MID] * 3, [LAST] * 3, [FIRST] * 3]
     assert [restart.env for restart in env.restarts] == [0, 1, 2]
-    assert env.restarts[2].line.endswith("made anew, 3 of env.restarts=10")
+    assert env.restarts[2].line.endswith("restarted, 3 of env.restarts=10")
 
 
 def test_past_the_limit_the_fault_is_raised(make: Make):
@@ -181,7 +181,7 @@ def test_a_process_that_grows_too_large_is_made_anew_between_episodes(make: Make
     assert [restart.env for restart in env.restarts] == [0, 1, 2]
     assert not any(restart.failed for restart in env.restarts)
     assert env.restarts[0].line.startswith("environment 0 took 0.")
-    assert env.restarts[0].line.endswith(" GiB, with env.max_memory=0.001; made anew")
+    assert env.restarts[0].line.endswith(" GiB, with env.max_memory=0.001; restarted")
     assert whole.restarts == (), "it has no process of its own"
 
 

@@ -8,6 +8,7 @@ import pytest
 from dm_env import specs
 from gymnasium import spaces
 
+from dreamer import trust
 from dreamer.envs import recorded, registry
 from dreamer.envs.base import Specs
 from dreamer.envs.recorded import Spaces
@@ -142,7 +143,8 @@ def test_a_space_made_of_specs_has_these_specs(leaves: Specs) -> None:
 def test_the_spaces_of_an_environment_know_its_units() -> None:
     from dreamer.config.env import GymnasiumEnv
 
-    env = registry.make(GymnasiumEnv(task="tests.probe_envs:probe/Steered-v0"), 1, 0)
+    config = GymnasiumEnv(task="tests.probe_envs:probe/Steered-v0")
+    env = registry.make(trust.allow(config), 1, 0)
     found = recorded.spaces_of(env, "Steered")
     env.close()
     assert found.native == probe_envs.Steered.action_space

@@ -225,7 +225,9 @@ def test_an_unknown_mode_is_refused(mode: Any):
 def test_rewards_of_another_shape_are_refused():
     env = Vectorized(Own(AutoresetMode.NEXT_STEP, np.ones((2, 1))), 2, 0, False)
     env.reset()
-    with pytest.raises(EnvironmentFault, match=r"of shape \(2, 1\), expected \(2,\)"):
+    with pytest.raises(
+        EnvironmentFault, match=r"rewards of shape \(2, 1\) and type float64, expected 2 numbers"
+    ):
         env.step(act(0, 0))
 
 

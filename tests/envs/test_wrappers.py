@@ -16,7 +16,7 @@ def test_repeat_sums_rewards():
     assert (reward, observation[0]) == (6, 3)
 
 
-@pytest.mark.parametrize("ends", [{"terminate": 2}, {"truncate": 2}, {"lose": 2}])
+@pytest.mark.parametrize("ends", [{"terminate": 2}, {"truncate": 2}])
 def test_repeat_stops_at_the_end(ends: dict):
     env = Repeat(probe_envs.Counter(**ends), 3)
     env.reset(seed=0)

@@ -1,4 +1,4 @@
-"""A checkpoint of which any bytes were changed is restored as it was written, or refused."""
+"""A checkpoint of which any bytes or values were changed is restored as written, or refused."""
 
 import shutil
 import tempfile
@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreamer.run import checkpoint
+from dreamer.agent import agent as agents
+from dreamer.agent import interface
+from dreamer.config import Config
+from dreamer.run import checkpoint, integrity
 from dreamer.run.checkpoint import DOCUMENT
 from tests.fuzz.one_line import one_line
 from tests.fuzz.profiles import examples
@@ -69,3 +72,68 @@ def test_changed_bytes_are_noticed(
             assert_same(state, train_state(1))
             assert_same(replay, REPLAY)
             assert meta == META
+
+
+ODD = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=3),
+        st.sampled_from([-1, 2**31, 2**63, 10**400, "", "x", "../x", "\0", [], {}]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+
+
+@st.composite
+def forgeries(draw: Any) -> tuple[str, int, Any, str]:
+    """How one value of a document is changed: what is done, where, and by what."""
+    what = draw(st.sampled_from(["replace", "remove", "add"]))
+    return what, draw(st.integers(0, 10**6)), draw(ODD), draw(st.text(max_size=3))
+
+
+def forge(content: Any, what: str, where: int, value: Any, key: str) -> None:
+    """Changes something at any depth, in place."""
+    places: list[tuple[Any, Any]] = []
+
+    def look(part: Any) -> None:
+        for name in list(part) if isinstance(part, dict) else range(len(part)):
+            places.append((part, name))
+            if isinstance(part[name], dict | list):
+                look(part[name])
+
+    look(content)
+    part, name = places[where % len(places)]
+    if what == "replace":
+        part[name] = value
+    elif what == "remove":
+        del part[name]
+    elif isinstance(part, dict):
+        part[key] = value
+    else:
+        part.append(value)
+
+
+@examples(40)
+@given(st.lists(forgeries(), min_size=1, max_size=2))
+def test_a_well_sealed_document_is_taken_or_refused_in_one_line(
+    written: Path, how: list[tuple]
+) -> None:
+    """And what is taken is used as what it says."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(written, Path(folder) / "8"))
+        content = integrity.read_document(copy / DOCUMENT)
+        assert content is not None
+        for one in how:
+            forge(content, *one)
+        integrity.write_document(copy / DOCUMENT, content)
+        with one_line():
+            meta = checkpoint.restore(copy, train_state())[2]
+            assert meta["step"] >= 0
+            if spaces := meta.get("spaces"):
+                agents.make_agent(Config().agent, *interface.load(spaces))

@@ -170,11 +170,11 @@ def test_actors_that_die_and_environments_that_fail_are_made_anew_until_the_limi
         ):
             trainer.run()
         assert trainer.checkpoints.latest_step() == trainer.step
-    told = [line for line in capsys.readouterr().out.splitlines() if "made anew" in line]
-    assert told[0] == "actor 1 on a died; made anew, 1 of env.restarts=2"
-    assert told[1].startswith("actor ")
+    told = [line for line in capsys.readouterr().err.splitlines() if "; restarted" in line]
+    assert told[0] == "warning: actor 1 on a died; restarted, 1 of env.restarts=2"
+    assert told[1].startswith("warning: actor ")
     assert ": environment 0 failed in its step with RuntimeError: out of order" in told[1]
-    assert told[1].endswith("; made anew, 2 of env.restarts=2")
+    assert told[1].endswith("; restarted, 2 of env.restarts=2")
     lines = tiny_run.lines(tmp_path / "run")
     assert [line["env/restarts"] for line in lines if "env/restarts" in line] == [1, 2]
 
@@ -208,7 +208,7 @@ def test_an_actor_that_sends_nothing_is_made_anew_where_it_can_be(
         assert 5 <= turns <= 20  # signals are looked at in between
         assert loop.restarts[0].line == (
             "actor 0 sent nothing for env.timeout=3 seconds: it hangs, or Ray has found no free "
-            "CPU for it; made anew, 1 of env.restarts=10"
+            "CPU for it; restarted, 1 of env.restarts=10"
         )
 
         def refuse(*_: Any) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from dreamer.errors import UserError
 from dreamer.run import checkpoint, integrity
-from dreamer.run.checkpoint import DOCUMENT, FORMAT, Damaged
+from dreamer.run.checkpoint import DOCUMENT, Damaged
+from dreamer.run.schema import FORMAT
 from tests.run.test_checkpointer import META, REPLAY, assert_same, train_state
 
 
@@ -68,7 +69,7 @@ def lose_document(path: Path, _: str) -> str:
 
 def flip_document(path: Path, _: str) -> str:
     text = (path / DOCUMENT).read_text()
-    (path / DOCUMENT).write_text(text.replace('"steps": 9', '"steps": 8'))
+    (path / DOCUMENT).write_text(text.replace('"step": 9', '"step": 8'))
     return f"{DOCUMENT} has changed"
 
 
@@ -126,7 +127,7 @@ def test_a_newer_format_is_refused_and_is_no_damage(copy: Path) -> None:
     assert content is not None
     content |= {"format": FORMAT + 1, "more": 1}
     integrity.write_document(copy / DOCUMENT, content)
-    with pytest.raises(UserError, match="has format 2, newer than the 1 .*; install the") as error:
+    with pytest.raises(UserError, match="has format 3, newer than the 2 .*; install the") as error:
         checkpoint.restore(copy, train_state())
     assert not isinstance(error.value, Damaged)
 

@@ -1,6 +1,7 @@
 """Checkpoints of a run: newest and best kept, a damaged one set aside, failures in one line."""
 
 import errno
+import re
 import subprocess
 import sys
 import textwrap
@@ -56,7 +57,28 @@ REPLAY = {
     },
     "counters": {"steps": np.array([2**40 + 1], np.int64)},
 }
-META = {"steps": 2**53 + 1, "envs": [{"episode": 3, "actions": [[0.1], [0.2]]}], "time": 0.1 + 0.2}
+META = {
+    "run": "/a",
+    "best": 0.1 + 0.2,
+    "evaluated": 3,
+    "step": 2**53 + 1,
+    "learner": {"updates": 2**53 + 1, "owed": 0},
+    "ratio": {"step": -1, "remainder": 1, "denominator": 3},
+    "env": {
+        "episodes": [{"episode": 3, "actions": [[0.1], [0.2]], "ended": False, "digest": "1f"}],
+        "step_type": [1],
+        "reward": [0.5],
+        "discount": [1.0],
+    },
+    "episodes": {"returns": [0.1], "lengths": [2]},
+    "spaces": {
+        "observations": {
+            "image": {"shape": [8, 8, 3], "dtype": "uint8"},
+            "action_mask": {"shape": [3], "dtype": "bool"},
+        },
+        "actions": {"action": {"shape": [], "dtype": "int32", "classes": 3}},
+    },
+}
 
 
 @pytest.fixture
@@ -81,7 +103,7 @@ def assert_same(actual, expected):
 
 
 def save(checkpointer, step, score=None):
-    checkpointer.save(step, {"step": np.array([step])}, None, {"step": step}, score)
+    checkpointer.save(step, {"step": np.array([step])}, None, META | {"step": step}, score)
 
 
 def folders(checkpointer):
@@ -105,7 +127,7 @@ def test_restores_everything_bit_for_bit(opened):
 def test_restores_into_abstract_arrays(opened):
     params = train_state(seed=1).params
     writer = opened()
-    writer.save(1, params, None, {})
+    writer.save(1, params, None, META)
     writer.wait()
     restored, replay, _ = writer.restore(1, jax.eval_shape(lambda: params))
     assert_same(restored, params)
@@ -116,18 +138,19 @@ def test_later_changes_do_not_reach_the_checkpoint(opened):
     """The next update donates the state, and the environments go on stepping."""
     state = {"jax": jnp.arange(300_000.0), "numpy": np.arange(300_000)}
     expected = jax.tree.map(lambda x: np.array(x), state)
-    meta = {"actions": [1]}
+    returns = [1.0]
+    meta = META | {"episodes": {"returns": returns, "lengths": [1]}}
     noise = np.random.default_rng(0).integers(0, 255, 2**24, dtype=np.uint8)
     writer = opened()
     writer.save(1, state, {"noise": noise}, meta)
     assert not (writer.directory / "1").exists()  # the call does not wait for the disk
-    meta["actions"].append(2)
+    returns[0] = 2.0
     state["numpy"][:] = 0
     for _ in range(3):
         state["jax"] = jax.jit(lambda x: -x, donate_argnums=0)(state["jax"])
     restored, _, meta = writer.restore(1, expected)
     assert_same(restored, expected)
-    assert meta == {"actions": [1]}
+    assert meta["episodes"]["returns"] == [1.0]
 
 
 def test_meta_is_turned_into_json_before_the_call_returns(opened):
@@ -151,7 +174,7 @@ def test_a_replay_goes_on_as_if_never_stopped(opened):
         original = host.add(original, transition())
     original, _, _ = host.sample(original, (0,), 3)
     writer = opened()
-    writer.save(1, {"x": np.zeros(1)}, host.get_state(original), {})
+    writer.save(1, {"x": np.zeros(1)}, host.get_state(original), META)
     saved = {path: ring.copy() for path, ring in original.rings.items()}
     last = transition()
     original = host.add(original, last)
@@ -193,14 +216,17 @@ def test_a_score_can_be_added_to_a_saved_step(opened):
     writer = opened(keep=1)
     save(writer, 1, 3.0)
     save(writer, 2)
-    writer.amend(2, {"step": 3}, 4.0)
+    writer.amend(2, {"skipped": 3}, 4.0)
     assert writer.best_step() == 2
-    writer.amend(2, {"step": 3})  # keeps its score
+    writer.amend(2, {"skipped": 4})  # keeps its score and all else
     save(writer, 3)
     writer.wait()
     assert folders(writer) == ["2", "3"]
     assert checkpointer.best(writer.directory) == 2
-    assert writer.restore(2, {"step": np.array([0])})[2] == {"step": 3}
+    assert writer.restore(2, {"step": np.array([0])})[2] == META | {
+        "step": 2,
+        "skipped": 4,
+    }
 
 
 def damage(path):
@@ -216,7 +242,7 @@ def test_the_newest_whole_one_is_restored_and_damaged_ones_are_set_aside(opened,
     writer.wait()
     found = {step: damage(writer.directory / str(step)) for step in (3, 40)}
     (writer.directory / "3.damaged").mkdir()  # of an earlier time
-    assert writer.restore_newest({"step": np.array([0])})[2] == {"step": 2}
+    assert writer.restore_newest({"step": np.array([0])})[2]["step"] == 2
     first, second = capsys.readouterr().err.splitlines()
     path = writer.directory / "40"
     assert first.startswith(f"warning: the checkpoint {path} is damaged: {found[40]} of ")
@@ -226,7 +252,7 @@ def test_the_newest_whole_one_is_restored_and_damaged_ones_are_set_aside(opened,
     for step in (3, 4):
         save(writer, step)
     writer.wait()
-    assert writer.restore_newest({"step": np.array([0])})[2] == {"step": 4}
+    assert writer.restore_newest({"step": np.array([0])})[2]["step"] == 4
     assert capsys.readouterr().err == ""
 
 
@@ -247,12 +273,13 @@ def test_what_is_being_deleted_is_no_checkpoint(opened, monkeypatch):
     """Killed in the middle of it, it is gone at the next start."""
     writer = opened(keep=1)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpointer.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr("dreamer.files.remove", lambda _: None)
         patch.setattr(checkpointer.time, "sleep", lambda _: None)
         for step in (1, 2):
             save(writer, step)
         writer.wait()
-        assert folders(writer) == ["1.tmp", "2"]
+        names = [re.sub(r"\.[0-9a-f]{16}\.", ".", name) for name in folders(writer)]
+        assert names == ["1.tmp", "2"]
         assert checkpointer.steps(writer.directory) == [2]
     assert folders(opened()) == ["2"]
 
@@ -287,7 +314,7 @@ def test_a_failure_is_told_by_the_next_call_and_once(opened):
 
 def test_a_temporary_folder_is_no_checkpoint_and_is_cleaned_up(opened):
     writer = opened()
-    writer.save(1, train_state(), None, {})
+    writer.save(1, train_state(), None, META)
     writer.wait()
     leftovers = [writer.directory / f"7.{name}" for name in ("tmp", "orbax-checkpoint-tmp-12")]
     for leftover in leftovers:
@@ -317,7 +344,8 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatc
 
 
 def run_python(code, *arguments):
-    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
+    code = f"META = {META!r}\n{textwrap.dedent(code)}"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -329,18 +357,18 @@ def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint(tmp_path):
         from dreamer.run.checkpointer import Checkpointer, SaveError
 
         writer = Checkpointer(sys.argv[1])
-        writer.save(1, {"x": np.zeros(3)}, None, {})
+        writer.save(1, {"x": np.zeros(3)}, None, META)
         writer.wait()
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, resource.RLIM_INFINITY))
         noise = np.random.default_rng(0).integers(0, 255, 2**22, dtype=np.uint8)
         try:
-            writer.save(2, {"x": np.zeros(3)}, {"noise": noise}, {})
+            writer.save(2, {"x": np.zeros(3)}, {"noise": noise}, META)
             writer.wait()
         except SaveError as error:
             print(error)
         print(writer.latest_step(), sorted(path.name for path in writer.directory.iterdir()))
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        writer.save(3, {"x": np.zeros(3)}, {"noise": noise}, {})
+        writer.save(3, {"x": np.zeros(3)}, {"noise": noise}, META)
         writer.close()
         print(writer.latest_step(), sorted(path.name for path in writer.directory.iterdir()))
     """
@@ -365,7 +393,7 @@ def test_saved_on_several_devices_and_restored_on_one(tmp_path, opened):
         mesh = jax.make_mesh((2,), ("data",))
         sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         writer = Checkpointer(sys.argv[1])
-        writer.save(1, {"x": jax.device_put(jnp.arange(4.0), sharding)}, None, {})
+        writer.save(1, {"x": jax.device_put(jnp.arange(4.0), sharding)}, None, META)
         writer.close()
     """
     done = run_python(code, tmp_path)

@@ -12,6 +12,7 @@ from dreamer import parallel
 from dreamer.errors import UserError
 from dreamer.run import checkpoint, checkpointer, common
 from dreamer.run.checkpointer import Checkpointer, SaveError
+from tests.run.test_checkpointer import META
 from tests.several import together
 
 PATTERN = {"weights": np.zeros(3, np.float32)}
@@ -20,7 +21,7 @@ PATTERN = {"weights": np.zeros(3, np.float32)}
 def save(folder: Path, *steps: int, hosts: int = 2, keep: int = 9) -> Checkpointer:
     made = Checkpointer(folder, keep)
     for step in steps:
-        made.save(step, {"weights": np.full(3, step, np.float32)}, None, {"hosts": hosts})
+        made.save(step, {"weights": np.full(3, step, np.float32)}, None, META | {"hosts": hosts})
     made.wait()
     return made
 
@@ -139,7 +140,7 @@ def test_the_newest_in_common_is_kept(folders: list[Path], monkeypatch: pytest.M
     monkeypatch.setattr(parallel, "fingerprint", lambda tree: 5)
     together(monkeypatch, 2, compare)
     for step in (30, 40):
-        made[0].save(step, PATTERN, None, {})
+        made[0].save(step, PATTERN, None, META)
     made[0].wait()
     assert checkpointer.steps(folders[0]) == [10, 40]
 
@@ -158,7 +159,7 @@ def test_what_is_removed_after_a_save_is_not_taken_for_common(
         write(*args)
 
     monkeypatch.setattr(checkpoint, "write", slow)
-    made[0].save(30, PATTERN, None, {})  # which the other could not
+    made[0].save(30, PATTERN, None, META)  # which the other could not
     begun.wait()
     monkeypatch.setattr(parallel, "fingerprint", lambda tree: 5)
     together(monkeypatch, 2, lambda number: common.compare(made[number], PATTERN, 40))
@@ -172,7 +173,7 @@ def test_a_failure_to_save_is_told_after_hosts_have_compared(
 ) -> None:
     made = [save(folder, 10) for folder in folders]
     (folders[1] / "20/in the way").mkdir(parents=True)
-    made[1].save(20, PATTERN, None, {})
+    made[1].save(20, PATTERN, None, META)
     monkeypatch.setattr(parallel, "fingerprint", lambda tree: 5)
     together(monkeypatch, 2, lambda number: common.compare(made[number], PATTERN, 30))
     with pytest.raises(SaveError, match="Directory not empty"):

@@ -93,7 +93,7 @@ def test_an_environment_that_is_not_the_agents_is_refused(run: Path, tmp_path: P
     copy = tiny_run.copy(run, tmp_path / "run")
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("probe/Drawn-v0", "probe/Steered-v0"))
-    message = refused(f"run={copy}", "episodes=1")
+    message = refused(f"run={copy}", "episodes=1", "trust=true")
     assert message.startswith("action 'action': the agent expects int32 () of 3 classes, but")
 
 
@@ -127,7 +127,9 @@ def test_no_video_of_what_cannot_be_seen(
     copy = tiny_run.copy(run, tmp_path / "run")
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("probe/Drawn-v0", "probe/Walk-v0"))
-    assert "cannot render; use video=false" in refused(f"run={copy}", "episodes=1", "video=true")
+    assert "cannot render; use video=false" in refused(
+        f"run={copy}", "episodes=1", "video=true", "trust=true"
+    )
 
 
 def test_where_nothing_can_be_written_nothing_is_played(

@@ -2,12 +2,24 @@
 
 import io
 import math
+import sys
+import threading
 from collections.abc import Callable
 
 import pytest
+from jax import monitoring
 from rich.console import Console
 
-from dreamer.run.progress import Progress, Rates, Snapshot, display, duration, number, shorten
+from dreamer.run.progress import (
+    Progress,
+    Rates,
+    Sample,
+    Snapshot,
+    display,
+    duration,
+    number,
+    shorten,
+)
 
 FULL = Snapshot(
     total=50_000_000,
@@ -45,16 +57,17 @@ def drawn(shot: Snapshot, elapsed: float = 100_000) -> list[str]:
 
 def test_display_fits_eighty_columns_with_the_largest_numbers() -> None:
     text = drawn(FULL)
-    assert len(text) == 7  # nothing wraps
+    assert len(text) == 8  # nothing wraps
     assert max(map(len, text)) <= 80
     assert all(line.rstrip()[-1] != "." for line in text)
     for part in (" 99%", "1d 3:46:40 elapsed", "0:00:00 left"):
         assert part in text[0]
     assert text[1].split() == ["steps", "49,999,999", "of", "50,000,000", "12,346", "per", "second"]
     assert text[2].split() == ["updates", "1,562,499", "385.7", "per", "second"]
-    assert text[3].split() == ["return", "-1,234", "last", "1.0e+07", "mean", "of", "100"]
+    assert text[3].split() == ["episode/return", "-1,234", "last", "1.0e+07", "mean", "of", "100"]
     assert text[4].split() == ["episodes", "123,456", "27,000", "steps", "in", "the", "last"]
-    assert text[5].count("-1.5e-07") == text[6].count("-1.5e-07") == 3
+    assert text[5].split() == ["now", "training"]
+    assert text[6].count("-1.5e-07") == text[7].count("-1.5e-07") == 3
 
 
 def test_display_keeps_its_columns_while_numbers_grow() -> None:
@@ -65,33 +78,48 @@ def test_display_keeps_its_columns_while_numbers_grow() -> None:
         for row, word in ((1, "per"), (2, "per"), (3, "mean"), (4, "steps in"))
     }
     assert len(columns) == 1
-    assert len(few) == 5
+    assert len(few) == 6
 
 
-def test_rates_leave_out_what_was_done_before_the_first_call() -> None:
-    rates = Rates(window=10)
-    assert all(math.isnan(rate) for rate in rates(5.0, 100_000, 3000))
-    assert rates(7.0, 100_050, 3004) == (25, 2)
+def test_rates_leave_out_what_was_done_before_the_start() -> None:
+    rates = Rates(Sample(5.0, 0.0, 100_000, 3000), window=10)
+    assert math.isnan(rates.steps)
+    rates.note(Sample(7.0, 0.0, 100_050, 3000))
+    assert rates.steps == 25
+    assert math.isnan(rates.updates)
+
+
+def test_rates_begin_anew_with_the_first_update() -> None:
+    """Steps without updates are much faster than those with them."""
+    rates = Rates(Sample(0.0, 0.0, 0, 0), window=10)
+    rates.note(Sample(1.0, 0.0, 1000, 0))
+    assert (rates.steps, math.isnan(rates.slowdown)) == (1000, True)
+    rates.note(Sample(1.0, 0.0, 1001, 1))
+    assert all(map(math.isnan, (rates.steps, rates.updates, rates.slowdown)))
+    for step in range(1002, 1020):  # an update takes 20 s and comes every 8 steps
+        rates.note(Sample(1.0 + 20 * ((step - 994) // 8), 0.0, step, 1 + (step - 1001) // 8))
+    assert (rates.steps, rates.updates, rates.slowdown) == (8 / 20, 1 / 20, 1)
 
 
 def test_rates_forget_what_lies_before_the_window() -> None:
-    rates = Rates(window=10)
-    rates(0.0, 0, 0)
+    rates = Rates(Sample(0.0, 0.0, 0, 0), window=10)
     for second in range(1, 21):
-        rate = rates(float(second), 1000 + second * 2, second)
-    assert rate == (2, 1)
+        rates.note(Sample(float(second), 0.0, 1000 + second * 2, second))
+    assert (rates.steps, rates.updates) == (2, 1)
 
 
 def test_rates_stay_right_and_small_with_frequent_calls() -> None:
-    rates = Rates(window=10)
+    rates = Rates(Sample(0.0, 0.0, 0, 0), window=10)
     for index in range(30_000):
-        rate = rates(index / 1000, index, index // 2)
-    assert rate == pytest.approx((1000, 500), rel=1e-3)
+        rates.note(Sample(index / 1000, 0.0, index, index // 2))
+    assert (rates.steps, rates.updates) == pytest.approx((1000, 500), rel=1e-3)
     assert len(rates.samples) <= 110
 
 
 def run(mode: str, file: io.StringIO, clock: Callable[[], float], interval: float = 10) -> Progress:
-    return Progress(mode, 1000, interval, file=file, now=clock)  # type: ignore[arg-type]
+    progress = Progress(mode, 1000, interval, file=file, now=clock)  # type: ignore[arg-type]
+    progress.start(400, 80)
+    return progress
 
 
 def test_plain_prints_one_line_per_interval_and_the_last_state() -> None:
@@ -109,11 +137,113 @@ def test_plain_prints_one_line_per_interval_and_the_last_state() -> None:
     assert "- steps/s" in first
     assert " 47%   475 steps" in second
     assert "6.25 steps/s   1.25 updates/s  0:01:24 left  loss 4.75" in second
-    assert "return   47.50 mean   43.75" in second
+    assert "episode/return   47.50 mean   43.75" in second
     assert third.startswith(" 55% ")
     assert message == "saved [x]"
-    assert last.startswith("100% 1,000 steps    200 updates  return   99.00")
+    assert last.startswith("100% 1,000 steps    200 updates  episode/return   99.00")
     assert "0:00:00 left" in last
+
+
+def compiles(name: str, seconds: float, clock: Clock, inside: Callable[[], object] = int) -> None:
+    """As jax reports it."""
+    for event, share in (("jaxpr_trace", 0.25), ("backend_compile", 0.75)):
+        event = f"/jax/core/compile/{event}_duration"
+        monitoring.record_scalar(event, 0.0, fun_name=name)
+        clock.time += seconds * share
+        inside()
+        monitoring.record_event_duration_secs(event, seconds * share, fun_name=name)
+
+
+def test_the_first_minute() -> None:
+    """A default run: nothing is promised before it is known, and compiling is in no rate."""
+    file, clock = io.StringIO(), Clock()
+    with Progress("plain", 10_000, 5, file=file, now=clock) as progress:
+        compiles("init", 4, clock)
+        progress.start()
+        assert progress.state == "before the first update"
+        compiles("act", 2, clock, inside=lambda: compiles("inner", 1, clock))
+        for step in range(1, 301):  # prefilled at 128 steps a second
+            progress.update(step, 0)
+            clock.time += 1 / 128
+        states: list[str] = []
+        compiles("_fun", 25, clock, inside=lambda: states.append(progress.state))
+        for update in range(1, 101):  # then an update a second, every second step
+            progress.update(299 + 2 * update, update)
+            progress.update(300 + 2 * update, update)
+            clock.time += 1
+    assert states == [
+        "compiling the update, 6 s so far",
+        "compiling the update, 25 s so far",
+    ]
+    lines = file.getvalue().splitlines()
+    assert lines[:4] == [
+        "compiling the initial weights",
+        "compiled the initial weights in 4 s",
+        "compiling the policy",
+        "compiled the policy in 4 s",
+    ]
+    assert lines[5:7] == ["compiling the update", "compiled the update in 25 s"]
+    status = [line for line in lines if " steps/s" in line]
+    times = [line.split(" updates/s  ")[1].split()[0] for line in status]
+    assert times[:2] == ["-:--:--"] * 2  # before the first update, and at it
+    assert all(time.startswith(("1:20:", "1:19:", "1:18:", "1:17:")) for time in times[2:])
+    assert all("  2.00 steps/s   1.00 updates/s" in line for line in status[2:])
+
+
+def test_what_is_done_beside_training_counts_for_the_time_left_alone() -> None:
+    file, clock = io.StringIO(), Clock()
+    with Progress("plain", 1000, 0, file=file, now=clock) as progress:
+        progress.start()
+        for step in range(1, 11):
+            progress.update(step, step)
+            clock.time += 2
+        assert "0.5000 steps/s 0.5000 updates/s  0:33:00 left" in file.getvalue().splitlines()[-1]
+        with progress.beside("evaluating"):
+            assert progress.state == "evaluating"
+            clock.time += 15
+            compiles("act", 100, clock)
+            clock.time += 5
+        assert progress.state == "training"
+        progress.update(11, 11)
+    assert progress.rates == {"perf/steps_per_second": 0.5, "perf/updates_per_second": 0.5}
+    assert "0.5000 steps/s 0.5000 updates/s  1:05:56 left" in file.getvalue().splitlines()[-1]
+
+
+def test_runs_that_share_a_process_share_the_time() -> None:
+    clock = Clock()
+    with (
+        Progress("none", 1000, now=clock) as leader,
+        Progress("none", 1000, now=clock, leader=leader) as other,
+    ):
+        for progress in (leader, other):
+            progress.start()
+            progress.update(1, 1)
+        clock.time += 2
+        compiles("act", 10, clock)
+        with other.beside("evaluating"):
+            assert leader.state == "evaluating"
+            clock.time += 10
+        leader.update(5, 5)
+        assert leader.rates == {"perf/steps_per_second": 2.0, "perf/updates_per_second": 2.0}
+
+
+def test_what_another_thread_compiles_is_no_pause() -> None:
+    clock = Clock()
+    with Progress("none", 1000, now=clock) as progress:
+        progress.start()
+        progress.update(1, 1)
+        thread = threading.Thread(target=lambda: compiles("act", 10, clock))
+        thread.start()
+        thread.join()
+        progress.update(21, 11)
+    assert progress.rates == {"perf/steps_per_second": 2.0, "perf/updates_per_second": 1.0}
+
+
+def test_a_run_that_never_starts_prints_no_status() -> None:
+    file = io.StringIO()
+    with Progress("plain", 100, file=file) as progress:
+        progress.print("complete")
+    assert file.getvalue() == "complete\n"
 
 
 def test_plain_does_not_repeat_a_line_at_the_end() -> None:
@@ -125,13 +255,15 @@ def test_plain_does_not_repeat_a_line_at_the_end() -> None:
     assert len(file.getvalue().splitlines()) == 1
 
 
-def test_none_prints_nothing() -> None:
+def test_none_prints_nothing_but_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     file = Terminal()
     with run("none", file, Clock(), interval=0) as progress:
         progress.update(1, 1, {"a": 1.0})
         progress.episode(1.0, 1)
         progress.print("message")
+        progress.note("warning: it fails")
     assert file.getvalue() == ""
+    assert capsys.readouterr().err == "warning: it fails\n"
 
 
 def test_bar_shows_messages_and_gives_the_cursor_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +309,32 @@ def test_a_terminal_that_goes_away_does_not_end_the_run(mode: str) -> None:
         progress.print("lost")
         progress.update(2, 2)
         progress.print("lost too")
+
+
+@pytest.mark.parametrize("mode", ["bar", "plain"])
+def test_output_may_be_closed_or_know_only_ascii(mode: str) -> None:
+    raw = io.BytesIO()
+    ascii_only = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
+    closed = io.StringIO()
+    closed.close()
+    for file in (ascii_only, closed):
+        with run(mode, file, Clock(), interval=0) as progress:  # type: ignore[arg-type]
+            progress.print("return 1.0 ± 0.5 in /tmp/été")
+            progress.update(1, 1)
+    assert b"return 1.0 ? 0.5 in /tmp/?t?" in raw.getvalue()
+
+
+def test_a_warning_is_above_the_display_of_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    for error, shown in ((Terminal(), True), (io.StringIO(), False)):
+        file = Terminal()
+        monkeypatch.setattr(sys, "stderr", error)
+        with run("bar", file, Clock()) as progress:
+            progress.note("warning: no room " + 10 * "x [b]")
+            print("of a library", file=sys.stderr)
+        warning = "warning: no room " + 10 * "x [b]" + "\n"
+        assert (warning in file.getvalue(), "of a library" in file.getvalue()) == (shown, shown)
+        assert (error.getvalue() == warning + "of a library\n") != shown
 
 
 def test_numbers_durations_and_names() -> None:

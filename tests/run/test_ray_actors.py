@@ -95,10 +95,10 @@ def test_a_run_ends_with_its_result_although_an_actor_and_a_node_die(
         assert min(deaths, 1) <= len(ends) <= deaths  # some die before they have sent anything
         assert not rings["is_terminal"][index, :1000].any()
     out, err = capfd.readouterr()
-    told = [line for line in out.splitlines() if "made anew" in line]
+    told = [line for line in out.splitlines() if "; restarted" in line]
     assert len(told) == len(restarts)
     assert told[0].startswith("actor 0 on ")
-    assert told[0].endswith(" died; made anew, 1 of env.restarts=10")
+    assert told[0].endswith(" died; restarted, 1 of env.restarts=10")
     assert "raylet" not in out + err
     assert f"done: step 2,000, 494 updates, in {tmp_path}/run" in out
 
@@ -176,3 +176,20 @@ def test_a_signal_saves_and_leaves_nothing_behind(number: signal.Signals, tmp_pa
     assert not [line for line in lines if "ray" in line.lower() and "actors on Ray" not in line]
     _, alive = psutil.wait_procs(children, 20)
     assert not alive
+
+
+def test_a_cluster_that_is_started_here_listens_to_this_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an actor makes an environment that this process was allowed to make."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with Trainer(tiny_run.config(tmp_path / "run", *OPTIONS)) as trainer:
+        go_on(trainer, 20)
+        own = psutil.Process()
+        listening = {
+            connection.laddr.ip.removeprefix("::ffff:")
+            for process in (own, *own.children(recursive=True))
+            for connection in process.net_connections("tcp")
+            if connection.status == "LISTEN"
+        }
+    assert listening == {"127.0.0.1"}

@@ -12,7 +12,6 @@ import pytest
 from dreamer.agent.report import open_loop
 from dreamer.envs import registry
 from dreamer.envs.base import Restart
-from dreamer.errors import EnvironmentFault
 from dreamer.replay import host
 from dreamer.run.evaluate import Evaluation
 from dreamer.run.host_store import sequences
@@ -49,6 +48,11 @@ def never() -> bool:
     return False
 
 
+def film(reporter: Reporter, params: Any, replayed: Any) -> None:
+    reporter.episode(params, 12, never)
+    reporter.predictions(params, replayed, 12)
+
+
 def num_frames(file: Path) -> int:
     with av.open(str(file)) as container:
         return sum(1 for _ in container.decode(video=0))
@@ -59,7 +63,7 @@ def test_videos_show_an_episode_and_predictions_and_change_nothing(
 ) -> None:
     replay, before = tiny.filled(agent, LENGTH), host.get_state(tiny.filled(agent, LENGTH))
     with Logger(tmp_path, tensorboard=False) as logger:
-        Reporter(agent, config, logger).videos(params, partial(sequences, replay), 12, never)
+        film(Reporter(agent, config, logger), params, partial(sequences, replay))
     files = {file.name: num_frames(file) for file in (tmp_path / "videos").iterdir()}
     assert files.keys() == {"episode-12.mp4", "open_loop-image-12.mp4"}
     assert 4 <= files["episode-12.mp4"] <= 8  # 3 to 7 steps and the first
@@ -74,7 +78,7 @@ def test_nothing_is_predicted_from_an_empty_replay(
 ) -> None:
     empty = tiny.filled(agent, LENGTH, 4)
     with Logger(tmp_path, tensorboard=False) as logger:
-        Reporter(agent, config, logger).videos(params, partial(sequences, empty), 12, never)
+        film(Reporter(agent, config, logger), params, partial(sequences, empty))
     assert [file.name for file in (tmp_path / "videos").iterdir()] == ["episode-12.mp4"]
 
 
@@ -88,7 +92,7 @@ def test_evaluations_are_logged_and_differ_by_step_and_seed(
         other._policy = reporter._policy  # spares compiling it again
         seeded = other.evaluation(params, 20, never)
         assert reporter.evaluation(params, 30, lambda: True) is None
-        reporter.videos(params, partial(sequences, tiny.filled(agent, LENGTH)), 30, lambda: True)
+        reporter.episode(params, 30, lambda: True)
     assert len(tiny_run.lines(tmp_path)) == 4
     assert not (tmp_path / "videos").exists()
     assert first == again
@@ -98,23 +102,16 @@ def test_evaluations_are_logged_and_differ_by_step_and_seed(
     assert line == {"step": 10} | {f"eval/{key}": value for key, value in first.items()}
 
 
-def test_what_breaks_meanwhile_is_told(
+def test_environments_restarted_in_an_evaluation_are_reported(
     config: Any, agent: Any, params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Environments made anew in an evaluation, and a video that there is none of."""
     told: list[str] = []
     with Logger(tmp_path, tensorboard=False) as logger:
         reporter = Reporter(agent, config, logger, told.append)
         mended = Evaluation(np.ones(3), np.ones(3), None, (Restart(0, "it broke", True),))
         monkeypatch.setattr("dreamer.run.reporter.evaluate", lambda *_, **__: mended)
         assert reporter.evaluation(params, 10, never) is not None
-
-        def fail(*_: Any) -> None:
-            raise EnvironmentFault("it broke again")
-
-        monkeypatch.setattr("dreamer.run.reporter.evaluate", fail)
-        reporter.videos(params, partial(sequences, tiny.filled(agent, LENGTH)), 1000, never)
-    assert told == ["in the evaluation, it broke", "no video of step 1,000: it broke again"]
+    assert told == ["in the evaluation, it broke"]
 
 
 def test_open_loop_sees_only_the_context(agent: Any, params: Any) -> None:

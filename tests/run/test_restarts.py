@@ -75,7 +75,7 @@ def test_failures_are_told_and_counted_over_a_resume_until_the_limit(
         ):
             trainer.run()
         assert trainer.checkpoints.latest_step() == trainer.step
-    told = [line for line in capsys.readouterr().out.splitlines() if "made anew" in line]
+    told = [line for line in capsys.readouterr().err.splitlines() if "; restarted" in line]
     assert len(told) == 1
-    assert told[0].endswith("; made anew, 2 of env.restarts=2")
+    assert told[0].endswith("; restarted, 2 of env.restarts=2")
     assert [count for _, count in counted(folder)] == [1, 2]

@@ -8,6 +8,7 @@ import pytest
 from dreamer.run import saving
 from dreamer.run.checkpointer import Checkpointer, SaveError
 from dreamer.run.saving import Saving
+from tests.run.test_checkpointer import META
 
 
 class Run:
@@ -23,7 +24,7 @@ class Run:
         self.attempts.append(self.time)
         if self.full:
             raise SaveError(self.full)
-        self.checkpoints.save(self.time, {"x": np.zeros(1)}, None, {}, score)
+        self.checkpoints.save(self.time, {"x": np.zeros(1)}, None, META, score)
         self.checkpoints._thread.join()
 
     def pass_time(self, until: int) -> None:

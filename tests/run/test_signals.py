@@ -1,12 +1,19 @@
-"""A first signal is a wish, a second is an order."""
+"""A first signal is a request, a second is an order."""
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
 
 import pytest
 
 from dreamer.run import signals
-from dreamer.run.signals import SIGNALS, StopRequest
+from dreamer.run.signals import SIGNALS, STOPPING, StopRequest
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -32,8 +39,8 @@ def test_the_first_signal_is_a_wish_and_the_second_acts_as_usual(
             assert usual == [number]
             os.kill(os.getpid(), number)
             assert usual == [number, number]
-        answer = "stopping after this step, then saving; Ctrl-C again stops at once\n"
-        assert capfd.readouterr().err == (answer if number == signal.SIGINT else "")
+        while number == signal.SIGINT and "Ctrl-C again" not in capfd.readouterr().err:
+            time.sleep(0.01)  # the thread that acknowledges
     finally:
         signal.signal(number, before)
 
@@ -81,17 +88,57 @@ def test_sigusr1_is_counted_until_the_end() -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_only_sigterm_leaves_a_time_of_grace() -> None:
-    for number, counts in ((signal.SIGINT, False), (signal.SIGTERM, True)):
-        with StopRequest() as stop:
-            os.kill(os.getpid(), number)
-            with stop.grace(1000, str) as grace:
-                assert (grace._deadline is not None) == counts
-
-
 def test_signals_that_are_left_to_the_program_leave_no_time_of_grace() -> None:
-    with StopRequest().grace(1000, str):
+    with StopRequest().grace(1e-3, lambda: pytest.fail("no signal came")):
         assert signal.set_wakeup_fd(-1) == -1
+        time.sleep(0.01)
+
+
+def command(code: str, *numbers: signal.Signals) -> tuple[int, str]:
+    """Exit status and errors of a command that says when it is ready for these signals."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(0.3)
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    return process.returncode, err
+
+
+DEEP = """
+    import hashlib, multiprocessing, sys, time
+    from dreamer.run.signals import StopRequest
+
+    with StopRequest(ends_process=True) as stop:
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
+        child.start()
+        if {begun}:
+            stop.begin()
+        print("ready", child.pid, flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # no handler runs until it is done
+"""
+
+
+@pytest.mark.parametrize(
+    ("begun", "numbers", "status", "last"),
+    [
+        (False, [signal.SIGINT], 130, "interrupted\n"),
+        (False, [signal.SIGTERM], 143, "ended by SIGTERM\n"),
+        (True, [signal.SIGINT, signal.SIGINT], 130, f"{STOPPING}\ninterrupted\n"),
+        (True, [signal.SIGTERM, signal.SIGINT], 130, "interrupted\n"),
+    ],
+)
+def test_a_command_answers_at_once_although_no_handler_can_run(
+    begun: bool, numbers: list[signal.Signals], status: int, last: str
+) -> None:
+    assert command(DEEP.format(begun=begun), *numbers) == (status, last)
 
 
 def test_nohup_is_respected() -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer.envs.base import Actions, Restart, Specs
+from dreamer.envs.base import Actions, Restart, Specs, short
 from dreamer.envs.jax.episodes import EnvState, JaxEnv
 
 # Their keys are apart from those of the run's other purposes, which have small numbers.
@@ -18,7 +18,9 @@ _PURPOSE = 2**31 - 1
 class BatchedJax:
     """N environments, stepped together in one compiled call. See `envs.base.BatchedEnv`."""
 
-    restarts: Sequence[Restart] = ()  # nothing is made anew
+    restarts: Sequence[Restart] = ()  # nothing is restarted
+
+    __repr__ = short
 
     def __init__(self, env: JaxEnv, num_envs: int, seed: int, first: int = 0) -> None:
         self.num_envs = num_envs
@@ -52,9 +54,6 @@ class BatchedJax:
         return dump(self._state, self._last)
 
     def set_state(self, state: Mapping[str, Any]) -> tuple[np.ndarray, dm_env.TimeStep]:
-        if len(state["time_step"][0]) != self.num_envs:
-            number = len(state["time_step"][0])
-            raise ValueError(f"state of {number} environments given to {self.num_envs}")
         pattern = jax.eval_shape(self._reset, self._keys, np.zeros(self.num_envs, np.int32))
         loaded = load(state, pattern)
         if loaded is None:
@@ -80,10 +79,15 @@ def env_keys(seed: int, num_envs: int, first: int = 0) -> np.ndarray:
 
 
 def dump(state: EnvState, time_step: dm_env.TimeStep) -> dict[str, Any]:
-    """N environments and their last time step, made of JSON types only."""
+    """N environments and their last time step as copies of their arrays, by number; those without
+    elements, which checkpoints do not take, are left out."""
     parts = {"state": state, "time_step": time_step}
     return {
-        name: [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(part)]
+        name: {
+            str(number): np.array(leaf)
+            for number, leaf in enumerate(jax.tree.leaves(part))
+            if leaf.size
+        }
         for name, part in parts.items()
     }
 
@@ -91,15 +95,23 @@ def dump(state: EnvState, time_step: dm_env.TimeStep) -> dict[str, Any]:
 def load(
     saved: Mapping[str, Any], pattern: tuple[EnvState, dm_env.TimeStep]
 ) -> tuple[EnvState, dm_env.TimeStep] | None:
-    """The inverse of `dump`, as numpy arrays; None for a save of other environments."""
-    values = [*saved["state"], *saved["time_step"]]
-    leaves, structure = jax.tree.flatten(pattern)
-    # Of an array without elements, a list keeps only the axes down to the empty one.
-    shapes = [np.shape(value) if np.size(value) else 0 for value in values]
-    if shapes != [leaf.shape if leaf.size else 0 for leaf in leaves]:
-        return None
-    arrays = [
-        np.asarray(value, leaf.dtype).reshape(leaf.shape)
-        for value, leaf in zip(values, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, arrays)
+    """The inverse of `dump`, as numpy arrays; None for a save of other environments.
+
+    Checkpoints of format 1 have nested lists in place of arrays, in JSON.
+    """
+    restored = []
+    for name, part in zip(("state", "time_step"), pattern, strict=True):
+        leaves, structure = jax.tree.flatten(part)
+        found = saved.get(name, {})
+        if isinstance(found, list):
+            found = {str(number): np.asarray(value) for number, value in enumerate(found)}
+        # Of an array without elements, a list keeps only the axes down to the empty one.
+        found = {number: value for number, value in found.items() if value.size}
+        wanted = {str(number): leaf for number, leaf in enumerate(leaves)}
+        found |= {n: np.zeros(leaf.shape) for n, leaf in wanted.items() if not leaf.size}
+        if {n: x.shape for n, x in found.items()} != {n: x.shape for n, x in wanted.items()}:
+            return None
+        arrays = [found[number].astype(leaf.dtype) for number, leaf in wanted.items()]
+        restored.append(jax.tree.unflatten(structure, arrays))
+    state, time_step = restored
+    return state, time_step

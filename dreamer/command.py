@@ -1,0 +1,49 @@
+"""What every command does around its `main`: standard streams, signals, exit status."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import NoReturn
+
+from dreamer.errors import INTERRUPTED, emit, exit_on_user_error
+from dreamer.run.signals import StopRequest
+from dreamer.streams import Forgiving, drop_unwritten, open_missing
+
+
+def run(
+    main: Callable[[], int], stop: StopRequest | None = None, announced: bool = True
+) -> NoReturn:
+    """Runs the `main` of a command and exits with its status. A signal ends it at once, but for
+    `StopRequest.begin`; its output may go anywhere.
+
+    Args:
+      main: gives the exit status.
+      stop: what `main` asks for signals; its own where there is none.
+      announced: prints a line before the slow imports, unless the arguments ask for a text.
+    """
+    open_missing()
+    try:
+        with stop or StopRequest(ends_process=True):
+            # A process that is forked must not answer signals in the name of this one.
+            os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))
+            if announced and not _silent(sys.argv[1:]):
+                emit("dreamer: starting", sys.stdout)
+            with (
+                contextlib.redirect_stdout(Forgiving(sys.stdout)),
+                contextlib.redirect_stderr(Forgiving(sys.stderr)),
+            ):
+                status = exit_on_user_error(main)
+    finally:
+        drop_unwritten()
+    if status == INTERRUPTED:
+        os._exit(status)  # does not wait for threads that write a checkpoint
+    sys.exit(status)
+
+
+def _silent(argv: list[str]) -> bool:
+    """Whether the output is to be nothing, or a text such as the help."""
+    flags = {argument for argument in argv if argument.startswith("-") or argument == "help"}
+    return "log.progress=none" in argv or bool(flags - {"-m", "--multirun"})

@@ -1,0 +1,289 @@
+"""Whether what a saved file asks for may happen: the one place that decides.
+
+A configuration can name code (`env.entry_point`, an id that imports a package), and can reach
+outside of its run folder (`xla_flags`, clusters, other folders). What the user names on a command
+line or in a program may happen, and is remembered by this process and in one small file of the
+user's. A saved file may use what is remembered, wherever it is stored; the rest is refused.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shlex
+import stat
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dreamer import files
+from dreamer.errors import UserError, printable, warn
+
+ABOUT = (
+    "# What you named on a command line or in a program, and what saved files may therefore use.\n"
+    "# Delete a line to forget it.\n"
+)
+MOST = 2**24  # bytes of the file that are read
+SHOWN = 1000  # characters of a value that are shown
+NAMES = ("env.task=", "env.id=", "env.entry_point=", "env.kwargs=")  # options that repeat a claim
+OUTSIDE = ("xla_flags", "run.ray_address", "run.coordinator")
+WRITTEN = ("checkpoint.dir", "replay.folder")  # folders, of no concern inside of the run folder
+NOWHERE = {"run.coordinator": ("auto", "none")}  # values that name nothing
+# What the grammar of the command line reads as text without quotes.
+_PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_][a-z0-9_./@-]*", re.I)
+
+Section = TypeVar("Section")
+
+_allowed: set[str] = set()  # hashes of what this process may do
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Values by their keys that take effect together."""
+
+    values: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        words = (f"{key}={_shown(value)}" for key, value in self.values.items())
+        return " ".join(map(shlex.quote, words))
+
+    @cached_property
+    def digest(self) -> str:
+        """The same for the same values, also after they were saved and read."""
+        text = json.dumps({key: _sorted(value) for key, value in self.values.items()}, default=repr)
+        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def code(env: Any) -> Claim | None:
+    """What a section `env` has imported and called; None where it names only a suite of this
+    project and a task, or a registered id.
+
+    Text among the arguments of an id counts: it may name a file or code, as `env_id` does of
+    gymnasium's ids for old environments. Numbers do not.
+    """
+    if not hasattr(env, "entry_point"):
+        return None
+    kwargs = {"env.kwargs": env.kwargs} if env.kwargs else {}
+    if env.entry_point:
+        return Claim({"env.entry_point": env.entry_point} | kwargs)
+    if ":" in env.task or _has_text(env.kwargs):
+        return Claim({"env.task": env.task} | kwargs)
+    return None
+
+
+def named_as(env: Any) -> tuple[Any, ...]:
+    """What the user names of a section `env`: the same for two of the same environment."""
+    return env.suite, env.name, _sorted(getattr(env, "kwargs", {}))
+
+
+def claims(config: Any) -> list[Claim]:
+    """All that a whole configuration asks for beyond suites and files in its run folder."""
+    found = [code(config.env)]
+    for key in (*OUTSIDE, *WRITTEN):
+        value = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        if key == "checkpoint.dir" and not value and config.run.dir:
+            value = os.path.join(config.run.dir, "checkpoints")  # which may be a link
+        if not value or value in NOWHERE.get(key, ()):
+            continue
+        if key in WRITTEN:
+            place = _place(value)
+            if config.run.dir and place.is_relative_to(_place(config.run.dir)):
+                continue
+            value = str(place)
+        found.append(Claim({key: value}))
+    return [claim for claim in found if claim]
+
+
+def allow(env: Section) -> Section:
+    """Takes the user's word for a section `env`: what it names may run, now and later."""
+    claim = code(env)
+    if claim:
+        _remember([claim])
+    return env
+
+
+def allow_here(env: Any) -> None:
+    """Takes the word of the process that started this one, which decided on the section `env`."""
+    claim = code(env)
+    if claim:
+        _allowed.add(claim.digest)
+
+
+def require(env: Any, source: str = "a saved file") -> None:
+    """Refuses a section `env` with code that the user has not named.
+
+    Raises:
+      UserError: showing it.
+    """
+    claim = code(env)
+    if claim:
+        _require(claim, source)
+
+
+def known(env: Any) -> bool:
+    """Whether all that a section `env` names may run."""
+    claim = code(env)
+    return claim is None or _is_known(claim)
+
+
+def settle(config: Any, given: Collection[str], source: str = "", word: bool = False) -> None:
+    """Decides on a whole configuration that was just made.
+
+    Args:
+      config: the configuration.
+      given: keys that the user set; the values of all others come from `source`.
+      source: the file or object that the configuration comes from; empty where there is none, but
+        only the user's options over the defaults and recipes of this project.
+      word: whether the user trusts the source.
+
+    Raises:
+      UserError: the source asks for what the user has never named.
+    """
+    asked = claims(config)
+    _remember([one for one in asked if word or not source or one.values.keys() <= set(given)])
+    if config.run.dir and _leads_away(config.run.dir, source):
+        folder = Claim({"run.dir": config.run.dir})
+        if word or not source or "run.dir" in given:
+            _allowed.add(folder.digest)  # by this process alone: every run has another one
+        asked.append(folder)
+    for claim in asked:
+        _require(claim, source)
+
+
+def _is_known(claim: Claim) -> bool:
+    return claim.digest in _allowed or claim.digest in _remembered()
+
+
+def _require(claim: Claim, source: str) -> None:
+    if _is_known(claim):
+        return
+    is_code = any(key.startswith("env.") for key in claim.values)
+    what = "code" if is_code else "something outside of the run folder"
+    raise UserError(
+        f"{claim}: {source} names {what} that you have never named; it needs your word: repeat it "
+        "on the command line as it is written here, or add trust=true (in Python trust=True)"
+    )
+
+
+# ----------------------------------------------------------------------------------------- memory
+
+
+def path() -> Path | None:
+    """The file of what is remembered; None where there is no home folder."""
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    if not state.is_absolute():  # as the specification of these folders says
+        try:
+            home = Path.home()
+        except RuntimeError:
+            return None
+        if not home.is_dir():
+            return None
+        state = home / ".local" / "state"
+    return state / "dreamer" / "trusted"
+
+
+def _remember(claims: list[Claim]) -> None:
+    """By this process, and in the file where it can be written."""
+    _allowed.update(claim.digest for claim in claims)
+    file, known = path(), _remembered()
+    new = {claim.digest: claim for claim in claims if claim.digest not in known}
+    if not new or file is None:
+        return
+    with contextlib.suppress(OSError):  # no home, or one that cannot be written
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        reason = _unsafe(os.lstat(file.parent))
+        if reason:
+            warn(f"nothing is remembered in {file.parent}, which {reason}; delete it")
+            return
+        lines = [*known.values(), *(f"{digest} {claim}" for digest, claim in new.items())]
+        files.write_atomic(file, ABOUT + "\n".join(lines) + "\n", 0o600)
+
+
+def _remembered() -> dict[str, str]:
+    """Lines of the file by their hashes; none of a file that anybody else may have written."""
+    file = path()
+    if file is None:
+        return {}
+    try:
+        if _unsafe(os.lstat(file.parent)):
+            return {}
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        with open(os.open(file, flags), "rb") as opened:
+            found = os.fstat(opened.fileno())
+            if _unsafe(found) or not stat.S_ISREG(found.st_mode):
+                return {}
+            text = opened.read(MOST).decode("utf-8", "replace")
+    except (OSError, ValueError):  # ValueError: a path with a null byte
+        return {}
+    lines = [line for line in text.split("\n") if line.startswith("sha256:")]
+    return {line.partition(" ")[0]: line for line in lines}
+
+
+def _unsafe(found: os.stat_result) -> str:
+    """Why others may have made a file or folder, or may change it; empty if only the user can."""
+    if stat.S_ISLNK(found.st_mode):
+        return "is a link"
+    if not hasattr(os, "geteuid"):
+        return ""
+    if found.st_uid != os.geteuid():
+        return "belongs to another user"
+    return "others can write to" if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
+
+
+# ----------------------------------------------------------------------------------------- values
+
+
+def _has_text(value: Any) -> bool:
+    """Whether there is anything in a value but numbers."""
+    if isinstance(value, Mapping):
+        return any(map(_has_text, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_text, value))
+    return not (value is None or isinstance(value, bool | int | float))
+
+
+def _sorted(value: Any) -> Any:
+    """Mappings as pairs in the order of their keys: in which they were written says nothing."""
+    if isinstance(value, Mapping):
+        return sorted([str(key), _sorted(part)] for key, part in value.items())
+    return [_sorted(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _shown(value: Any, inside: bool = False) -> str:
+    """A value as the command line reads it, with nothing that a terminal would act on."""
+    if isinstance(value, Mapping):
+        parts = (f"{_shown(name, True)}: {_shown(part, True)}" for name, part in value.items())
+        text = f"{{{', '.join(parts)}}}"
+    elif isinstance(value, list | tuple):
+        text = f"[{', '.join(_shown(part, True) for part in value)}]"
+    elif isinstance(value, str):
+        quoted = inside and not _PLAIN.fullmatch(value)
+        text = json.dumps(value, ensure_ascii=False) if quoted else value
+    elif isinstance(value, bool):
+        text = str(value).lower()
+    else:
+        text = "null" if value is None else repr(value)
+    text = printable(text)
+    return text if len(text) <= SHOWN or inside else f"{text[:SHOWN]}... ({len(text):,} characters)"
+
+
+def _place(folder: str) -> Path:
+    """A folder as an absolute path without links."""
+    with contextlib.suppress(RuntimeError):  # the home of nobody, which is refused elsewhere
+        return Path(os.path.realpath(Path(folder).expanduser()))
+    return Path(os.path.realpath(folder))
+
+
+def _leads_away(folder: str, source: str) -> bool:
+    """Whether a run folder that a file names is neither below the working directory nor the file's
+    own."""
+    if not folder:
+        return False
+    place = _place(folder)
+    own = {_place(source), _place(source).parent}
+    return not (place.is_relative_to(_place(os.curdir)) or place in own)

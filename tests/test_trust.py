@@ -1,0 +1,466 @@
+"""What a saved file may run: what its user has named, and nothing else."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+import yaml
+
+import dreamer
+from dreamer import compose, data, export, importing, trust
+from dreamer import eval as evaluation
+from dreamer.envs import registry
+from dreamer.errors import UserError, exit_on_user_error
+from dreamer.run import checkpoint
+from dreamer.run.folder import HEADER
+from dreamer.run.loop import Trainer
+from tests import probe_envs, tiny_run
+
+ENTRY = "tests.test_trust:touching"
+
+
+def touching(mark: str) -> gymnasium.Env:
+    """An environment like that of the finished run, whose making leaves a mark."""
+    Path(mark).touch()
+    return probe_envs.Drawn()
+
+
+@pytest.fixture(autouse=True)
+def new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A state folder of its own, and a process in which nothing was named; calls start others."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+    def forget() -> None:
+        monkeypatch.setattr(trust, "_allowed", set())
+
+    forget()
+    return forget
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Path:
+    """What foreign code would make."""
+    return tmp_path / "mark"
+
+
+def foreign(run: Path, target: Path, **env: Any) -> Path:
+    """A copy of a run with another environment in its configuration."""
+    shutil.copytree(run, target)
+    edit(target / "config.yaml", lambda tree: tree["env"].update(env))
+    return target
+
+
+def edit(file: Path, change: Callable[[dict], None]) -> None:
+    header = file.read_text().partition("\n")[0]
+    tree = yaml.safe_load(file.read_text())
+    change(tree)
+    keeps = header + "\n" if header.startswith("#") else ""
+    file.write_text(keeps + yaml.safe_dump(tree))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: Any) -> Path:
+    return tiny_run.finished(tmp_path_factory)[0]
+
+
+@pytest.fixture(scope="module")
+def episodes(run: Path, tmp_path_factory: Any) -> Path:
+    """Recorded from the run."""
+    folder = tmp_path_factory.mktemp("recorded") / "episodes"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(folder.parent / "state"))
+        named = f"{probe_envs.task('Drawn')}"
+        data.main(["collect", f"out={folder}", f"run={run}", named, "episodes=2", "platform=cpu"])
+    return folder
+
+
+def refused(main: Callable[[list[str]], int], *argv: str) -> str:
+    with pytest.raises(UserError) as caught:
+        main([*argv])
+    return str(caught.value)
+
+
+def foreign_environments(tmp_path: Path, mark: Path) -> Iterator[dict[str, Any]]:
+    yield {"entry_point": "os:system", "kwargs": {"command": f"touch {mark}"}}
+    package = tmp_path / "evil_package.py"
+    package.write_text(f"open({str(mark)!r}, 'w')\n")
+    yield {"task": "evil_package:Evil-v0"}
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["entry_point", "package"])
+def test_nothing_of_a_foreign_run_is_run(
+    number: int, run: Path, tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By none of the commands that need its environment, and not by its library."""
+    monkeypatch.syspath_prepend(tmp_path)
+    env = list(foreign_environments(tmp_path, mark))[number]
+    copy = foreign(run, tmp_path / "run", **env)
+    out = f"out={tmp_path / 'new'}"
+    lines = [
+        refused(evaluation.main, f"run={copy}", "episodes=1", "platform=cpu"),
+        refused(data.main, "collect", f"run={copy}", out, "platform=cpu"),
+        refused(lambda _: dreamer.load(copy).make_env()),
+        refused(lambda _: dreamer.train(dreamer.load(copy).config)),
+        refused(lambda _: registry.make(dreamer.load(copy).config.env, 1, 0)),
+    ]
+    shown = f"env.entry_point=os:system 'env.kwargs={{command: \"touch {mark}\"}}': "
+    for line in lines:
+        assert line.startswith([shown, "env.task=evil_package:Evil-v0: "][number])
+        assert "repeat it on the command line" in line
+        assert "trust=true" in line
+    assert not mark.exists()
+    assert "evil_package" not in sys.modules
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "state").exists()
+
+
+def test_what_can_be_read_makes_no_environment(
+    run: Path, episodes: Path, tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    env = {"entry_point": "os:system", "kwargs": {"command": f"touch {mark}"}}
+    copy = foreign(run, tmp_path / "run", **env)
+    recorded = shutil.copytree(episodes, tmp_path / "episodes")
+    edit(recorded / "env.yaml", lambda tree: tree.update(env))
+    for source in (copy, recorded):
+        assert data.main(["info", f"source={source}"]) == 0
+        told = capsys.readouterr().out
+        assert "os:system" in told
+        assert "action.action: int32 [] of 3 classes" in told
+    if _has_minari():
+        monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+        for number, source in enumerate((copy, recorded)):
+            assert data.main(["to_minari", f"source={source}", f"dataset=foreign-v{number}"]) == 0
+    (recorded / "spaces.json").unlink()  # as it was before they were saved
+    assert refused(data.main, "info", f"source={recorded}").startswith("env.entry_point=os:system ")
+    line = refused(data.main, "to_minari", f"source={recorded}", "dataset=foreign-v2")
+    assert line.startswith("env.entry_point=os:system ")
+    assert not mark.exists()
+
+
+def _has_minari() -> bool:
+    try:
+        import minari
+    except ImportError:
+        return False
+    return minari is not None
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[1]", "{}", '{"observations": {}, "actions": {}, "native": null}', "[" * 100_000],
+)
+def test_spaces_that_cannot_be_are_refused(content: str, episodes: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(episodes, tmp_path / "episodes")
+    (copy / "spaces.json").write_text(content)
+    line = refused(data.main, "info", f"source={copy}")
+    assert line.startswith(f"{copy}/spaces.json cannot be read as the spaces of an environment: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("native", {"kind": "discrete", "shape": [], "count": [7], "start": [0], "dtype": "int64"}),
+        ("native", {"kind": "box", "shape": [2], "dtype": "float32", "low": 0, "high": 1}),
+        ("native", {"kind": "box", "shape": [2**20] * 2, "dtype": "int8", "low": 0, "high": 1}),
+        ("actions", {"action": {"shape": [], "dtype": "int32", "low": -1, "high": 3}}),
+        ("observations", {"observation": {"shape": [3], "dtype": "object"}}),
+    ],
+)
+def test_spaces_that_do_not_go_together_are_refused(
+    key: str, change: Any, episodes: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(episodes, tmp_path / "episodes")
+    saved = json.loads((copy / "spaces.json").read_text())
+    (copy / "spaces.json").write_text(json.dumps(saved | {key: change}))
+    assert "cannot be read as the spaces" in refused(data.main, "info", f"source={copy}")
+
+
+def test_a_foreign_agent_is_exported_without_its_environment(
+    run: Path, tmp_path: Path, mark: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On what its replay holds, or on random observations where that is left out."""
+    env = {"entry_point": "os:system", "kwargs": {"command": f"touch {mark}"}}
+    copy = foreign(run, tmp_path / "run", **env)
+    options = ("steps=10", "num_envs=2", "platform=cpu", "platforms=cpu")
+    for name, kind in (("one", "recorded"), ("two", "random")):
+        assert export.main([f"run={copy}", f"out={tmp_path / name}", *options]) == 0
+        assert f"does on 20 {kind} observations" in capsys.readouterr().out
+        form = json.loads((tmp_path / name / "policy.json").read_text())
+        assert form["action"]["action"] == {
+            **{"shape": [], "dtype": "int32", "classes": 3, "start": 0}
+        }
+        shutil.rmtree(copy / "checkpoints" / "100" / "replay", ignore_errors=True)
+    saved = copy / "checkpoints" / "100"
+    meta = checkpoint.read(saved).meta
+    del meta["spaces"]["native"]  # as it was before it was saved
+    checkpoint.amend(saved, meta, None)
+    line = refused(export.main, f"run={copy}", f"out={tmp_path / 'three'}", *options)
+    assert line.startswith("env.entry_point=os:system ")
+    assert not mark.exists()
+
+
+def test_what_was_named_is_remembered_by_later_processes(
+    run: Path, tmp_path: Path, mark: Path, new_process: Callable[[], None]
+) -> None:
+    copy = foreign(run, tmp_path / "run", entry_point=ENTRY, kwargs={"mark": str(mark)})
+    named = [f"env.entry_point={ENTRY}", f"env.kwargs={{mark: {mark}}}"]
+    assert dreamer.load(copy).config.env.name == ENTRY
+    compose.compose(named)
+    assert not mark.exists()
+    new_process()
+    agent = dreamer.load(shutil.move(copy, tmp_path / "moved"))
+    agent.make_env().close()
+    assert mark.exists()
+    other = foreign(run, tmp_path / "other", entry_point=ENTRY, kwargs={"mark": f"{mark}2"})
+    assert f"{mark}2" in refused(lambda _: dreamer.load(other).make_env())
+    bare = foreign(run, tmp_path / "bare", entry_point=ENTRY)
+    assert "has never named" not in refused(lambda _: dreamer.load(bare).make_env())
+    file = tmp_path / "state" / "dreamer" / "trusted"
+    lines = file.read_text().splitlines()
+    assert lines[-1].endswith(f" env.entry_point={ENTRY} 'env.kwargs={{mark: \"{mark}\"}}'")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    compose.compose(named)
+    assert file.read_text().splitlines() == lines
+    file.write_text("\n".join(lines[:-1]))  # forgotten
+    new_process()
+    assert "never named" in refused(lambda _: agent.make_env())
+
+
+def test_each_way_to_give_ones_word(
+    run: Path,
+    tmp_path: Path,
+    mark: Path,
+    new_process: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By an option, by repeating it beside the run, by a program; each is remembered."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise UserError("would play")
+
+    monkeypatch.setattr("dreamer.run.playback.evaluate", stop)
+    copy = foreign(run, tmp_path / "run", entry_point=ENTRY, kwargs={"mark": str(mark)})
+    play = [f"run={copy}", "episodes=1", "num_envs=1", "platform=cpu", f"out={tmp_path / 'a'}"]
+    named = [f"env.entry_point={ENTRY}", f"env.kwargs={{mark: {mark}}}"]
+    ways: list[Callable[[], Any]] = [
+        lambda: refused(evaluation.main, *play, "trust=true"),
+        lambda: refused(evaluation.main, *play, *named),
+        lambda: dreamer.load(copy, trust=True).make_env(),
+        lambda: dreamer.make_env("gymnasium", entry_point=ENTRY, kwargs={"mark": str(mark)}),
+    ]
+    for way in ways:
+        shutil.rmtree(tmp_path / "state", ignore_errors=True)
+        new_process()
+        assert "never named" in refused(lambda _: dreamer.load(copy).make_env())
+        way()
+        assert mark.exists()
+        mark.unlink()
+        new_process()
+        dreamer.load(copy).make_env().close()
+        mark.unlink()
+    wrong = refused(evaluation.main, *play, f"env.entry_point={ENTRY}")
+    assert wrong == (
+        f"env={ENTRY}: {copy} is a run in {ENTRY} with other env.kwargs; name what it has, or "
+        "leave it out"
+    )
+    assert not mark.exists()
+
+
+def test_a_recipe_and_a_plain_id_need_no_word(run: Path, tmp_path: Path) -> None:
+    """Numbers among their arguments neither; text might name a file or code."""
+    for env in ({"task": "Pendulum-v1"}, {"task": "Pendulum-v1", "kwargs": {"g": 9.5}}):
+        copy = foreign(run, tmp_path / str(len(env)), **env)
+        registry.make(dreamer.load(copy).config.env, 1, 0).close()
+    old = {"task": "GymV26Environment-v0", "kwargs": {"env_id": "evil:Evil-v0"}}
+    line = refused(lambda _: dreamer.load(foreign(run, tmp_path / "old", **old)).make_env())
+    assert line.startswith(
+        "env.task=GymV26Environment-v0 'env.kwargs={env_id: \"evil:Evil-v0\"}': "
+    )
+    assert not (tmp_path / "state").exists()
+
+
+def test_what_a_configuration_reaches_outside(run: Path, tmp_path: Path) -> None:
+    """By settings of a saved one; folders inside of the run are its own."""
+    config = dreamer.load(run).config
+
+    def settle(*given: str, **changes: Any) -> None:
+        tree = config.model_dump()
+        for key, value in changes.items():
+            section, _, name = key.partition("__")
+            if name:
+                tree[section][name] = value
+            else:
+                tree[key] = value
+        trust.settle(type(config).model_validate(tree), {"run.dir", "env.task", *given}, str(run))
+
+    outside = {
+        "xla_flags": "--xla_dump_to=/home/me",
+        "run__ray_address": "10.0.0.9:6379",
+        "run__coordinator": "10.0.0.9:6379",
+        "checkpoint__dir": "/home/me/checkpoints",
+        "replay__folder": "/home/me",
+    }
+    for key, value in outside.items():
+        option = key.replace("__", ".")
+        assert refused(lambda _, k=key, v=value: settle(**{k: v})).startswith(f"{option}={value}: ")
+    for key, value in outside.items():
+        settle(key.replace("__", "."), **{key: value})  # named by the user
+        settle(**{key: value})
+    settle(checkpoint__dir=str(run / "saves"), run__coordinator="none")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "checkpoints").symlink_to(tmp_path)
+    assert refused(lambda _: settle(run__dir=str(linked))).startswith(
+        f"checkpoint.dir={tmp_path}: "
+    )
+    assert refused(lambda _: trust.settle(config, {"env.task"}, str(tmp_path))).startswith(
+        "run.dir="
+    )
+
+
+@pytest.mark.parametrize("home", ["none", "missing", "read-only", "file"])
+def test_without_a_home_it_goes_on(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "home"
+    if home == "none":
+        monkeypatch.setenv("XDG_STATE_HOME", "")
+        monkeypatch.setattr(Path, "home", _no_home)
+    elif home == "missing":
+        monkeypatch.setenv("XDG_STATE_HOME", "relative")
+        monkeypatch.setenv("HOME", str(place))
+    elif home == "read-only":
+        monkeypatch.setenv("XDG_STATE_HOME", "/proc/1/none")
+    else:
+        place.touch()
+        monkeypatch.setenv("XDG_STATE_HOME", str(place))
+    env = compose.compose(["env.entry_point=tests.probe_envs:Drawn"]).env
+    registry.make(env, 1, 0).close()
+    assert home == "file" or not place.exists()
+
+
+def _no_home() -> Path:
+    raise RuntimeError("no home folder")
+
+
+@pytest.mark.parametrize("planted", ["link", "fifo", "folder", "writable", "folder of others"])
+def test_a_file_that_others_may_have_made_is_not_believed(
+    planted: str, run: Path, tmp_path: Path, new_process: Callable[[], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    named = ["env.entry_point=tests.probe_envs:Drawn"]
+    env = compose.compose(named).env
+    file = tmp_path / "state" / "dreamer" / "trusted"
+    text = file.read_text()
+    victim = tmp_path / "victim"
+    victim.write_text(text)
+    if planted == "writable":
+        file.chmod(0o666)
+    elif planted == "folder of others":
+        file.parent.chmod(0o777)
+    else:
+        file.unlink()
+        {"link": lambda: file.symlink_to(victim), "fifo": lambda: os.mkfifo(file)}.get(
+            planted, file.mkdir
+        )()
+    new_process()
+    assert "never named" in refused(lambda _: registry.make(env, 1, 0))
+    compose.compose([*named, "env.kwargs={render_mode: none}"])
+    assert victim.read_text() == text
+    if planted in ("link", "fifo", "writable"):  # replaced by one of the user's own
+        assert stat.S_ISREG(file.lstat().st_mode)
+        assert stat.S_IMODE(file.lstat().st_mode) == 0o600
+    if planted == "folder of others":
+        assert "nothing is remembered in" in capsys.readouterr().err
+        assert file.read_text() == text
+
+
+def test_what_is_shown_acts_on_no_terminal(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kwargs = {"a": "\x1b[2Jgone\u202e", "b": "two\nlines", "n": {"c": [1, True, None, 0.5]}}
+    copy = foreign(run, tmp_path / "run", entry_point="os:system", kwargs=kwargs)
+    line = refused(lambda _: dreamer.load(copy).make_env())
+    assert line.isprintable()
+    assert "{c: [1, true, null, 0.5]}" in line
+    other = foreign(run, tmp_path / "other", entry_point="a:\x1b[2J")
+    assert data.main(["info", f"source={other}"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    named = ["env.entry_point=os:system", "env.kwargs={a: 'x y', b: 1.5, c: [p/q.txt, true]}"]
+    claim = trust.code(compose.compose(named).env)
+    again = [
+        "env.entry_point=os:system",
+        f"env.kwargs={str(claim).partition('env.kwargs=')[2][:-1]}",
+    ]
+    assert compose.compose(again).env == compose.compose(named).env  # can be typed as it is shown
+
+
+def test_a_run_folder_is_never_imported_from(run: Path, tmp_path: Path) -> None:
+    """Where a command is started inside of it, files there hide no package, in no process."""
+    copy, mark = tiny_run.copy(run, tmp_path / "run"), tmp_path / "mark"
+    inside = copy / "checkpoints" / "100"
+    for name in ("jax", "yaml", "hydra", "typing", "own_module"):
+        (inside / f"{name}.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    root = str(Path(__file__).resolve().parent.parent)
+    command = ["-m", "dreamer.envs", "check", "gymnasium", "entry_point=own_module:make"]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=inside,
+        env=os.environ | {"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "there is no module own_module in " in done.stderr
+    assert not mark.exists()
+
+
+def test_a_folder_of_saved_files_is_not_added_to_the_path(
+    run: Path, episodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path), str(run)])
+    for folder in (run, run / "checkpoints", run / "checkpoints" / "100", episodes):
+        importing.add(str(folder))
+    assert sys.path == [str(tmp_path)]
+    importing.add("/somewhere")
+    assert sys.path == ["/somewhere", str(tmp_path)]
+    assert HEADER.startswith(importing.MARK)
+
+
+def test_the_status_and_the_one_line(
+    run: Path, tmp_path: Path, mark: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = {"entry_point": "os:system", "kwargs": {"command": f"touch {mark}"}}
+    copy = foreign(run, tmp_path / "run", **env)
+    argv = [f"run={copy}", "episodes=1", "platform=cpu"]
+    assert exit_on_user_error(lambda: evaluation.main(argv)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    shown = f"env.entry_point=os:system 'env.kwargs={{command: \"touch {mark}\"}}'"
+    assert line == (
+        f"error: {shown}: a saved file names code that you have never named; it needs your word: "
+        "repeat it on the command line as it is written here, or add trust=true (in Python "
+        "trust=True)"
+    )
+    assert not mark.exists()
+
+
+def test_what_another_run_holds_is_read_without_its_environment(
+    run: Path, tmp_path: Path, mark: Path
+) -> None:
+    """Its replay and its weights, into a new run in an environment that the user named."""
+    env = {"entry_point": "os:system", "kwargs": {"command": f"touch {mark}"}}
+    copy = foreign(run, tmp_path / "run", **env)
+    changes = (f"replay.load={copy}", f"run.init_from={copy}")
+    with Trainer(tiny_run.config(tmp_path / "new", *changes)) as trainer:
+        assert trainer.loop.loaded
+    assert not mark.exists()
