@@ -126,7 +126,8 @@ class Trainer:
                 *(mode, config.run.steps, config.log.every_seconds),
                 leader=leader.progress if leader else None,
             )
-            self.progress: Progress = stack.enter_context(display)
+            self.progress: Progress = display.__enter__()
+            stack.callback(self._look, "the display fails", display.__exit__)
             saved = paths.checkpoint_folder(config)
             self._rollbacks: int = self._hosts.told(lambda: rollback.count(saved))
             own = shares.share(rollback.rekeyed(config, self._rollbacks))

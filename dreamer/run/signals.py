@@ -200,9 +200,12 @@ class StopRequest:
 
 def _kill_started() -> None:
     """Kills the processes of environments: one that hangs would outlive this one."""
-    workers = sys.modules.get("dreamer.envs.workers")  # slow to import
-    if workers:
+    workers, started = map(sys.modules.get, ("dreamer.envs.workers", "multiprocessing"))
+    if workers:  # slow to import
         workers.kill_all()
+    elif started:
+        for process in started.active_children():
+            process.kill()
 
 
 def _write(line: str) -> None:
