@@ -342,10 +342,12 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._leader:
-            monitoring.unregister_scalar_listener(self._compilation_begins)
-            monitoring.unregister_event_duration_listener(self._compilation_ends)
-        self.close()
+        try:
+            if not self._leader:
+                monitoring.unregister_scalar_listener(self._compilation_begins)
+                monitoring.unregister_event_duration_listener(self._compilation_ends)
+        finally:
+            self.close()
 
     def _compilation_begins(self, event: str, value: float | int, **of: str | int) -> None:
         """Called by jax where it begins to trace, to lower or to compile a function, one within
