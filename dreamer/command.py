@@ -2,10 +2,8 @@
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import NoReturn
 
 from dreamer.errors import INTERRUPTED, emit, exit_on_user_error
@@ -27,8 +25,6 @@ def run(
     open_missing()
     try:
         with stop or StopRequest(ends_process=True):
-            # A process that is forked must not answer signals in the name of this one.
-            os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))
             if announced and not _silent(sys.argv[1:]):
                 emit("dreamer: starting", sys.stdout)
             with (

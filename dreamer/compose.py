@@ -7,7 +7,7 @@ started: its state is global and belongs to the program that uses this library.
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -523,7 +523,7 @@ def _plain(key: str, value: Any, literal: bool) -> Any:
         value = value.model_dump()
     if isinstance(value, Mapping):
         return {name: _plain(key, inner, literal) for name, inner in value.items()}
-    if isinstance(value, list | tuple | set):
+    if isinstance(value, set | Sequence) and not isinstance(value, str | bytes):
         return [_plain(key, inner, literal) for inner in value]
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if literal else value

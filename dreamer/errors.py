@@ -8,6 +8,7 @@ import difflib
 import errno
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -29,6 +30,14 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return printable(" ".join(super().__str__().split()))
+
+
+class Ended(KeyboardInterrupt):
+    """A signal ends a command, which first removes what is half-made."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 class EnvironmentFault(UserError):
@@ -63,6 +72,11 @@ def emit(line: str, stream: TextIO | None) -> None:
         except UnicodeEncodeError:
             encoding = getattr(stream, "encoding", None) or "ascii"
             print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+
+
+def ended_by(number: int) -> str:
+    """The word for the end by a signal."""
+    return "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
 
 
 def warn(line: str) -> None:
@@ -101,7 +115,8 @@ def exit_on_user_error(main: Callable[[], int]) -> int:
 def _explained(error: BaseException) -> tuple[str, int]:
     """The line for what ended a command, and the exit status."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", INTERRUPTED
+        number = getattr(error, "number", signal.SIGINT)
+        return ended_by(number), 128 + number
     if isinstance(error, UserError):
         return f"error: {error}", FIXABLE
     text = describe(error).partition(". (set JAX_PLATFORMS")[0]

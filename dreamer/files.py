@@ -149,6 +149,25 @@ def number(name: str) -> int | None:
 # ------------------------------------------------------------------------------------------ folders
 
 
+_undoing = 0  # blocks that remove what they made when they fail
+
+
+@contextlib.contextmanager
+def undoing() -> Iterator[None]:
+    """Marks a block that removes what it made when it fails, for which a signal waits."""
+    global _undoing
+    _undoing += 1
+    try:
+        yield
+    finally:
+        _undoing -= 1
+
+
+def is_undoing() -> bool:
+    """Whether something half-made is removed when the main thread fails now."""
+    return _undoing > 0
+
+
 @contextlib.contextmanager
 def undone_on_failure(folder: Path) -> Iterator[None]:
     """Makes a folder; where the block fails, what came into it is removed, and so are it and its
@@ -159,15 +178,16 @@ def undone_on_failure(folder: Path) -> Iterator[None]:
     """
     missing = missing_folders(folder)
     before = set() if missing else set(os.listdir(folder))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            for name in set(os.listdir(folder)) - before:
-                remove(folder / name)
-        remove_empty(missing)
-        raise
+    with undoing():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                for name in set(os.listdir(folder)) - before:
+                    remove(folder / name)
+            remove_empty(missing)
+            raise
 
 
 def missing_folders(folder: Path) -> list[Path]:

@@ -360,7 +360,7 @@ def test_a_host_whose_environments_fail_does_not_save_alone(
         monkeypatch.setattr(trainer, "_count", 2)
         monkeypatch.setattr(trainer, "_save", lambda: pytest.fail("saved"))
         monkeypatch.setattr(trainer.loop, "turn", fail)
-        line = "it broke; nothing is saved in .*, the same command resumes"
+        line = "it broke; nothing is saved in .*, and the same command resumes"
         with pytest.raises(EnvironmentFault, match=line):
             trainer.run()
 

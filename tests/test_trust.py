@@ -377,7 +377,7 @@ def test_a_file_that_others_may_have_made_is_not_believed(
     assert "never named" in refused(lambda _: registry.make(env, 1, 0))
     compose.compose([*named, "env.kwargs={render_mode: none}"])
     assert victim.read_text() == text
-    if planted in ("link", "fifo", "writable"):  # replaced by one of the user's own
+    if planted in ("link", "writable"):  # replaced by one of the user's own
         assert stat.S_ISREG(file.lstat().st_mode)
         assert stat.S_IMODE(file.lstat().st_mode) == 0o600
     if planted == "folder of others":

@@ -60,10 +60,13 @@ def _run(argv: list[str]) -> None:
     named = [word for word in rest if "=" not in word]
     options = (word.split("=", 1) for word in rest if "=" in word)
     given = {key.removeprefix("env."): value for key, value in options}
-    if len(named) != (1 if given.keys() & {"entry_point", "id"} else 2):
+    own = given.keys() & {"entry_point", "id"}
+    if own and not named:
+        named = ["gymnasium"]
+    if len(named) != (1 if own else 2):
         raise UserError(
-            f"write python -m dreamer.envs {command} SUITE TASK [KEY=VALUE ...], or instead of "
-            "TASK entry_point=MODULE:FUNCTION"
+            f"write python -m dreamer.envs {command} SUITE TASK [KEY=VALUE ...], or for "
+            "both entry_point=MODULE:FUNCTION"
         )
     suite, *task = named
     _group(suite)

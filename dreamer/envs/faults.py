@@ -321,7 +321,7 @@ class Restarts:
         if number > self._most:
             limit = f"with env.restarts={self._most}"
             raise EnvironmentFault(f"{fault}; failure {number} of the run, {limit}")
-        alike = re.sub(r"\d[\d.]*(e[-+]?\d+)?", "", fault)
+        alike = re.sub(r"0x[\da-f]+|\d[\d.]*(e[-+]?\d+)?", "", fault, flags=re.IGNORECASE)
         if self._last.get(who) == alike:
             raise EnvironmentFault(fault + AGAIN)
         self._last[who] = alike

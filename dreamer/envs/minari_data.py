@@ -245,16 +245,17 @@ def create(
     if os.path.lexists(path):
         raise UserError(f"minari:{name} is there already, in {path}; choose another name")
     missing = files.missing_folders(path)
-    try:
-        return _write(minari, name, episodes, recorded, env_id)
-    except BaseException as error:
-        files.remove(path)
-        for namespace in missing[1:]:  # which Minari has made for it
-            files.remove(namespace / "namespace_metadata.json")
-        files.remove_empty(missing)
-        if isinstance(error, ImportError | OSError | ValueError):
-            raise UserError(f"minari:{name} cannot be written: {describe(error)}") from error
-        raise
+    with files.undoing():
+        try:
+            return _write(minari, name, episodes, recorded, env_id)
+        except BaseException as error:
+            files.remove(path)
+            for namespace in missing[1:]:  # which Minari has made for it
+                files.remove(namespace / "namespace_metadata.json")
+            files.remove_empty(missing)
+            if isinstance(error, ImportError | OSError | ValueError):
+                raise UserError(f"minari:{name} cannot be written: {describe(error)}") from error
+            raise
 
 
 def _write(

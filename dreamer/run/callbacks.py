@@ -49,8 +49,13 @@ class Callbacks:
             for callback in self._callbacks:
                 getattr(callback, hook)(run, *told)
         except BaseException:
-            self._callbacks, self.failed = (), True
+            self.failed = True
+            self.silence()
             raise
+
+    def silence(self) -> None:
+        """Calls none of them any more."""
+        self._callbacks = ()
 
     def want(self, hook: str) -> bool:
         """Whether anybody overrides a hook."""

@@ -89,7 +89,7 @@ def spaces(meta: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
       UserError: the checkpoint does not say.
     """
-    if "spaces" not in meta:
+    if meta.get("spaces") is None:
         raise UserError(
             "the checkpoint is older than the note of its spaces; resume its run once, by which it "
             "gets one"

@@ -72,13 +72,17 @@ def saved_first(runs: Sequence["Trainer"]) -> Iterator[None]:
                 run.say(run.keep(back))
         raise
     except BaseException as cause:
-        if isinstance(cause, KeyboardInterrupt) and any(run.stop.requested for run in runs):
+        failed = any(run.callbacks.failed for run in runs)
+        again = any(run.stop.requested for run in runs) and not failed
+        if isinstance(cause, KeyboardInterrupt) and again:
             raise
+        for run in runs:
+            run.callbacks.silence()
         kept = "; ".join([line for run in runs if (line := run.keep(cause))])
         saved = f"; {kept}, and the same command resumes" if kept else ""
         if isinstance(cause, UserError):
             cause.args = (f"{cause}{saved}",)
-        elif isinstance(cause, SystemExit) and not any(run.callbacks.failed for run in runs):
+        elif isinstance(cause, SystemExit) and not failed:
             called = f"sys.exit({cause.code!r}) was called while the run trained, by no callback"
             raise UserError(f"{called}{saved}") from cause
         else:
@@ -126,7 +130,8 @@ class Trainer:
                 *(mode, config.run.steps, config.log.every_seconds),
                 leader=leader.progress if leader else None,
             )
-            self.progress: Progress = stack.enter_context(display)
+            self.progress: Progress = display.__enter__()
+            stack.callback(self._look, "the display fails", display.__exit__)
             saved = paths.checkpoint_folder(config)
             self._rollbacks: int = self._hosts.told(lambda: rollback.count(saved))
             own = shares.share(rollback.rekeyed(config, self._rollbacks))
@@ -268,8 +273,11 @@ class Trainer:
             self._evaluate()
         self._close_books()
         self._read(self._hosts.meet(self.updates, now=True))
-        done = self.step >= self.config.run.steps and not self._evaluation_is_due()
-        state = "done" if done else "stopped, the same command resumes"
+        state = "stopped, the same command resumes"
+        if self.step >= self.config.run.steps and not self._evaluation_is_due():
+            state = "done"
+        elif self.step >= self.config.run.steps and not self._hosts.stop:
+            state = "done, but not evaluated; the same command tries it again"
         last = f"{state}: step {self.step:,}, {self.loop.updates:,} updates, in {self.path}"
         if self.leader:
             self.say(last)
@@ -302,7 +310,7 @@ class Trainer:
                 self._close_books()
         except SaveError as error:
             return str(error)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return f"step {self.step:,} cannot be saved ({describe(error)}); {self.kept}"
         return self.kept
 

@@ -342,10 +342,12 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-        if not self._leader:
-            monitoring.unregister_scalar_listener(self._compilation_begins)
-            monitoring.unregister_event_duration_listener(self._compilation_ends)
+        try:
+            if not self._leader:
+                monitoring.unregister_scalar_listener(self._compilation_begins)
+                monitoring.unregister_event_duration_listener(self._compilation_ends)
+        finally:
+            self.close()
 
     def _compilation_begins(self, event: str, value: float | int, **of: str | int) -> None:
         """Called by jax where it begins to trace, to lower or to compile a function, one within
@@ -387,7 +389,8 @@ class Progress:
     def _say(self, name: str, line: str) -> None:
         """Prints a line on a program that takes long, where no display shows it."""
         if self._program(name) and self._live is None:
-            self.print(line)
+            with contextlib.suppress(Exception):  # jax is compiling, and must not fail
+                self.print(line)
 
     def _change(self, **changes: Any) -> None:
         self._snapshot = replace(self._snapshot, **changes)

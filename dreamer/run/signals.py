@@ -3,18 +3,23 @@ SIGUSR1 to save and continue."""
 
 import contextlib
 import os
-import select
+import selectors
 import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Protocol, Self
 
+from dreamer import files
+from dreamer.errors import Ended, ended_by
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 SAME = 2.0  # seconds in which SIGTERMs of a scheduler and of a parent that passes it on are one
 PATIENCE = 1.0  # seconds that Python may take to end after a second Ctrl-C
+UNDOING = 5.0  # seconds that a command may take to remove what is half-made
 SAVE = signal.SIGUSR1 if hasattr(signal, "SIGUSR1") else None
 STOPPING = (
     "stopping after this iteration (a compilation under way ends first), then saving; "
@@ -85,6 +90,7 @@ class StopRequest:
             target=self._watch, args=self._pipe[:1], name="signals", daemon=True
         )
         watch.start()
+        _follow_forks(self)
         for number in SIGNALS:
             # SIGINT too is ignored where a shell starts a program in the background, but nohup's
             # ignored SIGHUP is what the user requests.
@@ -100,8 +106,8 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._ends_process:  # nothing interrupts the exit of Python
-            self._stops = dict.fromkeys(self._stops, signal.SIG_IGN)
+        if self._ends_process:  # all is saved, and the exit of Python may wait for a thread
+            self._stops = dict.fromkeys(self._stops, signal.SIG_DFL)
         _put_back(self._stops)
         _put_back(self._saves)
         assert self._pipe is not None
@@ -137,6 +143,8 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         """The handler, in the main thread."""
         if not self._begun:
+            if files.is_undoing():
+                raise Ended(number)
             return  # `_watch` ends the process
         if not self._count.second(number):
             self.requested = True
@@ -153,24 +161,29 @@ class StopRequest:
         """What the thread does until the context ends."""
         count = Count()
         second: tuple[float, int] | None = None  # when the process ends, by which signal
+        ready = selectors.DefaultSelector()
+        ready.register(pipe, selectors.EVENT_READ)
         while True:
             ends = [(*second, "")] if second else []
             if self._grace and count.first and count.first[0] == signal.SIGTERM:
                 ends.append((count.first[1] + self._grace[0], signal.SIGTERM, "grace"))
             left = max(0.0, min(ends)[0] - time.monotonic()) if ends else None
-            if not select.select([pipe], [], [], left)[0]:
+            if not ready.select(left):
                 _, number, why = min(ends)
                 self._end(number, self._grace[1] if why and self._grace else None)
             numbers = os.read(pipe, 4096)
             if not numbers:
+                ready.close()
                 os.close(pipe)
                 return
             for number in numbers:
                 if number not in SIGNALS:
                     continue
                 if not self._begun:
-                    self._end(number)
-                if not count.second(number):
+                    if not files.is_undoing():
+                        self._end(number)
+                    second = second or (time.monotonic() + UNDOING, number)
+                elif not count.second(number):
                     self.requested = True
                     if number == signal.SIGINT:
                         self._show(STOPPING)
@@ -186,23 +199,49 @@ class StopRequest:
 
     def _end(self, number: int, last_words: Callable[[], str] | None = None) -> NoReturn:
         """Ends the process whatever it does, with the processes that it has started."""
-        with contextlib.suppress(Exception):  # whatever it is, the end comes
-            if self._display is not None:
-                self._display.release()
+        # Whatever it is, the end comes: also where a terminal that is stopped takes no word.
+        timer = threading.Timer(PATIENCE, os._exit, (128 + number,))
+        timer.daemon = True
+        timer.start()
+        for step in (_kill_started, self._release):
+            with contextlib.suppress(Exception):
+                step()
         with contextlib.suppress(Exception):
-            name = signal.Signals(number).name
-            word = "interrupted" if number == signal.SIGINT else f"ended by {name}"
-            _write(last_words() if last_words else word)
-        with contextlib.suppress(Exception):
-            _kill_started()
+            _write(last_words() if last_words else ended_by(number))
         os._exit(128 + number)
+
+    def _release(self) -> None:
+        if self._display is not None:
+            self._display.release()
+
+
+_followed: list[weakref.ref[StopRequest]] = []  # the newest, once a process that forks has one
+
+
+def _follow_forks(request: StopRequest) -> None:
+    """Lets forked processes, such as those of a vector environment, answer signals as they did
+    before: in them none is a request to this one."""
+    if not _followed and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forget_in_child)
+    _followed[:] = [weakref.ref(request)]
+
+
+def _forget_in_child() -> None:
+    request = _followed[0]()
+    if request is not None and request._pipe is not None:
+        with contextlib.suppress(ValueError):  # forked by another thread than the main one
+            signal.set_wakeup_fd(-1)
+            _put_back(dict(request._stops) | dict(request._saves))
 
 
 def _kill_started() -> None:
     """Kills the processes of environments: one that hangs would outlive this one."""
-    workers = sys.modules.get("dreamer.envs.workers")  # slow to import
-    if workers:
+    workers, started = map(sys.modules.get, ("dreamer.envs.workers", "multiprocessing"))
+    if workers:  # slow to import
         workers.kill_all()
+    elif started:
+        for process in started.active_children():
+            process.kill()
 
 
 def _write(line: str) -> None:

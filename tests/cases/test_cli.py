@@ -18,6 +18,7 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from jax.experimental import compilation_cache
+from omegaconf import OmegaConf
 
 import dreamer
 from dreamer import eval as evaluation
@@ -244,6 +245,17 @@ EXACTLY = {
     "i": "???",
     "j": "",
 }
+
+
+def test_what_hydra_gives_its_programs_is_a_mapping_too() -> None:
+    given = OmegaConf.create(
+        {
+            "env": {"image_size": [64, 32]},
+            "agent": {n: {"mults": [1, 2]} for n in ("encoder", "decoder")},
+        }
+    )
+    config = compose(given)
+    assert (config.env.image_size, config.agent.encoder.mults) == ((64, 32), (1, 2))
 
 
 def test_values_of_a_mapping_arrive_exactly(tmp_path: Path) -> None:

@@ -86,6 +86,27 @@ def test_a_callback_may_raise_anything(
     assert err.count("\n") == 1
 
 
+def test_a_callback_that_raises_while_the_end_is_saved_loses_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first cause counts, and callbacks are silent from there on."""
+
+    class Twice(dreamer.Callback):
+        def on_step(self, run: Any) -> None:
+            if run.step == 22:
+                turn_raises(RuntimeError("a bug"))(run)
+
+        def on_checkpoint(self, run: Any, path: Path) -> None:
+            raise SystemExit(3)
+
+    options = [*tiny_run.argv(tmp_path / "run", *EVERY), "checkpoint.every_steps=0"]
+    options = list({option.partition("=")[0]: option for option in options}.values())
+    with pytest.raises(RuntimeError, match="a bug"):
+        dreamer.train(options, [Twice()])
+    assert dreamer.load(tmp_path / "run").step == 22
+    assert "until step 22 is saved in" in capsys.readouterr().err
+
+
 def turn_raises(error: BaseException) -> Callable[[Any], None]:
     def deed(run: Any) -> None:
         run.loop.turn = lambda: raising(error)(run)
@@ -131,15 +152,14 @@ class Leaving(probe_envs.Walk):
 gymnasium.register("probe/Leaving-v0", entry_point=Leaving)
 
 
-def test_an_environment_may_raise_anything(tmp_path: Path) -> None:
+def test_an_environment_may_raise_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Leaving.left = 27
     task = "env.task=tests.cases.test_endings:probe/Leaving-v0"
     options = tiny_run.argv(tmp_path / "run", *EVERY, task)
-    with pytest.raises(Strange):
-        train.main(options)
-    saved = dreamer.load(tmp_path / "run").step
-    assert 27 <= saved <= 36
     assert train.main(options) == 0
+    assert "failed in its step with Strange: enough" in capsys.readouterr().err
     assert dreamer.load(tmp_path / "run").step == 44
 
 
@@ -367,6 +387,22 @@ def test_an_evaluation_that_fails_is_a_line_and_training_continues(
     assert err.startswith("warning: no evaluation at step 20: environment 0 failed in its step")
     assert err.count("\n") == 1
     assert [f"evaluation at step {step}:" in out for step in (20, 40, 44)] == [False, True, True]
+
+
+def test_a_last_evaluation_that_fails_leaves_a_run_that_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Break(dreamer.Callback):
+        def on_step(self, run: Any) -> None:
+            probe_envs.Fragile.steps_left = 1 if run.step == 6 else -1
+
+    changes = (probe_envs.task("Fragile"), "eval.every=40", "eval.episodes=1", "env.restarts=0")
+    options = tiny_run.argv(tmp_path / "run", *EVERY, *changes, "run.steps=6")
+    assert dreamer.train(options, [Break()]).step == 6
+    assert "done, but not evaluated; the same command tries it again: st" in capsys.readouterr().out
+    probe_envs.Fragile.steps_left = -1
+    assert dreamer.train(options).step == 6
+    assert "\ndone: step 6, " in capsys.readouterr().out
 
 
 def test_metrics_and_a_display_that_fail_end_nothing(

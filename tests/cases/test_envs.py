@@ -17,6 +17,7 @@ import dreamer
 from dreamer import train
 from dreamer.envs import __main__ as command
 from dreamer.envs.base import FIRST, LAST, MID
+from dreamer.envs.faults import Restarts
 from dreamer.errors import EnvironmentFault, exit_on_user_error
 from tests import tiny_run
 from tests.cases import odd_envs
@@ -200,6 +201,13 @@ def run_of(name: str, folder: Path) -> list[str]:
 
 def act(env: dreamer.envs.base.BatchedEnv) -> object:
     return env.step({"action": np.zeros(env.num_envs, np.int32)})
+
+
+def test_faults_that_differ_by_numbers_and_addresses_are_alike() -> None:
+    restarts = Restarts(10)
+    restarts.line(0, "gave <object object at 0x7f4c083e1250> in step 3", [])
+    with pytest.raises(EnvironmentFault, match="it fails again at once"):
+        restarts.line(0, "gave <object object at 0x7fa2bc9e12d0> in step 41", [])
 
 
 @pytest.mark.parametrize("name", ["exits", "quits", "LeavesItsProcess"])

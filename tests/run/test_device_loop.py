@@ -261,12 +261,12 @@ def test_what_does_not_fit_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatc
             cycle(config(f"replay.train_ratio={ratio}"))
     with pytest.raises(UserError, match=r"env.num_envs=3 cannot be spread over 2 devices"):
         device_loop("env.num_envs=3", devices=2)
-    monkeypatch.setattr(parallel, "memory_limit", lambda device: 10_000)
-    with pytest.raises(UserError, match=r"replay.capacity=400 needs .* on each device but"):
-        device_loop()
+    monkeypatch.setattr(parallel, "memory_limit", lambda device: 1_000_000)
+    with pytest.raises(UserError, match=r"replay.capacity=40000 needs .* on each device but"):
+        device_loop("replay.capacity=40000")
     monkeypatch.setattr(parallel, "memory_limit", lambda device: None)
-    with pytest.raises(UserError, match=r"replay.capacity=9000000000000 needs .* of memory but on"):
-        DeviceLoop(config("replay.capacity=9e12"), jax.devices()[:1])
+    with pytest.raises(UserError, match=r"replay.capacity=8000000000 needs .* of memory but on"):
+        DeviceLoop(config("replay.capacity=8e9"), jax.devices()[:1])
     with pytest.raises(UserError, match=r"run.loop=device needs environments written in JAX, wh"):
         DeviceLoop(tiny_run.config(Path("unused")), parallel.local_devices("cpu", 1, 4))
 

@@ -60,7 +60,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.fixture
 def learner(agent: Any, calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> Callable:
     params = SimpleNamespace(params=jnp.zeros(1))  # registered nowhere, so one leaf
-    monkeypatch.setattr("dreamer.run.learner.agents.init", lambda *_: {"params": jnp.zeros(1)})
     monkeypatch.setattr("dreamer.run.learner.parallel.replicate", lambda *_: params)
     monkeypatch.setattr("dreamer.run.learner.parallel.unreplicate", lambda tree: tree)
 
@@ -225,7 +224,7 @@ def test_any_number_of_devices_writes_the_same_latents(
 def test_metrics_are_read_one_call_late(devices: int, learned: dict[int, Any]) -> None:
     first, second, third = learned[devices].metrics
     assert first == {}
-    assert second.keys() == third.keys() >= {"loss/total", "kl", "return"}
+    assert second.keys() == third.keys() >= {"loss/total", "kl", "imagined_return"}
     assert second["loss/total"] != third["loss/total"]
     assert second["loss/total"] == pytest.approx(learned[1].metrics[1]["loss/total"], rel=1e-4)
 

@@ -169,9 +169,9 @@ def test_nothing_is_trained_before_a_batch_of_different_sequences_is_stored(
 def test_memory_of_the_replay_is_checked_before_a_folder_is_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("dreamer.replay.memory.available", lambda: 1000)
-    with pytest.raises(UserError, match=r"replay\.capacity=60 needs .* largest capacity"):
-        Trainer(tiny_run.config(tmp_path / "run"))
+    monkeypatch.setattr("dreamer.replay.memory.available", lambda: 10**6)
+    with pytest.raises(UserError, match=r"replay\.capacity=60000 needs .* largest capacity"):
+        Trainer(tiny_run.config(tmp_path / "run", "replay.capacity=60000"))
     assert not (tmp_path / "run").exists()
 
 

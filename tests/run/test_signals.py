@@ -149,3 +149,47 @@ def test_nohup_is_respected() -> None:
             assert not stop.requested
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("number", "last"), [("SIGINT", "interrupted"), ("SIGTERM", "ended by ")])
+def test_a_command_removes_what_is_half_made(number: str, last: str, tmp_path: Path) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+from dreamer import files
+from dreamer.errors import exit_on_user_error
+from dreamer.run.signals import StopRequest
+
+def main():
+    with files.undone_on_failure(Path(sys.argv[1])):
+        Path(sys.argv[1], "half").touch()
+        print("ready", flush=True)
+        time.sleep(60)
+
+with StopRequest(ends_process=True):
+    status = exit_on_user_error(main)
+sys.exit(status)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "made")],
+        **{"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.Signals[number])
+    err = process.communicate(timeout=20)[1]
+    assert process.returncode == 128 + signal.Signals[number]
+    assert err.startswith(last)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_is_forked_answers_signals_as_before() -> None:
+    with StopRequest() as stop:
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        time.sleep(0.05)
+        assert not stop.requested

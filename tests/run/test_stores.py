@@ -53,7 +53,7 @@ def test_where_the_replay_lies_makes_no_difference(loops: dict[str, HostLoop]) -
     assert isinstance(ours.store, DeviceStore)
     assert isinstance(theirs.store, HostStore)
     assert ours.updates == theirs.updates == 3
-    assert ours.get_counters()["env"] == theirs.get_counters()["env"]
+    tiny_run.assert_same(ours.get_arrays()[0]["env"], theirs.get_arrays()[0]["env"])
     params = [jax.tree.leaves(jax.device_get(loop.params)) for loop in (ours, theirs)]
     for one, other in zip(*params, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6)
@@ -136,7 +136,7 @@ def test_sequences_of_device_memory_change_nothing(loops: dict[str, HostLoop]) -
     [
         (None, (), HostStore),  # no memory of its own
         (10**9, (), DeviceStore),
-        (10**4, (), HostStore),  # too small
+        (10**6, ("replay.capacity=40000",), HostStore),  # too small
         (10**9, ("replay.where=host",), HostStore),
         (10**9, ("env.num_envs=3",), HostStore),  # for two devices
         (10**9, ("replay.folder=.",), HostStore),
@@ -154,7 +154,10 @@ def test_auto_takes_the_device_whose_memory_holds_the_capacity(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("replay.where=device",), r"needs .* on each device but .*or set replay.where=host"),
+        (
+            ("replay.where=device", "replay.capacity=40000"),
+            r"needs .* on each device but .*or set replay.where=host",
+        ),
         (("replay.where=device", "env.num_envs=3"), "or set replay.where=host"),
         (("replay.folder=/nowhere/at/all",), "replay.folder=/nowhere/at/all is no folder"),
         (("replay.folder=/proc",), "replay.folder=/proc"),
@@ -169,7 +172,7 @@ def test_auto_takes_the_device_whose_memory_holds_the_capacity(
 def test_a_replay_that_fits_nowhere_is_refused(
     options: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel, "memory_limit", lambda device: 10**4)
+    monkeypatch.setattr(parallel, "memory_limit", lambda device: 10**6)
     with pytest.raises(UserError, match=message):
         HostLoop(test_device_loop.config(HOST, *options), jax.devices()[:2])
 

@@ -54,6 +54,10 @@ class BatchedJax:
         return dump(self._state, self._last)
 
     def set_state(self, state: Mapping[str, Any]) -> tuple[np.ndarray, dm_env.TimeStep]:
+        rows = state.get("time_step") or [[]]
+        count = len(next(iter(rows.values())) if isinstance(rows, Mapping) else rows[0])
+        if count != self.num_envs:
+            raise ValueError(f"state of {count} environments given to {self.num_envs}")
         pattern = jax.eval_shape(self._reset, self._keys, np.zeros(self.num_envs, np.int32))
         loaded = load(state, pattern)
         if loaded is None:
