@@ -4,7 +4,6 @@ import io
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 from PIL import Image
 
@@ -39,6 +38,8 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
 
 
 def _encode_mp4(frames: np.ndarray, fps: float) -> bytes:
+    import av  # slow, and only videos need it
+
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
