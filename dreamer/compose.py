@@ -25,7 +25,7 @@ from dreamer import files, keys, trust
 from dreamer.config import Config, TrainOptions
 from dreamer.config.env import Env
 from dreamer.config.section import INT64
-from dreamer.errors import UserError, nearest
+from dreamer.errors import UserError, describe, nearest
 from dreamer.explain import expected, first_line, habit, joined, unknown_key, validate
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -235,8 +235,10 @@ def read_yaml(text: str, name: str, loader: Any = yaml.SafeLoader) -> dict[str, 
         tree = loader(text).get_single_data()
     except UserError:
         raise
-    except Exception as error:  # of many kinds, for values that are not what their tags say
+    except yaml.YAMLError as error:
         raise UserError(f"{name} is not yaml: {first_line(error)}") from None
+    except Exception as error:  # of many kinds, for values that are not what their tags say
+        raise UserError(f"{name} is not yaml: a value cannot be read: {describe(error)}") from None
     for odd in _odd(tree):
         raise UserError(f"{name}: {odd}")
     if not isinstance(tree, dict):
@@ -255,8 +257,10 @@ def _odd(tree: Any, path: str = "") -> Iterator[str]:
             yield from _odd(value, path)
     elif isinstance(tree, int) and not -INT64 - 1 <= tree <= INT64:
         yield f"{path}: an integer of {tree.bit_length():,} bits; it may have 64"
+    elif isinstance(tree, str) and re.search("[\ud800-\udc7f\udd00-\udfff]", tree):
+        yield f"{path}: {keys.show(ascii(tree))} has characters that are none"
     elif not (tree is None or isinstance(tree, str | int | float)):
-        yield f"{path}: a {type(tree).__name__}; write text (in quotes), numbers, lists and mappings"
+        yield f"{path}: a {type(tree).__name__}; write quoted text, numbers, lists or mappings"
 
 
 def _refuse_cut(tree: Mapping[str, Any], name: str) -> None:
@@ -513,8 +517,13 @@ def _assign(
                     f"{_one_of('env')}"
                 )
             continue
+        found = read(key, value, known[key])
+        for odd in (
+            _odd(found, key) if isinstance(found, dict) else ()
+        ):  # the schema sees no further
+            raise UserError(odd)
         try:
-            OmegaConf.update(tree, key, read(key, value, known[key]), merge=False, force_add=True)
+            OmegaConf.update(tree, key, found, merge=False, force_add=True)
         except (OmegaConfBaseException, RecursionError) as error:
             raise UserError(
                 f"{key}={keys.show(value)}: cannot be read: {first_line(error)}"
