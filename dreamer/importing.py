@@ -51,8 +51,11 @@ def _holds_saved(path: str) -> bool:
 
     if has("checkpoint.json") or (has("env.yaml") and has("000000.npz")):
         return True
+    config = os.path.join(path, "config.yaml")
     try:
-        with open(os.path.join(path, "config.yaml"), encoding="utf-8", errors="replace") as file:
+        if not os.path.isfile(config):  # a pipe would be waited for
+            return False
+        with open(config, encoding="utf-8", errors="replace") as file:
             return file.read(len(MARK)) == MARK
     except OSError:
         return False
