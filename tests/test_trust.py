@@ -421,7 +421,7 @@ def test_a_run_folder_is_never_imported_from(run: Path, tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 2
-    assert "there is no module own_module in " in done.stderr
+    assert "there is no module own_module among installed packages, and modules of" in done.stderr
     assert not mark.exists()
 
 
@@ -435,6 +435,52 @@ def test_a_folder_of_saved_files_is_not_added_to_the_path(
     importing.add("/somewhere")
     assert sys.path == ["/somewhere", str(tmp_path)]
     assert HEADER.startswith(importing.MARK)
+
+
+@pytest.mark.parametrize(
+    ("names", "saved"),
+    [
+        (["000001.npz"], True),
+        (["first.npz", "env.yaml"], True),
+        (["first.npz", "spaces.json"], True),
+        (["state/array", "meta/metadata"], True),
+        (["state/array", "checkpoint.json"], True),
+        (["data.npz"], False),
+        (["env.yaml", "spaces.json"], False),
+        (["state/array"], False),
+        (["checkpoint.json", "config.yaml"], False),  # of others
+    ],
+)
+def test_folders_of_saved_files_are_recognised(
+    names: list[str], saved: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "inside").mkdir()
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"epoch": 1}')
+    assert importing.is_saved(str(tmp_path)) is saved
+    assert importing.is_saved(str(tmp_path / "inside")) is saved
+
+
+def test_the_path_is_left_as_it_is_beside_pipes_and_is_mentioned_where_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in importing.STARTS:
+        os.mkfifo(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    importing.leave_out_saved()
+    assert sys.path[0] == ""
+    make = ["env.entry_point=not_there:make"]
+    line = refused(lambda _: registry.make(compose.compose(make).env, 1, 0))
+    assert f"there is no module not_there in {tmp_path} or among" in line
+    (tmp_path / "checkpoint.json").unlink()
+    (tmp_path / "checkpoint.json").write_text('{"checksum": 1, "content": {}}')
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    importing.leave_out_saved()
+    assert sys.path[0] != ""
+    line = refused(lambda _: registry.make(compose.compose(make).env, 1, 0))
+    assert f"and modules of {tmp_path} are not imported, for it holds saved files" in line
 
 
 def test_the_status_and_the_one_line(
