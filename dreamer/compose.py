@@ -86,7 +86,7 @@ FREE_ON_RESUME = (
 
 
 def compose(overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
-    """Returns the configuration for options.
+    """Returns the configuration for options, which may be run.
 
     Merged are, later ones winning: the default groups and those that `config=FILE` chooses, the
     values in FILE, the groups that the options choose, the values of the options. FILE may be the
@@ -103,6 +103,26 @@ def compose(overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
       UserError: an option that is not GROUP=CHOICE or KEY=VALUE, or that is not allowed; a file
         names what the user never named.
     """
+    config, given, source, word = _composed(overrides)
+    trust.settle(config, given, source, word)
+    return config
+
+
+def preview(overrides: Iterable[str]) -> Config:
+    """Returns what `compose` does, to be shown: whatever a file names, nothing of it may run, and
+    nothing is remembered.
+
+    Raises:
+      UserError: as `compose`, but for what a file names.
+    """
+    return _composed(overrides)[0]
+
+
+def _composed(
+    overrides: Iterable[str] | Mapping[str, Any],
+) -> tuple[Config, set[str], str, bool]:
+    """Returns the configuration, the keys among the options, the file of the others, and whether
+    the user trusts it."""
     if literal := isinstance(overrides, Mapping):
         given = _keyed(overrides)
     else:
@@ -137,8 +157,7 @@ def compose(overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
     if not config.run.dir:
         run = config.run.model_copy(update={"dir": _run_folder(config, choices, path)})
         config = config.model_copy(update={"run": run})
-    trust.settle(config, in_options, str(path or ""), word)
-    return config
+    return config, in_options, str(path or ""), word
 
 
 def refuse_two_names(given: Mapping[str, Any]) -> None:
@@ -189,7 +208,11 @@ def options_and_env(
 
 def to_yaml(config: BaseModel) -> str:
     """Returns every key of a configuration as yaml, which `from_yaml` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=False)
+    tree = config.model_dump(mode="json")
+    section, env = tree.get("env", tree), getattr(config, "env", config)
+    if hasattr(env, "kwargs"):  # JSON has no keys but text
+        section["kwargs"] = _plain("env.kwargs", env.kwargs, literal=False)
+    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=False)
 
 
 def from_yaml(text: str, name: str = "the saved configuration") -> Config:
