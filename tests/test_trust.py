@@ -541,7 +541,7 @@ def claim_of(**kwargs: Any) -> trust.Claim:
 def test_values_of_other_types_are_others(tmp_path: Path) -> None:
     values = [
         {"x": 1}, [["x", 1]], {1: "v"}, {"1": "v"}, {1: 2, "1": "x"}, {True: "v"},
-        1, 1.0, True, "1", "true", None, "null", 16**5000, -1, "0x1",
+        1, 1.0, True, "1", "true", None, "null", 2**60, -1, "0x1",
     ]  # fmt: skip
     assert len({claim_of(a=value, text="").digest for value in values}) == len(values)
     assert claim_of(a={"x": 1, "y": 2}).digest == claim_of(a={"y": 2, "x": 1}).digest
