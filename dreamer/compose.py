@@ -24,7 +24,8 @@ from pydantic.fields import FieldInfo
 from dreamer import files, keys, trust
 from dreamer.config import Config, TrainOptions
 from dreamer.config.env import Env
-from dreamer.errors import UserError, nearest
+from dreamer.config.section import INT64
+from dreamer.errors import UserError, describe, nearest
 from dreamer.explain import expected, first_line, habit, joined, unknown_key, validate
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -33,6 +34,7 @@ Reader = Callable[[str, Any, FieldInfo], Any]
 GROUPS = ("env", "size", "agent", "experiment")
 MERGED = ("size", "agent", "env", "experiment")  # the groups, later ones over earlier ones
 DEEPEST = 50  # nesting of a yaml file
+MOST = 2**20  # bytes of one
 ALIASES = {"env.id": "env.task"}  # another name of a key
 NAMES = {"env.task", "env.entry_point"}  # each says what the environment is
 FILE = "config"  # the option that names a file of the user's
@@ -40,6 +42,7 @@ CONFIG = "config.yaml"
 HEADER = (
     "# Configuration of a dreamer run, complete and resolved. The same run.dir resumes the run.\n"
 )
+LAST = ("run", "accept_changes")  # section and key that end the saved configuration of any version
 # What a saved configuration says of its own run alone.
 OWN = ("run.dir", "run.accept_changes", "checkpoint.dir")
 
@@ -83,7 +86,7 @@ FREE_ON_RESUME = (
 
 
 def compose(overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
-    """Returns the configuration for options.
+    """Returns the configuration for options, which may be run.
 
     Merged are, later ones winning: the default groups and those that `config=FILE` chooses, the
     values in FILE, the groups that the options choose, the values of the options. FILE may be the
@@ -100,6 +103,26 @@ def compose(overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
       UserError: an option that is not GROUP=CHOICE or KEY=VALUE, or that is not allowed; a file
         names what the user never named.
     """
+    config, given, source, word = _composed(overrides)
+    trust.settle(config, given, source, word)
+    return config
+
+
+def preview(overrides: Iterable[str]) -> Config:
+    """Returns what `compose` does, to be shown: whatever a file names, nothing of it may run, and
+    nothing is remembered.
+
+    Raises:
+      UserError: as `compose`, but for what a file names.
+    """
+    return _composed(overrides)[0]
+
+
+def _composed(
+    overrides: Iterable[str] | Mapping[str, Any],
+) -> tuple[Config, set[str], str, bool]:
+    """Returns the configuration, the keys among the options, the file of the others, and whether
+    the user trusts it."""
     if literal := isinstance(overrides, Mapping):
         given = _keyed(overrides)
     else:
@@ -127,14 +150,14 @@ def compose(overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
         config = validate(Config, _resolve(tree))
     except UserError as error:
         key = str(error).partition("=")[0]
-        if key in in_file - in_options:
+        known = in_file if not complete else in_file | {*keys.every(Config), *keys.sections(Config)}
+        if key in known - in_options:
             raise UserError(f"{path}: {error}") from None
         raise
     if not config.run.dir:
         run = config.run.model_copy(update={"dir": _run_folder(config, choices, path)})
         config = config.model_copy(update={"run": run})
-    trust.settle(config, in_options, str(path or ""), word)
-    return config
+    return config, in_options, str(path or ""), word
 
 
 def refuse_two_names(given: Mapping[str, Any]) -> None:
@@ -185,7 +208,11 @@ def options_and_env(
 
 def to_yaml(config: BaseModel) -> str:
     """Returns every key of a configuration as yaml, which `from_yaml` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=False)
+    tree = config.model_dump(mode="json")
+    section, env = tree.get("env", tree), getattr(config, "env", config)
+    if hasattr(env, "kwargs"):  # JSON has no keys but text
+        section["kwargs"] = _plain("env.kwargs", env.kwargs, literal=False)
+    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=False)
 
 
 def from_yaml(text: str, name: str = "the saved configuration") -> Config:
@@ -196,9 +223,11 @@ def from_yaml(text: str, name: str = "the saved configuration") -> Config:
         name: where it is from, for messages.
 
     Raises:
-        UserError: not yaml, or not allowed by the schema.
+        UserError: not yaml, cut off, or not allowed by the schema.
     """
     tree = read_yaml(text, name)
+    if text.startswith(HEADER):
+        _refuse_cut(tree, name)
     try:
         return validate(Config, tree)
     except UserError as error:
@@ -214,8 +243,8 @@ def read_yaml(text: str, name: str, loader: Any = yaml.SafeLoader) -> dict[str, 
       loader: a kind of SafeLoader; that of Hydra's files reads 1e-3 as a number.
 
     Raises:
-      UserError: it is none, or is nested too deeply or has aliases, by which a short document can
-        become a huge one.
+      UserError: it is none, is nested too deeply, has aliases, by which a short document can become
+        a huge one, or holds something else than text, numbers of 64 bits, lists and mappings.
     """
     depth = 0
     try:
@@ -227,11 +256,49 @@ def read_yaml(text: str, name: str, loader: Any = yaml.SafeLoader) -> dict[str, 
             if depth > DEEPEST:
                 raise UserError(f"{name} is nested more than {DEEPEST} times; write it flatter")
         tree = loader(text).get_single_data()
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    except UserError:
+        raise
+    except yaml.YAMLError as error:
         raise UserError(f"{name} is not yaml: {first_line(error)}") from None
+    except Exception as error:  # of many kinds, for values that are not what their tags say
+        raise UserError(f"{name} is not yaml: a value cannot be read: {describe(error)}") from None
+    for odd in _odd(tree):
+        raise UserError(f"{name}: {odd}")
     if not isinstance(tree, dict):
         raise UserError(f"{name} must be a mapping of keys to values, not {keys.show(tree)!r}")
     return tree
+
+
+def _odd(tree: Any, path: str = "") -> Iterator[str]:
+    """Yields what no configuration holds, with its path."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from _odd(name, f"a name in {path or 'it'}")
+            yield from _odd(value, f"{path}.{name}" if path else f"{name}")
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _odd(value, path)
+    elif isinstance(tree, int) and not -INT64 - 1 <= tree <= INT64:
+        yield f"{path}: an integer of {tree.bit_length():,} bits; it may have 64"
+    elif isinstance(tree, str) and re.search("[\ud800-\udc7f\udd00-\udfff]", tree):
+        yield f"{path}: {keys.show(ascii(tree))} has characters that are none"
+    elif not (tree is None or isinstance(tree, str | int | float)):
+        yield f"{path}: a {type(tree).__name__}; write quoted text, numbers, lists or mappings"
+
+
+def _refuse_cut(tree: Mapping[str, Any], name: str) -> None:
+    """Refuses a saved configuration that does not go on to its last key.
+
+    Raises:
+      UserError: it has lost its end.
+    """
+    section, key = LAST
+    last = tree.get(section)
+    if not (isinstance(last, dict) and isinstance(last.get(key), bool)):
+        raise UserError(
+            f"{name} is cut off: {section}.{key}, with which every saved configuration ends, is "
+            "missing; put a whole copy in its place"
+        )
 
 
 def differences(saved: Config, new: Config) -> list[str]:
@@ -311,7 +378,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], bool]:
     """Returns {dotted key: value} of a yaml file, groups that it chooses among them, and whether it
     is the saved configuration of a run. The only place where options come from a file."""
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
+        text = files.read(path.expanduser(), MOST).decode()
     except (OSError, RuntimeError, ValueError) as error:  # of the disk, of ~NAME, not text
         why = getattr(error, "strerror", None) or first_line(error)
         inside = path / CONFIG
@@ -321,10 +388,15 @@ def _read_file(path: Path) -> tuple[dict[str, Any], bool]:
         ) from None
     complete = text.startswith(HEADER)
     tree = read_yaml(text, str(path), yaml.SafeLoader if complete else get_yaml_loader())
+    if complete:
+        _refuse_cut(tree, str(path))
     entries = tree.pop("defaults", None) or []
     entries = entries if isinstance(entries, list) else [entries]
     chosen = [_choice(entry, path) for entry in entries if entry != "_self_"]
-    return _keyed(tree) | dict(chosen), complete
+    try:
+        return _keyed(tree) | dict(chosen), complete
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _choice(entry: Any, path: Path) -> tuple[str, str | None]:
@@ -347,8 +419,7 @@ def _saved_run(given: Mapping[str, Any]) -> Path | None:
         return None
     try:
         path = Path(_unquoted(str(given["run.dir"]))).expanduser() / CONFIG
-        with path.open(encoding="utf-8") as file:
-            return path if file.read(len(HEADER)) == HEADER else None
+        return path if files.read(path, MOST).startswith(HEADER.encode()) else None
     except (OSError, RuntimeError, ValueError):
         return None
 
@@ -367,8 +438,9 @@ def _default_groups() -> dict[str, str]:
 def _pop_groups(values: dict[str, Any]) -> dict[str, str]:
     """Takes the choices of groups out of {key: value}; a suite alone chooses its group."""
     chosen = {group: values.pop(group) for group in GROUPS if group in values}
-    if "env" not in chosen and values.get("env.suite") in keys.suites(Config):
-        chosen["env"] = group_of(values["env.suite"])
+    suite = values.get("env.suite")
+    if "env" not in chosen and isinstance(suite, str) and suite in keys.suites(Config):
+        chosen["env"] = group_of(suite)
     return {group: str(choice) for group, choice in chosen.items() if choice is not None}
 
 
@@ -399,7 +471,7 @@ def _merge_groups(choices: dict[str, str], below: dict[str, Any]) -> DictConfig:
     tree = OmegaConf.create(Config().model_dump(mode="json", exclude={"env"}))
     if "env" not in choices:
         suite = below.get("env.suite")
-        if suite not in keys.suites(Config):
+        if not isinstance(suite, str) or suite not in keys.suites(Config):
             validate(Config, {"env": {"suite": suite}})
         tree.env = {"suite": suite}
     for group in MERGED:
@@ -468,8 +540,13 @@ def _assign(
                     f"{_one_of('env')}"
                 )
             continue
+        found = read(key, value, known[key])
+        for odd in (
+            _odd(found, key) if isinstance(found, dict) else ()
+        ):  # the schema sees no further
+            raise UserError(odd)
         try:
-            OmegaConf.update(tree, key, read(key, value, known[key]), merge=False, force_add=True)
+            OmegaConf.update(tree, key, found, merge=False, force_add=True)
         except (OmegaConfBaseException, RecursionError) as error:
             raise UserError(
                 f"{key}={keys.show(value)}: cannot be read: {first_line(error)}"

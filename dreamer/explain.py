@@ -149,12 +149,12 @@ def _explain(problem: Any, schema: type[BaseModel], tree: Any) -> str:
     value = _lookup(tree, names)
     if problem["type"].startswith("union_tag"):
         tag = value.get("suite", "") if isinstance(value, dict) else value
-        close = nearest(str(tag), suites)
+        close = nearest(keys.show(tag), suites)
         return f"env.suite={keys.show(tag)}: expected one of {', '.join(suites)}{close}"
     if path in known and problem["type"] == "missing" and value is None:
         return f"{path} is missing; write {path}=VALUE, {expected(known[path])}"
     if path in known:
-        close = nearest(str(value), keys.choices(known[path].annotation))
+        close = nearest(keys.show(value), keys.choices(known[path].annotation))
         return f"{path}={keys.show(value)}: expected {expected(known[path])}{close}"
     if problem["type"] == "value_error":
         return ": ".join(filter(None, (path, str(problem["ctx"]["error"]))))

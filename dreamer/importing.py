@@ -4,9 +4,11 @@ The first thing that `import dreamer` runs, so it imports only what every Python
 """
 
 import os
+import stat
 import sys
 
 MARK = "# Configuration of a dreamer run"  # how the config.yaml of a run starts
+STARTS = {"config.yaml": MARK, "checkpoint.json": '{"checksum": '}
 
 
 def is_saved(place: str) -> bool:
@@ -32,6 +34,12 @@ def leave_out_saved() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
 
 
+def leaves_out(place: str) -> bool:
+    """Whether no module of a folder can be imported because of the saved files that hold it."""
+    out = os.path.realpath(place)
+    return out not in {os.path.realpath(entry or os.curdir) for entry in sys.path} and is_saved(out)
+
+
 def add(place: str) -> None:
     """Lets modules of a folder be imported, unless it holds saved files."""
     if is_saved(place):
@@ -46,13 +54,28 @@ def _leave_out(place: str) -> None:
 
 
 def _holds_saved(path: str) -> bool:
-    def has(name: str) -> bool:
-        return os.path.lexists(os.path.join(path, name))
-
-    if has("checkpoint.json") or (has("env.yaml") and has("000000.npz")):
-        return True
+    """Whether a folder holds what runs, checkpoints and recorded episodes are recognised by."""
     try:
-        with open(os.path.join(path, "config.yaml"), encoding="utf-8", errors="replace") as file:
-            return file.read(len(MARK)) == MARK
+        names = set(os.listdir(path))
+    except OSError:  # nothing can be imported from it
+        names = set()
+    arrays = [name.removesuffix(".npz") for name in names if name.endswith(".npz")]
+    if any(map(str.isdecimal, arrays)) or (arrays and names & {"env.yaml", "spaces.json"}):
+        return True
+    meta = os.path.join(path, "meta", "metadata")  # of the oldest checkpoints
+    if "state" in names and ("checkpoint.json" in names or os.path.lexists(meta)):
+        return True
+    return any(_starts(os.path.join(path, name), text) for name, text in STARTS.items())
+
+
+def _starts(path: str, text: str) -> bool:
+    """Whether a regular file starts with a text; a pipe or a device is not waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            return regular and os.read(descriptor, len(text)) == text.encode()
+        finally:
+            os.close(descriptor)
     except OSError:
         return False

@@ -111,6 +111,8 @@ def show(value: Any) -> str:
         text = f"{{{','.join(f'{name}:{show(inner)}' for name, inner in value.items())}}}"
     elif isinstance(value, bool):
         text = str(value).lower()
+    elif isinstance(value, int) and value.bit_length() > 1000:  # which Python may not write out
+        text = f"(an integer of {value.bit_length():,} bits)"
     else:
         text = "null" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

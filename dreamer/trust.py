@@ -7,13 +7,14 @@ user's. A saved file may use what is remembered, wherever it is stored; the rest
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shlex
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +33,11 @@ NAMES = ("env.task=", "env.id=", "env.entry_point=", "env.kwargs=")  # options t
 OUTSIDE = ("xla_flags", "run.ray_address", "run.coordinator")
 WRITTEN = ("checkpoint.dir", "replay.folder")  # folders, of no concern inside of the run folder
 NOWHERE = {"run.coordinator": ("auto", "none")}  # values that name nothing
+OBJECT = "the configuration"  # the source of one that a program passes
 # What the grammar of the command line reads as text without quotes.
-_PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_][a-z0-9_./@-]*", re.I)
+_WORD = r"(?!(?:true|false|null|nan|inf)$)[a-z_]"
+_PLAIN = re.compile(_WORD + r"[a-z0-9_./@-]*", re.I)
+_KEY = re.compile(_WORD + r"[a-z0-9_]*", re.I)
 
 Section = TypeVar("Section")
 
@@ -53,8 +57,13 @@ class Claim:
     @cached_property
     def digest(self) -> str:
         """The same for the same values, also after they were saved and read."""
-        text = json.dumps({key: _sorted(value) for key, value in self.values.items()}, default=repr)
+        text = json.dumps(_tagged(self.values))
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+    @property
+    def can_be_repeated(self) -> bool:
+        """Whether the command line reads what is shown as these values."""
+        return len(str(self)) <= SHOWN and all(map(_reads_back, self.values.values()))
 
 
 def code(env: Any) -> Claim | None:
@@ -76,12 +85,13 @@ def code(env: Any) -> Claim | None:
 
 def named_as(env: Any) -> tuple[Any, ...]:
     """What the user names of a section `env`: the same for two of the same environment."""
-    return env.suite, env.name, _sorted(getattr(env, "kwargs", {}))
+    return env.suite, env.name, _tagged(getattr(env, "kwargs", {}))
 
 
 def claims(config: Any) -> list[Claim]:
     """All that a whole configuration asks for beyond suites and files in its run folder."""
     found = [code(config.env)]
+    run = _place(config.run.dir, "run.dir") if config.run.dir else None
     for key in (*OUTSIDE, *WRITTEN):
         value = config
         for name in key.split("."):
@@ -91,8 +101,8 @@ def claims(config: Any) -> list[Claim]:
         if not value or value in NOWHERE.get(key, ()):
             continue
         if key in WRITTEN:
-            place = _place(value)
-            if config.run.dir and place.is_relative_to(_place(config.run.dir)):
+            place = _place(value, key)
+            if run and place.is_relative_to(run):
                 continue
             value = str(place)
         found.append(Claim({key: value}))
@@ -146,7 +156,7 @@ def settle(config: Any, given: Collection[str], source: str = "", word: bool = F
     """
     asked = claims(config)
     _remember([one for one in asked if word or not source or one.values.keys() <= set(given)])
-    if config.run.dir and _leads_away(config.run.dir, source):
+    if _leads_away(config.run.dir, source):
         folder = Claim({"run.dir": config.run.dir})
         if word or not source or "run.dir" in given:
             _allowed.add(folder.digest)  # by this process alone: every run has another one
@@ -164,9 +174,13 @@ def _require(claim: Claim, source: str) -> None:
         return
     is_code = any(key.startswith("env.") for key in claim.values)
     what = "code" if is_code else "something outside of the run folder"
+    if source == OBJECT:
+        how = "add trust=True, as in dreamer.train(config, trust=True)"
+    else:
+        repeat = "repeat it on the command line as it is written here, or "
+        how = f"{repeat if claim.can_be_repeated else ''}add trust=true (in Python trust=True)"
     raise UserError(
-        f"{claim}: {source} names {what} that you have never named; it needs your word: repeat it "
-        "on the command line as it is written here, or add trust=true (in Python trust=True)"
+        f"{claim}: {source} names {what} that you have never named; it needs your word: {how}"
     )
 
 
@@ -190,18 +204,35 @@ def path() -> Path | None:
 def _remember(claims: list[Claim]) -> None:
     """By this process, and in the file where it can be written."""
     _allowed.update(claim.digest for claim in claims)
-    file, known = path(), _remembered()
-    new = {claim.digest: claim for claim in claims if claim.digest not in known}
-    if not new or file is None:
+    file, new = path(), {claim.digest: f"{claim.digest} {claim}" for claim in claims}
+    if file is None or new.keys() <= _remembered().keys():
         return
-    with contextlib.suppress(OSError):  # no home, or one that cannot be written
+    with contextlib.suppress(OSError, ValueError):  # no home, or one that cannot be written
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         reason = _unsafe(os.lstat(file.parent))
         if reason:
             warn(f"nothing is remembered in {file.parent}, which {reason}; delete it")
             return
-        lines = [*known.values(), *(f"{digest} {claim}" for digest, claim in new.items())]
-        files.write_atomic(file, ABOUT + "\n".join(lines) + "\n", 0o600)
+        with _locked(file.parent):
+            known = _remembered()
+            lines = known | {digest: line for digest, line in new.items() if digest not in known}
+            files.write_atomic(file, ABOUT + "\n".join(lines.values()) + "\n", 0o600)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lets one process after the other in, where the file system has locks.
+
+    Raises:
+      OSError: it is no folder.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _remembered() -> dict[str, str]:
@@ -247,11 +278,39 @@ def _has_text(value: Any) -> bool:
     return not (value is None or isinstance(value, bool | int | float))
 
 
-def _sorted(value: Any) -> Any:
-    """Mappings as pairs in the order of their keys: in which they were written says nothing."""
+def _tagged(value: Any) -> Any:
+    """A value with its types, as JSON has it. The order of mappings and sets says nothing."""
     if isinstance(value, Mapping):
-        return sorted([str(key), _sorted(part)] for key, part in value.items())
-    return [_sorted(part) for part in value] if isinstance(value, list | tuple) else value
+        pairs = ([_tagged(key), _tagged(part)] for key, part in value.items())
+        return ["mapping", sorted(pairs, key=json.dumps)]
+    if isinstance(value, set | frozenset):
+        return ["set", sorted(map(_tagged, value), key=json.dumps)]
+    if isinstance(value, list | tuple):
+        return ["list", [_tagged(part) for part in value]]
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return ["int", hex(value)]  # of any size
+    for plain in (float, str):
+        if isinstance(value, plain):
+            return [plain.__name__, plain(value)]
+    return [f"{type(value).__module__}.{type(value).__qualname__}", repr(value)]
+
+
+def _reads_back(value: Any, inside: bool = False) -> bool:
+    """Whether a value is surely one that the command line reads from what `_shown` gives."""
+    if isinstance(value, Mapping):
+        return all(
+            isinstance(key, str) and _KEY.fullmatch(key) and _reads_back(part, True)
+            for key, part in value.items()
+        )
+    if isinstance(value, list):
+        return all(_reads_back(part, True) for part in value)
+    if isinstance(value, str):
+        as_it_is = inside or (value != "null" and value[:1] not in ("'", '"'))
+        one_line = value.isprintable() and " ".join(value.split()) == value
+        return as_it_is and one_line and not re.search(r"\\|\$\{", value)
+    return value is None or isinstance(value, bool | int | float)
 
 
 def _shown(value: Any, inside: bool = False) -> str:
@@ -266,24 +325,37 @@ def _shown(value: Any, inside: bool = False) -> str:
         text = json.dumps(value, ensure_ascii=False) if quoted else value
     elif isinstance(value, bool):
         text = str(value).lower()
+    elif isinstance(value, int) and value.bit_length() > SHOWN:
+        text = hex(value)  # decimals of any length are not written
     else:
         text = "null" if value is None else repr(value)
     text = printable(text)
     return text if len(text) <= SHOWN or inside else f"{text[:SHOWN]}... ({len(text):,} characters)"
 
 
-def _place(folder: str) -> Path:
-    """A folder as an absolute path without links."""
-    with contextlib.suppress(RuntimeError):  # the home of nobody, which is refused elsewhere
-        return Path(os.path.realpath(Path(folder).expanduser()))
-    return Path(os.path.realpath(folder))
+def _place(folder: str, key: str) -> Path:
+    """A folder as an absolute path without links.
+
+    Raises:
+      UserError: no folder can have that name.
+    """
+    try:
+        with contextlib.suppress(RuntimeError):  # the home of nobody, which is refused elsewhere
+            return Path(os.path.realpath(Path(folder).expanduser()))
+        return Path(os.path.realpath(folder))
+    except ValueError:  # a null byte, or half of a character
+        raise UserError(
+            f"{Claim({key: folder})}: no folder can have that name; choose another one"
+        ) from None
 
 
 def _leads_away(folder: str, source: str) -> bool:
-    """Whether a run folder that a file names is neither below the working directory nor the file's
-    own."""
+    """Whether a run folder is neither where runs are kept nor the folder of the file that names
+    it; one that a program passes may be anywhere below the working directory."""
     if not folder:
         return False
-    place = _place(folder)
-    own = {_place(source), _place(source).parent}
-    return not (place.is_relative_to(_place(os.curdir)) or place in own)
+    place = _place(folder, "run.dir")
+    own = _place(source, "config") if source != OBJECT else None
+    if own and place in (own, own.parent):
+        return False
+    return not place.is_relative_to(_place("runs" if own else os.curdir, "run.dir"))

@@ -18,6 +18,7 @@ from dreamer.compose import (
     group_choices,
     group_of,
     options_and_env,
+    preview,
     to_yaml,
 )
 from dreamer.config import Config, TrainOptions
@@ -79,7 +80,7 @@ def answered_config(argv: Sequence[str]) -> bool:
         if {"-m", "--multirun"} & set(argv):
             raise UserError("--cfg job prints one configuration; leave out --multirun")
         rest = [one for one in (*argv[:index], *argv[end:]) if one != "--resolve"]
-        print(to_yaml(compose(rest)), end="")
+        print(to_yaml(preview(rest)), end="")
         return True
     return False
 

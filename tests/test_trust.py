@@ -2,10 +2,13 @@
 
 import json
 import os
+import shlex
 import shutil
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +18,11 @@ import pytest
 import yaml
 
 import dreamer
-from dreamer import compose, data, export, importing, trust
+from dreamer import compose, data, export, files, importing, train, trust
 from dreamer import eval as evaluation
 from dreamer.envs import registry
 from dreamer.errors import UserError, exit_on_user_error
-from dreamer.run import checkpoint
+from dreamer.run import checkpoint, seeds
 from dreamer.run.folder import HEADER
 from dreamer.run.loop import Trainer
 from tests import probe_envs, tiny_run
@@ -114,8 +117,10 @@ def test_nothing_of_a_foreign_run_is_run(
     shown = f"env.entry_point=os:system 'env.kwargs={{command: \"touch {mark}\"}}': "
     for line in lines:
         assert line.startswith([shown, "env.task=evil_package:Evil-v0: "][number])
-        assert "repeat it on the command line" in line
-        assert "trust=true" in line
+        assert "trust=true" in line.lower()
+    assert "repeat it on the command line" in lines[0]
+    assert lines[3].endswith("it needs your word: add trust=True, as in "
+                             "dreamer.train(config, trust=True)")  # fmt: skip
     assert not mark.exists()
     assert "evil_package" not in sys.modules
     assert not (tmp_path / "new").exists()
@@ -421,7 +426,7 @@ def test_a_run_folder_is_never_imported_from(run: Path, tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 2
-    assert "there is no module own_module in " in done.stderr
+    assert "there is no module own_module among installed packages, and modules of" in done.stderr
     assert not mark.exists()
 
 
@@ -435,6 +440,52 @@ def test_a_folder_of_saved_files_is_not_added_to_the_path(
     importing.add("/somewhere")
     assert sys.path == ["/somewhere", str(tmp_path)]
     assert HEADER.startswith(importing.MARK)
+
+
+@pytest.mark.parametrize(
+    ("names", "saved"),
+    [
+        (["000001.npz"], True),
+        (["first.npz", "env.yaml"], True),
+        (["first.npz", "spaces.json"], True),
+        (["state/array", "meta/metadata"], True),
+        (["state/array", "checkpoint.json"], True),
+        (["data.npz"], False),
+        (["env.yaml", "spaces.json"], False),
+        (["state/array"], False),
+        (["checkpoint.json", "config.yaml"], False),  # of others
+    ],
+)
+def test_folders_of_saved_files_are_recognised(
+    names: list[str], saved: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "inside").mkdir()
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"epoch": 1}')
+    assert importing.is_saved(str(tmp_path)) is saved
+    assert importing.is_saved(str(tmp_path / "inside")) is saved
+
+
+def test_the_path_is_left_as_it_is_beside_pipes_and_is_mentioned_where_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in importing.STARTS:
+        os.mkfifo(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    importing.leave_out_saved()
+    assert sys.path[0] == ""
+    make = ["env.entry_point=not_there:make"]
+    line = refused(lambda _: registry.make(compose.compose(make).env, 1, 0))
+    assert f"there is no module not_there in {tmp_path} or among" in line
+    (tmp_path / "checkpoint.json").unlink()
+    (tmp_path / "checkpoint.json").write_text('{"checksum": 1, "content": {}}')
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    importing.leave_out_saved()
+    assert sys.path[0] != ""
+    line = refused(lambda _: registry.make(compose.compose(make).env, 1, 0))
+    assert f"and modules of {tmp_path} are not imported, for it holds saved files" in line
 
 
 def test_the_status_and_the_one_line(
@@ -464,3 +515,121 @@ def test_what_another_run_holds_is_read_without_its_environment(
     with Trainer(tiny_run.config(tmp_path / "new", *changes)) as trainer:
         assert trainer.loop.loaded
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "dotted"),
+    [("a\0b", "run.dir"), ("a\ud800", "checkpoint.dir"), ("a\ud800", "replay.folder")],
+)
+def test_names_that_no_folder_can_have_are_refused(name: str, dotted: str, tmp_path: Path) -> None:
+    section, _, key = dotted.partition(".")
+    config = compose.compose([f"run.dir={tmp_path}"])
+    tree = config.model_dump()
+    tree[section][key] = name
+    line = refused(lambda _: dreamer.train(type(config).model_validate(tree)))
+    assert line == (
+        f"{trust.Claim({dotted: name})}: no folder can have that name; choose another one"
+    )
+
+
+def claim_of(**kwargs: Any) -> trust.Claim:
+    claim = trust.code(compose.compose({"env.entry_point": "a:b", "env.kwargs": kwargs}).env)
+    assert claim is not None
+    return claim
+
+
+def test_values_of_other_types_are_others(tmp_path: Path) -> None:
+    values = [
+        {"x": 1}, [["x", 1]], {1: "v"}, {"1": "v"}, {1: 2, "1": "x"}, {True: "v"},
+        1, 1.0, True, "1", "true", None, "null", 2**60, -1, "0x1",
+    ]  # fmt: skip
+    assert len({claim_of(a=value, text="").digest for value in values}) == len(values)
+    assert claim_of(a={"x": 1, "y": 2}).digest == claim_of(a={"y": 2, "x": 1}).digest
+    sets = [trust.Claim({"env.kwargs": {"a": set(names)}}) for names in ("abcdef", "fedcba")]
+    assert sets[0].digest == sets[1].digest != claim_of(a=list("abcdef")).digest
+
+
+def test_a_saved_configuration_is_known_by_its_keys_of_any_type() -> None:
+    kwargs = {"a": {1: "v", "1": "w", "x": [1.5, None, True]}}
+    config = compose.compose({"env.entry_point": "a:b", "env.kwargs": kwargs})
+    read = compose.from_yaml(compose.to_yaml(config))
+    assert read.env.kwargs == kwargs
+    assert trust.known(read.env)
+
+
+@pytest.mark.parametrize(
+    ("value", "repeats"),
+    [
+        ("x y", True), ("curl a | sh", True), ([1, -2.5, None, True, "p/q.txt"], True),
+        ({"b_c": "a \"b\""}, True), ("'", True), ("a'b", True), ("true", True), ("", True),
+        ("a\\b", False), ("a\tb", False), ("two  spaces", False), ("two\nlines", False),
+        ("\x1b", False), ("${seed}", False), ({"a b": 1}, False), ({1: 2}, False),
+        ({"true": 1}, False), ("x" * 2000, False), ("a\u2028", False),
+    ],
+)  # fmt: skip
+def test_only_what_can_be_repeated_is_to_be_repeated(
+    value: Any, repeats: bool, new_process: Callable[[], None], tmp_path: Path
+) -> None:
+    claim = claim_of(a=value, text="")
+    shutil.rmtree(tmp_path / "state")
+    new_process()
+    env = compose.preview([]).env.model_copy(
+        update={"entry_point": "a:b", "kwargs": {"a": value, "text": ""}}
+    )
+    line = refused(lambda _: trust.require(env))
+    assert ("repeat it on the command line" in line) is repeats
+    assert "trust=true" in line
+    if repeats:
+        compose.compose(shlex.split(line.partition(": a saved file")[0]))
+        assert trust.known(env)
+        assert claim.digest in (tmp_path / "state" / "dreamer" / "trusted").read_text()
+
+
+def test_starts_at_once_all_remember(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others that decide between what one reads and what it writes lose nothing."""
+    write, waiting = files.write_atomic, threading.Barrier(4)
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.02)
+        write(*arguments)
+
+    def decide(number: int) -> None:
+        waiting.wait()
+        trust.settle(config.model_copy(update={"xla_flags": f"--number={number}"}), ["xla_flags"])
+
+    config = compose.preview([])
+    monkeypatch.setattr(files, "write_atomic", slow)
+    threads = [threading.Thread(target=decide, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = (tmp_path / "state" / "dreamer" / "trusted").read_text().splitlines()
+    assert sum("xla_flags=--number=" in line for line in lines) == 4
+
+
+def test_a_file_chooses_no_folder_but_where_runs_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "foreign.yaml"
+    file.write_text("run: {dir: .config/new}\n")
+    line = refused(lambda _: compose.compose([f"config={file}"]))
+    assert line.startswith(f"run.dir=.config/new: {file} names ")
+    assert compose.compose([f"config={file}", "run.dir=mine"]).run.dir == "mine"
+    file.write_text("run: {dir: runs/new}\n")
+    assert compose.compose([f"config={file}"]).run.dir == "runs/new"
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "new").symlink_to(tmp_path.parent)
+    assert refused(lambda _: compose.compose([f"config={file}"])).startswith("run.dir=runs/new: ")
+    file.write_text("env: {entry_point: 'os:system'}\nrun: {dir: /elsewhere}\n")
+    assert train.main([f"config={file}", "--cfg", "job"]) == 0
+    assert "  entry_point: os:system" in capsys.readouterr().out
+    assert not (tmp_path / "state").exists()
+
+
+def test_no_run_of_several_seeds_follows_a_link(tmp_path: Path) -> None:
+    (tmp_path / "run-seed1").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match="run-seed1 is a link"):
+        seeds.train(compose.compose([f"run.dir={tmp_path / 'run'}", "run.seeds=2"]))
+    assert not (tmp_path / "run-seed0").exists()

@@ -12,7 +12,7 @@ from dreamer.config import Config
 from dreamer.run import paths, seeds
 from dreamer.run.callbacks import Callback
 from dreamer.run.signals import StopRequest
-from dreamer.trust import settle
+from dreamer.trust import OBJECT, settle
 
 Options = Config | Iterable[str] | Mapping[str, Any]
 
@@ -56,7 +56,7 @@ def train(
 
 def _config(options: Options, word: bool) -> Config:
     if isinstance(options, Config):
-        settle(options, (), "the configuration", word)
+        settle(options, (), OBJECT, word)
         return options
     if isinstance(options, Mapping):
         return compose.compose({**options, "trust": True} if word else options)

@@ -10,6 +10,7 @@ from typing import Any
 import dm_env
 import gymnasium
 
+from dreamer import importing
 from dreamer.envs.dm_adapter import FromDMEnv
 from dreamer.envs.faults import attempt
 from dreamer.errors import EnvironmentFault, UserError, nearest
@@ -123,9 +124,16 @@ def import_module(name: str) -> Any:
         missing = error.__cause__
         lacks = isinstance(missing, ModuleNotFoundError) and missing.name
         if lacks and f"{name}.".startswith(f"{lacks}."):
+            here, places = os.getcwd(), "among installed packages"
+            if importing.leaves_out(here):
+                places += (
+                    f", and modules of {here} are not imported, for it holds saved files or is "
+                    "inside of a folder that does: start in a folder of your own"
+                )
+            else:
+                places = f"in {here} or {places}"
             raise UserError(
-                f"there is no module {lacks} in {os.getcwd()} or among installed packages; if "
-                f"it is of a package, pip install {lacks}"
+                f"there is no module {lacks} {places}; if it is of a package, pip install {lacks}"
             ) from None
         raise
 

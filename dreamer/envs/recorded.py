@@ -40,6 +40,7 @@ Episode = dict[str, np.ndarray]
 ENV = "env.yaml"
 SPACES = "spaces.json"
 FLAGS = ("is_first", "is_last", "is_terminal")
+_MOST = 2**26  # bytes of saved spaces
 _ADVICE = "choose the environment that was recorded, or other episodes"
 
 
@@ -246,7 +247,7 @@ def read_spaces(folder: Path, name: str) -> Spaces | None:
     """
     file = folder / SPACES
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved = json.loads(files.read(file, _MOST))
         observations, actions = (
             saved_spaces.load_specs(saved[key]) for key in ("observations", "actions")
         )

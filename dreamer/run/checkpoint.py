@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.multihost import multihost
 
-from dreamer import parallel
+from dreamer import files, parallel
 from dreamer.errors import UserError, describe
 from dreamer.replay import memory
 from dreamer.run import integrity, schema
@@ -191,8 +191,11 @@ def read_arrays(
     _save_alone()
     handler = ocp.PyTreeCheckpointHandler()
     try:
+        stored = handler.metadata(path / part).tree
         if pattern is None:
-            refuse_huge(handler.metadata(path / part).tree)
+            refuse_huge(stored)
+        else:
+            _check_shapes(stored, pattern)
         restored = handler.restore(path / part, args=ocp.args.PyTreeRestore(**how))
     except UserError as error:
         raise UserError(f"the checkpoint {path} cannot be read: {error}") from None
@@ -221,6 +224,20 @@ def refuse_huge(metadata: Any) -> None:
             f"its arrays need {memory.gib(size)} of memory, and {memory.gib(free)} are free; make "
             "room, or name another checkpoint"
         )
+
+
+def _check_shapes(metadata: Any, pattern: Any) -> None:
+    """Refuses arrays of other shapes than those of the pattern, whatever the document says of them:
+    they are read whole before they can be compared.
+
+    Raises:
+        UserError: there is one.
+    """
+    stored, wanted = map(ocp.tree.to_flat_dict, (metadata, pattern))
+    for name in stored.keys() & wanted.keys():
+        there, here = list(stored[name].shape), list(wanted[name].shape)
+        if there != here:
+            raise UserError(f"{'.'.join(map(str, name))} is {there} there and {here} here")
 
 
 def _save_alone() -> None:
@@ -254,9 +271,9 @@ def _write_document(path: Path, about: Document) -> None:
 def _read_format_0(path: Path) -> Document:
     file = path / "meta" / "metadata"
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved = json.loads(files.read(file, integrity.MOST))
         score = path / "metrics" / "metrics"
-        found = json.loads(score.read_text())["score"] if score.exists() else None
+        found = json.loads(files.read(score, 2**20))["score"] if score.exists() else None
         content = {"structure": saved["structure"], "meta": saved["meta"], "score": found}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         if (path / "state").is_dir():

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from dreamer import files
-from dreamer.compose import HEADER
+from dreamer.compose import HEADER, MOST
 from dreamer.errors import UserError, describe, warn
 from dreamer.files import write_atomic
 
 CONFIG = "config.yaml"
 VERSION = "version.json"
 LOCK = ".lock"
-MOST = 2**20  # bytes of a configuration
 HOSTS = "hosts"  # the folder with those of all hosts but the first
 PACKAGES = (
     "dreamer",

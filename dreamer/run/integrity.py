@@ -1,7 +1,9 @@
 """Files that are no longer what was written: found by their sizes and checksums."""
 
+import errno
 import json
 import os
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from dreamer import files
 
 Seals = dict[str, list[int]]  # size and checksum of every file by its path in a folder
 
+MOST = 2**28  # bytes of a document
 _PIECE = 2**22  # bytes read at once
 
 
@@ -26,7 +29,7 @@ def seal(path: Path) -> Seals:
         if place.is_dir():
             files.sync(place)
     return {
-        str(file.relative_to(path)): _measure(file, sync=True)
+        str(file.relative_to(path)): _measure(file, sys.maxsize - 1, sync=True)
         for file in everything
         if file.is_file()
     }
@@ -41,11 +44,14 @@ def damage(path: Path, seals: Seals, part: str = "") -> str:
         part: a folder inside, when the rest is of no interest.
 
     Raises:
-        OSError: a file is there but cannot be read.
+        OSError: a file is there but cannot be read, or a folder inside is a link that leads out.
     """
-    for place in (path / part).rglob("*"):
+    inside = path / part
+    for place in (inside, *inside.rglob("*")):
         if not place.is_dir():
             files.refuse_special(place)  # a pipe would be waited for
+        elif not place.resolve().is_relative_to(path.resolve()):
+            raise OSError(errno.EINVAL, "it is a link to a folder elsewhere", str(place))
     for name, sealed in seals.items():
         if not name.startswith(part):
             continue
@@ -53,7 +59,7 @@ def damage(path: Path, seals: Seals, part: str = "") -> str:
             size = (path / name).stat().st_size
             if size != sealed[0]:
                 return f"{name} has {size:,} bytes of {sealed[0]:,}"
-            if _measure(path / name) != sealed:
+            if _measure(path / name, sealed[0]) != sealed:
                 return f"{name} has changed"
         except (FileNotFoundError, NotADirectoryError):
             return f"{name} is missing"
@@ -74,11 +80,10 @@ def read_document(path: Path) -> dict[str, Any] | None:
     """What `write_document` wrote; None if it is not that any more.
 
     Raises:
-        OSError: there is no such file, or it cannot be read.
+        OSError: there is no such file, or it cannot be read or is too large.
     """
     try:
-        with open(files.open_regular(path), "rb") as file:
-            document = json.loads(file.read())
+        document = json.loads(files.read(path, MOST))
         content: dict[str, Any] = document["content"]
         whole = document["checksum"] == zlib.crc32(json.dumps(content).encode())
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -86,10 +91,11 @@ def read_document(path: Path) -> dict[str, Any] | None:
     return content if whole else None
 
 
-def _measure(path: Path, sync: bool = False) -> list[int]:
+def _measure(path: Path, most: int, sync: bool = False) -> list[int]:
+    """Size and checksum of a file, of which at most one byte too many is read."""
     checksum = size = 0
-    with open(path, "rb") as file:
-        while piece := file.read(_PIECE):
+    with open(files.open_regular(path), "rb") as file:
+        while piece := file.read(min(_PIECE, most + 1 - size)):
             checksum, size = zlib.crc32(piece, checksum), size + len(piece)
         if sync:
             os.fsync(file.fileno())

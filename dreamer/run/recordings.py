@@ -92,7 +92,7 @@ def env_of(source: str, key: str) -> Env:
     if saved is not None:
         return compose.from_yaml(saved, str(path / folder.CONFIG)).env
     try:
-        text = files.read(path / ENV, folder.MOST).decode()
+        text = files.read(path / ENV, compose.MOST).decode()
         section = compose.read_yaml(text, str(path / ENV))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer import parallel
+from dreamer import files, parallel
 from dreamer.agent.agent import State
 from dreamer.config import Config
 from dreamer.envs import registry
@@ -88,7 +88,7 @@ def split(config: Config) -> list[Config]:
     """The configuration of each run.
 
     Raises:
-      UserError: the runs cannot be computed together.
+      UserError: the runs cannot be computed together, or a link is in place of a folder.
     """
     count = config.run.seeds
     if config.seed + count > 2**32:
@@ -99,8 +99,10 @@ def split(config: Config) -> list[Config]:
             "leave it out, each run has its own"
         )
     name = paths.run_folder(config)
+    seeds = range(config.seed, config.seed + count)
+    files.refuse_links(name.parent, *(f"{name.name}-seed{seed}" for seed in seeds))
     made = []
-    for seed in range(config.seed, config.seed + count):
+    for seed in seeds:
         run = config.run.model_copy(update={"dir": f"{name}-seed{seed}", "seeds": 1})
         made.append(config.model_copy(update={"seed": seed, "run": run}))
     return made

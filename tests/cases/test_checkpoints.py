@@ -229,6 +229,62 @@ def test_arrays_larger_than_memory_are_refused(
     assert "need 0.0 MiB of memory, and 0.0 MiB are free" in refused(capsys, data.main, *argv)
 
 
+def test_a_state_of_other_shapes_is_refused_unread(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the document says of it."""
+    path = run / "checkpoints" / "100"
+    about = checkpoint.read(path)
+    state = checkpoint.read_arrays(path, "state", about)
+    shutil.rmtree(path)
+    path.mkdir()
+    (name, part), *_ = state["params"].items()
+    leaves, form = jax.tree.flatten(part)
+    wide = jax.tree.unflatten(form, [np.zeros((*leaves[0].shape, 2)), *leaves[1:]])
+    checkpoint.write(path, {**state, "params": {**state["params"], name: wide}}, None, about)
+
+    def read(*_: Any, **__: Any) -> None:
+        raise AssertionError("it is read")
+
+    monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointHandler, "restore", read)
+    new = tiny_run.argv(run.parent / "new", f"run.init_from={run}")
+    for argv in (new, tiny_run.argv(run, "run.steps=110")):
+        line = refused(capsys, train.main, *argv)
+        assert f"the checkpoint {path} cannot be read: params.{name}." in line
+        assert " there and [" in line
+
+
+@pytest.mark.parametrize("sealed", [[0, 0], [4, 0]])
+def test_no_seal_leads_out_of_a_checkpoint(
+    sealed: list[int], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = rewrite(run, lambda content: content["files"].update({"state/e/zero": sealed}))
+    (path / "state" / "e").symlink_to("/dev")
+    line = refused(capsys, evaluation.main, f"run={run}")
+    assert f"{path}/state/e: it is a link to a folder elsewhere" in line
+
+
+def test_a_sealed_file_is_read_no_further_than_its_size(tmp_path: Path) -> None:
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="it is a pipe, a socket or a device"):
+        integrity.damage(tmp_path, {"zero": [0, 0]})
+
+
+def test_pipes_in_place_of_old_documents_are_not_waited_for(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "checkpoints" / "100"
+    (path / DOCUMENT).unlink()
+    (path / "meta").mkdir()
+    os.mkfifo(path / "meta" / "metadata")
+    assert "is damaged" in refused(capsys, evaluation.main, f"run={run}")
+    (path / "meta" / "metadata").unlink()
+    (path / "meta" / "metadata").write_text('{"structure": {}, "meta": {}}')
+    (path / "metrics").mkdir()
+    (path / "metrics" / "metrics").symlink_to("/dev/zero")
+    assert "is damaged" in refused(capsys, evaluation.main, f"run={run}")
+
+
 # ---------------------------------------------------------------------------- environments in JAX
 
 CARTPOLE = ["env=gymnax", "env.task=CartPole-v1"]

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 import dreamer
-from dreamer import data, export, train
+from dreamer import data, export, importing, train
 from dreamer import eval as evaluation
 from dreamer.bench.__main__ import main as bench
+from dreamer.compose import compose
+from dreamer.envs import recorded
 from dreamer.envs.__main__ import main as envs
-from dreamer.errors import exit_on_user_error
+from dreamer.errors import UserError, exit_on_user_error
 from tests import probe_envs, recordings, tiny_run
 
 WALK = probe_envs.task("Walk")
@@ -444,3 +446,79 @@ def test_collecting_that_fails_in_the_middle_leaves_nothing(
     argv = ["collect", f"out={out}", WALK, "episodes=4", "num_envs=1"]
     assert "No space left on device" in refused(data.main, *argv)
     assert list(tmp_path.rglob("*")) == ([out.parent, out] if there else [])
+
+
+# ------------------------------------------------------------------------- cut off, forged, linked
+
+
+def test_a_configuration_that_lost_its_end_is_refused(run: Path) -> None:
+    """At any line, and in the middle of the last one; by every way to it."""
+    file = run / "config.yaml"
+    whole = file.read_text()
+    lines = whole.splitlines(keepends=True)
+    cuts = ["".join(lines[:count]) for count in (2, 9, 60, len(lines) - 5, len(lines) - 1)]
+    for text in [*cuts, whole[:-4], whole[: whole.index("run:\n")]]:
+        file.write_text(text)
+        for options in ([f"config={file}"], [f"run.dir={run}"]):
+            with pytest.raises(UserError, match=f"^{file} .*(is cut off|not yaml)"):
+                compose(options)
+        with pytest.raises(UserError, match=f"^{file} "):
+            dreamer.load(run)
+    older = [line for line in lines if "join_seconds" not in line and "  mask:" not in line]
+    file.write_text("".join(line for line in older if "prefetch" not in line))
+    assert compose([f"run.dir={run}"]).run.join_seconds == 300
+    file.write_text(whole.replace("  suite: gymnasium", "  suite: null"))
+    with pytest.raises(UserError, match=f"^{file}: env.suite=null: expected one of"):
+        compose([f"config={file}"])
+
+
+FORGED = (
+    *('!!int ""', '!!float ""', "!!bool q", f"0x{'f' * 5000}", "2020-01-01", "!!set {a}", "[1]"),
+    *("!!omap [a: 1]", "!!binary aGk=", '"\\ud800"', "{2020-01-01: 2}", str(2**63)),
+)
+
+
+@pytest.mark.parametrize("value", FORGED)
+def test_forged_values_are_one_line_with_the_file(value: str, run: Path) -> None:
+    file = run / "config.yaml"
+    header, _, body = file.read_text().partition("\n")
+    kept = [line for line in body.splitlines() if "  suite:" not in line]
+    body = "\n".join(kept).replace("env:\n", f"env:\n  suite: {value}\n")
+    for text in (f"{header}\n{body}", body):
+        file.write_text(text)
+        with pytest.raises(UserError, match=f"^{file}[: ]") as caught:
+            compose([f"config={file}"])
+        assert "\n" not in str(caught.value)
+    file.write_text(f"{header}\n{body}")
+    with pytest.raises(UserError, match=f"^{file}[: ]"):
+        compose([f"run.dir={run}"])
+    with pytest.raises(UserError, match=f"^{file}[: ]"):
+        dreamer.load(run)
+
+
+@pytest.mark.parametrize("options", [{"seed": 10**5000}, {"env.kwargs": {"a": [2**63]}}])
+def test_numbers_that_no_file_holds_are_refused_first(options: dict[str, Any]) -> None:
+    (key,) = options
+    with pytest.raises(UserError, match=rf"^{key}.*(an integer of)"):
+        compose(options)
+
+
+def test_no_pipe_or_device_is_waited_for(
+    run: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    spaces = recordings.folder(tmp_path / "saved", [4]) / "spaces.json"
+    spaces.unlink(missing_ok=True)
+    os.mkfifo(spaces)
+    with pytest.raises(UserError, match=f"{spaces} cannot be read as the spaces"):
+        recorded.read_spaces(spaces.parent, "saved")
+    (run / "config.yaml").unlink()
+    os.mkfifo(run / "config.yaml")
+    assert f"{run}/config.yaml: it is a pipe" in refused(train.main, f"run.dir={run}")
+    with pytest.raises(UserError, match="config=/dev/zero: cannot be read: it is a pipe"):
+        compose(["config=/dev/zero"])
+    assert not importing.is_saved(str(run))
+    large = tmp_path / "large.yaml"
+    with large.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(UserError, match=f"config={large}: cannot be read: it has more than"):
+        compose([f"config={large}"])

@@ -131,7 +131,7 @@ def test_only_the_one_that_diverged_goes_back(
         (("run.loop=host",), "run.seeds=2 needs environments written in JAX"),
         (("checkpoint.dir=x",), "checkpoint.dir=x is one folder for run.seeds=2 runs"),
         (("seed=4294967295",), "run.seeds=2 from seed=4294967295 on leaves the range"),
-        (("replay.capacity=3e12",), "the largest capacity that fits"),
+        (("replay.capacity=1e9",), "the largest capacity that fits"),
     ],
 )
 def test_what_cannot_be_together_is_refused(
