@@ -264,12 +264,6 @@ def test_no_seal_leads_out_of_a_checkpoint(
     assert f"{path}/state/e: it is a link to a folder elsewhere" in line
 
 
-def test_a_sealed_file_is_read_no_further_than_its_size(tmp_path: Path) -> None:
-    (tmp_path / "zero").symlink_to("/dev/zero")
-    with pytest.raises(OSError, match="it is a pipe, a socket or a device"):
-        integrity.damage(tmp_path, {"zero": [0, 0]})
-
-
 def test_pipes_in_place_of_old_documents_are_not_waited_for(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
