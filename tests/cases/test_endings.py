@@ -337,10 +337,13 @@ def video(path: Path) -> list[np.ndarray]:
 FILMED = (f"env.task={SHOWN}", "run.steps=44", "log.video_every=20", "log.progress=none")
 
 
-def test_frames_that_change_size_and_are_missing_now_and_then(tmp_path: Path) -> None:
+def test_frames_that_change_size_and_are_missing_now_and_then(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Shown.forms = [lambda n: None if n % 3 == 0 else np.full((10 + n, 20), 0.2), lambda n: FULL]
     Shown.forms = [Shown.forms[0]] * 3 + [Shown.forms[1]]
     assert train.main(tiny_run.argv(tmp_path / "run", *FILMED)) == 0
+    assert capsys.readouterr().err == ""
     names = sorted(file.name for file in (tmp_path / "run" / "videos").iterdir())
     assert names == ["episode-20.mp4", "episode-40.mp4"]
     frames = video(tmp_path / "run" / "videos" / "episode-20.mp4")
