@@ -73,7 +73,7 @@ def saved_first(runs: Sequence["Trainer"]) -> Iterator[None]:
         raise
     except BaseException as cause:
         failed = any(run.callbacks.failed for run in runs)
-        again = any(run.stop.requested for run in runs) and not failed
+        again = any(run.stop.requested for run in runs)
         if isinstance(cause, KeyboardInterrupt) and again:
             raise
         for run in runs:

@@ -265,8 +265,8 @@ def test_what_does_not_fit_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match=r"replay.capacity=40000 needs .* on each device but"):
         device_loop("replay.capacity=40000")
     monkeypatch.setattr(parallel, "memory_limit", lambda device: None)
-    with pytest.raises(UserError, match=r"replay.capacity=8000000000 needs .* of memory but on"):
-        DeviceLoop(config("replay.capacity=8e9"), jax.devices()[:1])
+    with pytest.raises(UserError, match=r"replay.capacity=1000000000 needs .* of memory but on"):
+        DeviceLoop(config("replay.capacity=1e9"), jax.devices()[:1])
     with pytest.raises(UserError, match=r"run.loop=device needs environments written in JAX, wh"):
         DeviceLoop(tiny_run.config(Path("unused")), parallel.local_devices("cpu", 1, 4))
 

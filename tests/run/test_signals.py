@@ -184,12 +184,22 @@ sys.exit(status)
 
 
 def test_a_process_that_is_forked_answers_signals_as_before() -> None:
-    with StopRequest() as stop:
-        child = os.fork()
-        if not child:
-            time.sleep(60)
-            os._exit(0)
-        os.kill(child, signal.SIGTERM)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
-        time.sleep(0.05)
-        assert not stop.requested
+    code = """
+import os, signal, sys, time
+from dreamer.run.signals import StopRequest
+
+with StopRequest() as stop:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, b"ready")
+        time.sleep(60)
+        os._exit(0)
+    os.read(reading, 5)
+    os.kill(child, signal.SIGTERM)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    time.sleep(0.05)
+    print(status, stop.requested)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("-15 False\n", "")
