@@ -14,8 +14,8 @@ from dreamer.streams import Forgiving, drop_unwritten, open_missing
 def run(
     main: Callable[[], int], stop: StopRequest | None = None, announced: bool = True
 ) -> NoReturn:
-    """Runs the `main` of a command and exits with its status. A signal ends it at once, but for
-    `StopRequest.begin`; its output may go anywhere.
+    """Runs the `main` of a command and exits with its status. Before `StopRequest.begin` a signal
+    ends it at once, or when what is half-made is removed; its output may go anywhere.
 
     Args:
       main: gives the exit status.
