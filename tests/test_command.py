@@ -156,6 +156,7 @@ def test_a_failed_save_is_reported_without_a_display(
     assert again == "checkpoints can be saved again"
 
 
+@pytest.mark.slow
 def test_metrics_have_the_names_of_the_display(
     tmp_path_factory: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -189,6 +189,7 @@ def test_spaces_that_do_not_go_together_are_refused(
     assert "cannot be read as the spaces" in refused(data.main, "info", f"source={copy}")
 
 
+@pytest.mark.slow
 def test_a_foreign_agent_is_exported_without_its_environment(
     run: Path, tmp_path: Path, mark: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,6 +242,7 @@ def test_what_was_named_is_remembered_by_later_processes(
     assert "never named" in refused(lambda _: agent.make_env())
 
 
+@pytest.mark.slow
 def test_each_way_to_give_ones_word(
     run: Path,
     tmp_path: Path,
@@ -505,6 +507,7 @@ def test_the_status_and_the_one_line(
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_what_another_run_holds_is_read_without_its_environment(
     run: Path, tmp_path: Path, mark: Path
 ) -> None:

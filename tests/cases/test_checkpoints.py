@@ -132,6 +132,7 @@ def test_a_document_that_no_run_wrote_is_one_line(kind: str, run: Path) -> None:
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.slow
 def test_every_command_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = rewrite(run, put("meta.learner.updates", [[]]))
     new = run.parent / "new"
@@ -289,6 +290,7 @@ def environments() -> Any:
     return registry.make(compose.compose(CARTPOLE).env, 3, seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["arrays", "lists"])
 def test_environments_in_jax_continue_exactly(form: str) -> None:
     """Lists are what checkpoints had before format 2."""

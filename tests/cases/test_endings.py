@@ -62,10 +62,10 @@ def raising(error: BaseException) -> Callable[[Any], None]:
     [
         ("on_step", SystemExit(3)),
         ("on_step", StopIteration("a mistake")),
-        ("on_update", KeyboardInterrupt()),
+        pytest.param("on_update", KeyboardInterrupt(), marks=pytest.mark.slow),
         ("on_episode", MemoryError()),
-        ("on_checkpoint", SystemExit(0)),
-        ("on_checkpoint", GeneratorExit()),
+        pytest.param("on_checkpoint", SystemExit(0), marks=pytest.mark.slow),
+        pytest.param("on_checkpoint", GeneratorExit(), marks=pytest.mark.slow),
         ("on_episode", Strange("a mistake")),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else value,
@@ -114,6 +114,7 @@ def turn_raises(error: BaseException) -> Callable[[Any], None]:
     return deed
 
 
+@pytest.mark.slow
 def test_an_unexpected_error_of_the_loop(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,6 +153,7 @@ class Leaving(probe_envs.Walk):
 gymnasium.register("probe/Leaving-v0", entry_point=Leaving)
 
 
+@pytest.mark.slow
 def test_an_environment_may_raise_anything(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +165,7 @@ def test_an_environment_may_raise_anything(
     assert dreamer.load(tmp_path / "run").step == 44
 
 
+@pytest.mark.slow
 def test_what_a_failed_update_took_is_counted_as_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -337,6 +340,7 @@ def video(path: Path) -> list[np.ndarray]:
 FILMED = (f"env.task={SHOWN}", "run.steps=44", "log.video_every=20", "log.progress=none")
 
 
+@pytest.mark.slow
 def test_frames_that_change_size_and_are_missing_now_and_then(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -351,6 +355,7 @@ def test_frames_that_change_size_and_are_missing_now_and_then(
     assert np.abs(frames[0][:10, :19].astype(int) - 51).max() < 12
 
 
+@pytest.mark.slow
 def test_no_video_is_a_line_and_training_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,6 +378,7 @@ def test_no_video_is_a_line_and_training_continues(
     assert second.startswith("warning: no video of step 40: RuntimeError: codec")
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_fails_is_a_line_and_training_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,6 +398,7 @@ def test_an_evaluation_that_fails_is_a_line_and_training_continues(
     assert [f"evaluation at step {step}:" in out for step in (20, 40, 44)] == [False, True, True]
 
 
+@pytest.mark.slow
 def test_a_last_evaluation_that_fails_leaves_a_run_that_is_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -408,6 +415,7 @@ def test_a_last_evaluation_that_fails_leaves_a_run_that_is_done(
     assert "\ndone: step 6, " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_metrics_and_a_display_that_fail_end_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ def acted(tmp_path_factory: Any) -> Any:
     return rings(tmp_path_factory.mktemp("acted"), *NEVER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "store",
     [

@@ -25,6 +25,7 @@ def forge(folder: Path, step: int) -> None:
     saved.rename(directory / str(step))
 
 
+@pytest.mark.slow
 def test_the_host_loop_passes_four_billion_steps(tmp_path: Path) -> None:
     assert train.main(tiny_run.argv(tmp_path, "run.steps=28")) == 0
     last = 2**32 + 4
@@ -35,10 +36,9 @@ def test_the_host_loop_passes_four_billion_steps(tmp_path: Path) -> None:
     assert updates[-1] == 2**32 - 4
 
 
-@pytest.mark.parametrize(
-    "seeds", ["run.seeds=1", pytest.param("run.seeds=2", marks=pytest.mark.slow)]
-)
-@pytest.mark.parametrize("boundary", [2**31, pytest.param(2**32, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", ["run.seeds=1", "run.seeds=2"])
+@pytest.mark.parametrize("boundary", [2**31, 2**32])
 def test_the_device_loop_passes_what_its_words_hold(
     boundary: int, seeds: str, tmp_path: Path
 ) -> None:
@@ -72,6 +72,7 @@ def test_what_can_never_be_counted_is_refused(option: str) -> None:
         compose.compose([option])
 
 
+@pytest.mark.slow
 def test_the_largest_numbers_train(tmp_path: Path) -> None:
     class Stop(dreamer.Callback):
         def on_update(self, run: Any) -> None:
