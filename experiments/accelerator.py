@@ -44,13 +44,11 @@ TESTS = (
 GRAPHS = "--xla_gpu_enable_command_buffer=+WHILE --xla_gpu_command_buffer_unroll_loops=true"
 TINY = (
     *("agent.units=16", "agent.depth=4", "agent.rssm.deter=16", "agent.rssm.hidden=8"),
-    *(
-        "agent.rssm.blocks=4",
-        "agent.rssm.stoch=2",
-        "agent.rssm.classes=4",
-        "agent.decoder.blocks=4",
-    ),
-    *("replay.batch_size=4", "replay.batch_length=8", "agent.returns.imagination=3"),
+    *("agent.rssm.blocks=4", "agent.rssm.stoch=2", "agent.rssm.classes=4"),
+    *("agent.rssm.prior_layers=1", "agent.encoder.layers=1", "agent.encoder.mults=[1,1]"),
+    *("agent.decoder.blocks=4", "agent.decoder.layers=1", "agent.decoder.mults=[1,1]"),
+    *("agent.actor.layers=1", "agent.critic.layers=1", "agent.returns.imagination=3"),
+    *("replay.batch_size=4", "replay.batch_length=8"),
 )
 ENDING = 20.0  # seconds that a command has to end after SIGTERM
 LEAST = 15.0  # seconds below which no stage starts
