@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ TINY = (
     *("agent.actor.layers=1", "agent.critic.layers=1", "agent.returns.imagination=3"),
     *("replay.batch_size=4", "replay.batch_length=8"),
 )
+# Compiles in four fifths of the time, to slower programs.
+QUICK = (("JAX_DISABLE_MOST_OPTIMIZATIONS", "1"),)
 ENDING = 20.0  # seconds that a command has to end after SIGTERM
 LEAST = 15.0  # seconds below which no stage starts
 
@@ -98,6 +100,7 @@ def stages(visit: Visit, reference: Path | None) -> list[Stage]:
     smoke, both = visit.smoke, "vector,image"
     small, large = ("nano", "nano") if smoke else ("1m", "12m")
     bench = _bench_smoke if smoke else _bench
+    counts = (1, 256) if smoke else (1, 16, 256)
     devices = [2**n for n in range(8) if 2**n <= visit.count]
     found = [
         Stage("limits", "a matrix product and a copy", 60, [bench("limits", "", "vector")]),
@@ -124,7 +127,8 @@ def stages(visit: Visit, reference: Path | None) -> list[Stage]:
             [
                 bench("update", large, both, option)
                 for option in (
-                    *("agent.backward=scan", "agent.backward=batched"),
+                    *(() if smoke else ("agent.backward=scan",)),
+                    "agent.backward=batched",
                     *(() if smoke else (f"xla_flags={GRAPHS}",)),
                     f"run.updates_per_call={2 if smoke else 16}",
                 )
@@ -135,7 +139,7 @@ def stages(visit: Visit, reference: Path | None) -> list[Stage]:
             "acting",
             "the policy",
             120,
-            [bench("act", large, both, f"env.num_envs={n}") for n in (1, 16, 256)],
+            [bench("act", large, both, f"env.num_envs={n}") for n in counts],
         ),
         Stage("replay", "replay in device memory", 60, [bench("device_replay", large, both)]),
         Stage(
@@ -168,7 +172,7 @@ def _bench_smoke(
     fast = ("--repeats", "3", "--seconds", "0.2")
     observations = observations.partition(",")[0]
     command = _bench(what, sizes, observations, *options, trace=trace)
-    return Command([*command.argv, *fast, *TINY], command.read, command.options)
+    return Command([*command.argv, *fast, *TINY], command.read, command.options, QUICK)
 
 
 def _read_bench(folder: Path, output: str) -> dict[str, Any]:
@@ -204,7 +208,7 @@ def _profile(bench: Callable[..., Command], size: str, observation: str) -> Comm
         calls = found["results"][-1]["repeats"]
         return {"facts": profile(folder / "trace", calls)}  # its times are those of a profiler
 
-    return Command(command.argv, read, command.options)
+    return replace(command, read=read)
 
 
 def profile(folder: Path, calls: int) -> dict[str, Any]:
@@ -298,7 +302,7 @@ def _pong(visit: Visit) -> Command:
     def read(folder: Path, output: str) -> dict[str, Any]:
         return {"facts": curve(visit.folder / "pong")}
 
-    return Command(argv, read)
+    return Command(argv, read, env=QUICK if visit.smoke else ())
 
 
 def curve(run: Path) -> dict[str, Any]:
