@@ -4,7 +4,7 @@
 docs/library.md. What is not used is not imported, so that `import dreamer` is quick.
 """
 
-from dreamer import importing
+from dreamer.system import importing
 
 importing.leave_out_saved()  # before anything is imported that a file there could take the name of
 
@@ -16,22 +16,21 @@ if TYPE_CHECKING:
     from dreamer.api.environment import make_env
     from dreamer.api.training import train
     from dreamer.errors import UserError
-    from dreamer.run.callbacks import Callback
+    from dreamer.training.callbacks import Callback
 
 __all__ = ["Callback", "TrainedAgent", "UserError", "load", "make_env", "train"]
 
 _HOMES = {
-    "Callback": "dreamer.run.callbacks",
+    "Callback": "dreamer.training.callbacks",
     "TrainedAgent": "dreamer.api.agent",
     "UserError": "dreamer.errors",
     "load": "dreamer.api.agent",
     "make_env": "dreamer.api.environment",
+    "train": "dreamer.api.training",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name == "train":  # the command `python -m dreamer.train`, which can also be called
-        return importlib.import_module("dreamer.train")
     if name not in _HOMES:
         raise AttributeError(f"module 'dreamer' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -23,7 +23,7 @@ REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class UserError(Exception):
-    """A mistake in what the user asked for: what was wrong, where, what is allowed, what to do.
+    """A mistake of the user: what is wrong, where, what is allowed, what to do.
 
     One line, whatever the values in it hold.
     """
@@ -62,16 +62,17 @@ def describe(error: BaseException) -> str:
     return f"{name}: {message}" if message else name
 
 
-def emit(line: str, stream: TextIO | None) -> None:
+def emit(line: str, stream: TextIO | None, end: str = "\n", flush: bool = True) -> None:
     """Prints a line as far as the stream takes it, which may be closed, full or know only ASCII."""
     if stream is None:
         return
     with contextlib.suppress(OSError, ValueError):  # ValueError: closed
         try:
-            print(line, file=stream, flush=True)
+            print(line, end=end, file=stream, flush=flush)
         except UnicodeEncodeError:
             encoding = getattr(stream, "encoding", None) or "ascii"
-            print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
+            line = line.encode(encoding, "replace").decode(encoding)
+            print(line, end=end, file=stream, flush=flush)
 
 
 def ended_by(number: int) -> str:

@@ -37,9 +37,10 @@ from dreamer.errors import UserError, exit_on_user_error, nearest
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = (
-    *("tests/test_golden.py", "tests/agent/test_world_model.py", "tests/nets/test_layers.py"),
-    *("tests/ops/test_recurrence.py", "tests/ops/test_convolution.py", "tests/ops/test_optim.py"),
-    *("tests/ops/test_packing.py", "tests/ops/test_returns.py", "tests/ops/test_transforms.py"),
+    *("tests/test_golden.py", "tests/agents/dreamer/test_world_model.py"),
+    *("tests/nets/test_layers.py", "tests/nets/test_forms.py", "tests/ops/test_recurrence.py"),
+    *("tests/ops/test_convolution.py", "tests/ops/test_optim.py", "tests/ops/test_packing.py"),
+    *("tests/ops/test_returns.py", "tests/ops/test_transforms.py"),
 )
 GRAPHS = "--xla_gpu_enable_command_buffer=+WHILE --xla_gpu_command_buffer_unroll_loops=true"
 TINY = (

@@ -27,7 +27,7 @@ import jax
 import psutil
 from kill_anywhere import TINY, Trial, fingerprint
 
-from dreamer.run import checkpointer
+from dreamer.checkpoint import manager
 
 LONGEST = 300.0  # seconds to wait for anything
 
@@ -87,7 +87,7 @@ class Run:
     @property
     def newest(self) -> Path:
         checkpoints = self.trial.folder / "checkpoints"
-        return checkpoints / str(checkpointer.newest(checkpoints))
+        return checkpoints / str(manager.newest(checkpoints))
 
 
 def terminated(run: Run) -> None:

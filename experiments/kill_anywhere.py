@@ -29,8 +29,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from dreamer.run import checkpoint, checkpointer
-from dreamer.run.checkpoint import DOCUMENT
+from dreamer.checkpoint import manager, storage
+from dreamer.checkpoint.storage import DOCUMENT
 
 TINY = [
     *("env.task=CartPole-v1", "env.num_envs=2", "run.steps=600", "platform=cpu", "devices=1"),
@@ -58,13 +58,13 @@ WRITES = {
 }
 # Part of the stack -> what is going on; the first that fits.
 DOING = {
-    r"video\.py|logger\.py.* in video": "writing a video",
-    r"in videos|in evaluation": "playing for a video",
+    r"video\.py|writers\.py.* in video": "writing a video",
+    r"hooks/videos\.py|hooks/evaluation\.py": "playing for a video",
     r"in (_save|save|get_arrays)$": "beginning to save",
-    r"in (train|sample|learned|_dispatch)$": "updating",
-    r"policy\.py|in __call__.*\n.* in turn": "acting",
-    r"in turn": "acting and remembering",
-    r"in (after|run|_now_and_then)$": "logging",
+    r"in (train|sample|_take)$": "updating",
+    r"policy\.py": "acting",
+    r"in advance": "stepping and adding to replay",
+    r"in (after|run|notify|on_step)$": "logging",
     r"": "starting",
 }
 
@@ -135,12 +135,12 @@ class Trial:
 
     def check_files(self) -> None:
         """Every checkpoint is whole, and none is gone that was the newest before."""
-        there = checkpointer.steps(self.folder / "checkpoints")
+        there = manager.steps(self.folder / "checkpoints")
         for step in there:
             path = self.folder / "checkpoints" / str(step)
             try:
-                checkpoint.check(path, checkpoint.read(path))
-            except checkpoint.UserError as error:
+                storage.check(path, storage.read(path))
+            except storage.UserError as error:
                 self.mistakes.append(str(error))
         newest = max(there, default=-1)
         if newest < self.newest:
@@ -201,9 +201,9 @@ def moment(trial: Trial, rng: random.Random, seconds: float) -> Callable[[], boo
 
 def fingerprint(folder: Path) -> dict[str, Any]:
     """All that a run has saved at its end but for its name, arrays as bytes."""
-    path = folder / "checkpoints" / str(checkpointer.newest(folder / "checkpoints"))
-    about = checkpoint.read(path)
-    arrays = {part: checkpoint.read_arrays(path, part, about) for part in ("state", "replay")}
+    path = folder / "checkpoints" / str(manager.newest(folder / "checkpoints"))
+    about = storage.read(path)
+    arrays = {part: storage.read_arrays(path, part) for part in ("state", "replay")}
     leaves = jax.tree_util.tree_leaves_with_path(arrays)
     saved = {jax.tree_util.keystr(name): np.asarray(leaf).tobytes() for name, leaf in leaves}
     return saved | {name: json.dumps(part) for name, part in about.meta.items() if name != "run"}

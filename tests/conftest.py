@@ -31,7 +31,7 @@ from collections.abc import Iterator  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-PLAIN = ("agent", "nets")  # tests that compile many programs to run each a few times
+PLAIN = ("agents", "dreamer", "nets")  # tests that compile many programs to run each a few times
 
 
 @pytest.fixture(autouse=True, scope="module")

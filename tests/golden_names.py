@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from dm_env import specs
 
-from dreamer.agent import agent as agents
+from dreamer.agents.dreamer import parts
+from dreamer.agents.registry import make_agent
 from dreamer.config.agent import AgentConfig
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
@@ -110,7 +111,7 @@ def unflatten(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def load(
     name: str, compute_dtype: str = "float32"
-) -> tuple[agents.Agent, dict[str, np.ndarray], dict[str, Any], agents.State]:
+) -> tuple[parts.Parts, dict[str, np.ndarray], dict[str, Any], parts.State]:
     """The agent `vector_continuous` or `image_discrete`: agent, raw data, batch, state."""
     with np.load(FOLDER / f"{name}.npz") as file:
         data = dict(file)
@@ -132,7 +133,7 @@ def load(
     else:
         observations = {"image": specs.BoundedArray((64, 64, 3), np.uint8, 0, 255, "image")}
         actions = {"action": specs.DiscreteArray(6, np.int32, "action")}
-    agent = agents.make_agent(config, observations, actions)
+    agent = make_agent(config, observations, actions)
     flat = weights(data, "params")
     params = unflatten(
         {key: value for key, value in flat.items() if not key.startswith("slow_critic")}
@@ -140,7 +141,7 @@ def load(
     slow = unflatten({key: value for key, value in flat.items() if key.startswith("slow_critic")})[
         "slow_critic"
     ]
-    state = agents.state_of(agent, params).replace(slow_critic=slow)
+    state = parts.state_of(agent, params).replace(slow_critic=slow)
     replayed = part(data, "data")
     flags = ("reward", "is_first", "is_last", "is_terminal")
     batch = {

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dreamer.envs import recorded
-from dreamer.envs.recorded import Episode
+from dreamer.datasets import recorded
+from dreamer.datasets.recorded import Episode
 
 
 def episode(rows: int, seed: int = 0, terminal: bool = True) -> Episode:

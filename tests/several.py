@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dreamer import parallel
+from dreamer.distributed import hosts
 
 
 def together(
@@ -34,9 +34,9 @@ def together(
             barrier.abort()
             raise
 
-    monkeypatch.setattr(parallel, "host", lambda: local.number)
-    monkeypatch.setattr(parallel, "hosts", lambda: count)
-    monkeypatch.setattr(parallel, "exchange", exchange)
+    monkeypatch.setattr(hosts, "index", lambda: local.number)
+    monkeypatch.setattr(hosts, "count", lambda: count)
+    monkeypatch.setattr(hosts, "exchange", exchange)
     with ThreadPoolExecutor(count) as pool:
         futures = [pool.submit(run, number) for number in range(count)]
         errors = [future.exception() for future in futures]

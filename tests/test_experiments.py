@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dreamer.run import checkpoint
+from dreamer.checkpoint import storage
 from experiments import kill_anywhere
 from tests import tiny_run
 
@@ -74,9 +74,9 @@ def test_what_a_kill_must_not_do_is_noticed(tmp_path_factory: Any, tmp_path: Pat
     assert (trial.newest, trial.mistakes) == (100, [])
 
     saved = copy / "checkpoints" / "100"
-    meta = checkpoint.read(saved).meta
+    meta = storage.read(saved).meta
     meta["episodes"]["lengths"][0] += 1
-    checkpoint.amend(saved, meta, None)
+    storage.amend(saved, meta, None)
     after = kill_anywhere.fingerprint(copy)
     assert [name for name in before if after[name] != before[name]] == ["episodes"]
     assert ["['state']['params']['actor']" in name for name in before].count(True) > 3

@@ -12,9 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from dreamer.agent import agent as agents
-from dreamer.agent import learning
-from dreamer.agent import world_model as models
+from dreamer.agents.dreamer import learning, parts
+from dreamer.agents.dreamer import world_model as models
 from dreamer.nets.rssm import feature
 from dreamer.ops import transforms
 from tests import golden_names as names
@@ -61,7 +60,7 @@ def close(ours, theirs, tolerance=1e-4):
 
 def test_every_weight_has_a_place(golden):
     agent, data, _, state, *_ = golden
-    fresh = jax.eval_shape(partial(agents.init_params, agent), jax.random.key(0))
+    fresh = jax.eval_shape(partial(parts.init_params, agent), jax.random.key(0))
     shapes = {
         key: value.shape
         for key, value in names.flatten(jax.tree.map(lambda x: np.zeros(x.shape), fresh)).items()

@@ -11,67 +11,41 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "dreamer"
 EVERY = tuple(path.relative_to(PACKAGE).as_posix() for path in sorted(PACKAGE.rglob("*.py")))
 
-# File or folder of dreamer/ -> what of dreamer it may import beside itself; the longest fit counts.
-SCHEMA = ("config", "errors", "files")
-COMMAND_LINE = (*SCHEMA, "keys", "explain", "compose", "usage", "trust")
+# Folder or file of dreamer/ -> what of dreamer it may import beside itself; the longest fit counts.
+BASE = ("errors", "system", "config")
+PARTS = (*BASE, "ops", "nets", "agents", "envs", "replay", "distributed", "rollout", "logs")
+TRAINING = (*PARTS, "checkpoint", "datasets", "training")
 MAY_IMPORT = {
     "errors.py": (),
-    "streams.py": (),
-    "command.py": ("errors", "streams", "run"),
-    "files.py": ("errors",),
-    "config/": (),
-    "keys.py": (),
-    "explain.py": ("errors", "keys"),
-    "trust.py": SCHEMA,
-    "importing.py": (),
-    "compose.py": ("keys", "explain", "trust", *SCHEMA),
-    "usage.py": ("keys", "compose", "trust", *SCHEMA),
-    "allocator.py": (),
-    "start.py": ("errors", "allocator"),
-    "parallel.py": ("errors",),
-    "hosts.py": ("parallel", "run", *SCHEMA),
+    "system/": ("errors",),
+    "config/": ("errors", "system"),
     "ops/": (),
-    "nets/": ("ops", *SCHEMA),
-    "agent/": ("nets", "ops", *SCHEMA),
-    "envs/": ("trust", "importing", *SCHEMA),
-    "envs/__main__.py": ("command", *COMMAND_LINE),
-    "replay/": ("allocator", *SCHEMA),
-    "run/": ("agent", "envs", "replay", "parallel", "allocator", "streams", *COMMAND_LINE),
-    "run/ray_actors.py": ("start", "trust", "importing", *SCHEMA),
-    "bench/": (
-        "command",
-        "run",
-        "agent",
-        "nets",
-        "envs",
-        "replay",
-        "parallel",
-        "allocator",
-        "start",
-        *COMMAND_LINE,
-    ),
-    "api/": ("run", "agent", "envs", "parallel", "start", "hosts", *COMMAND_LINE),
-    "exporting/": ("api", "run", "agent", "envs", *COMMAND_LINE),
-    "export.py": ("command", "exporting", "api", "run", "start", *COMMAND_LINE),
-    "sweep.py": ("run", *COMMAND_LINE),
-    "train.py": ("command", "api", "run", "start", "hosts", "sweep", *COMMAND_LINE),
-    "data.py": ("command", "run", "start", *COMMAND_LINE),
-    "eval.py": ("command", "run", "start", *COMMAND_LINE),
-    "__init__.py": ("importing", "api", "run", "agent", "envs", "start", *COMMAND_LINE),
+    "envs/": BASE,
+    "envs/__main__.py": (*BASE, "cli"),
+    "replay/": BASE,
+    "distributed/": BASE,
+    "nets/": (*BASE, "ops"),
+    "agents/": (*BASE, "ops", "nets"),
+    "rollout/": (*BASE, "ops", "agents", "envs", "replay", "distributed"),
+    "logs/": (*BASE, "agents", "replay", "distributed", "rollout"),
+    "checkpoint/": (*BASE, "agents", "envs", "replay", "distributed", "logs"),
+    "datasets/": (*PARTS, "checkpoint"),
+    "training/": TRAINING,
+    "api/": (*TRAINING, "cli"),
+    "exporting/": (*TRAINING, "api"),
+    "bench/": (*TRAINING, "cli"),
+    "cli/": (*TRAINING, "api", "exporting"),
+    "train.py": ("cli", "system"),
+    "eval.py": ("cli",),
+    "export.py": ("cli",),
+    "data.py": ("cli",),
+    "__init__.py": ("api", "errors", "system", "training"),
 }
 
 WITHOUT_JAX = (
-    "envs/",
-    "allocator.py",
-    "replay/host.py",
-    "config/",
-    "compose.py",
-    "keys.py",
-    "explain.py",
-    "errors.py",
-    "files.py",
-    "trust.py",
-    "importing.py",
+    *("envs/", "config/", "errors.py", "replay/host.py", "replay/memory.py", "replay/tree.py"),
+    *("system/files.py", "system/allocator.py", "system/importing.py", "system/signals.py"),
+    *("cli/compose.py", "cli/sweep.py", "cli/usage.py"),
 )
 JAX = {"jax", "jaxlib", "flax", "optax", "distrax", "chex"}
 DEVICE_NAMES = {
@@ -121,26 +95,36 @@ def test_the_package_is_found() -> None:
     assert {"config/env.py", "ops/transforms.py", "envs/registry.py"} <= set(EVERY)
 
 
-@pytest.mark.parametrize("file", EVERY)
-def test_a_file_imports_only_what_its_part_may(file: str) -> None:
-    row = rule(file)
-    own = row.removesuffix(".py").split("/")[0]
-    for name in imports(file):
-        parts = name.split(".")
-        if parts[0] == "dreamer" and file != "__init__.py":
-            assert parts[1] in (own, *MAY_IMPORT[row]), f"{file} imports {name}"
+def test_every_file_imports_only_what_its_part_may() -> None:
+    found = []
+    for file in EVERY:
+        row = rule(file)
+        own = row.removesuffix(".py").split("/")[0]
+        for name in imports(file):
+            parts = name.split(".")
+            if parts[0] == "dreamer" and parts[1] not in (own, *MAY_IMPORT[row]):
+                found.append(f"{file} imports {name}")
+    assert not found
+
+
+def test_environments_configuration_and_host_replay_do_without_jax() -> None:
+    found = [
+        f"{file} imports {name}"
+        for file in EVERY
+        if file.startswith(WITHOUT_JAX) and not file.startswith("envs/jax/")
+        for name in imports(file)
+        if name.split(".")[0] in JAX
+    ]
+    assert not found
+
+
+def test_nothing_imports_the_modules_of_commands() -> None:
+    commands = {f"dreamer.{name}" for name in ("train", "eval", "export", "data")}
+    assert not [file for file in EVERY if commands & set(imports(file))]
 
 
 @pytest.mark.parametrize(
-    "file",
-    [f for f in EVERY if f.startswith(WITHOUT_JAX) and not f.startswith("envs/jax/")],
-)
-def test_a_file_without_jax(file: str) -> None:
-    assert not [name for name in imports(file) if name.split(".")[0] in JAX]
-
-
-@pytest.mark.parametrize(
-    ("package", "home"), [("distrax", "ops/distributions.py"), ("ray", "run/ray_actors.py")]
+    ("package", "home"), [("distrax", "ops/distributions.py"), ("ray", "rollout/ray_actors.py")]
 )
 def test_only_one_file_imports(package: str, home: str) -> None:
     users = [file for file in EVERY if package in [name.split(".")[0] for name in imports(file)]]
@@ -148,12 +132,12 @@ def test_only_one_file_imports(package: str, home: str) -> None:
 
 
 def test_the_process_of_an_actor_settles_its_platform_before_jax() -> None:
-    assert not JAX & {name.split(".")[0] for name in imports("run/ray_actors.py")}
+    assert not JAX & {name.split(".")[0] for name in imports("rollout/ray_actors.py")}
 
 
 def test_only_one_file_knows_devices() -> None:
     users = {file: names for file in EVERY if (names := device_uses(file))}
-    assert set(users) == {"parallel.py"}, users
+    assert set(users) == {"distributed/mesh.py", "distributed/hosts.py"}, users
 
 
 def test_device_names_are_seen_in_every_form() -> None:
@@ -170,7 +154,7 @@ def test_device_names_are_seen_in_every_form() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["dreamer.envs.registry", "dreamer.replay.host", "dreamer.compose"]
+    "module", ["dreamer.envs.registry", "dreamer.replay.host", "dreamer.cli.compose"]
 )
 def test_importing_does_not_load_jax(module: str) -> None:
     """What the files import in turn counts as well: worker processes do without jax."""

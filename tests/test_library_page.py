@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dreamer import compose, export
+from dreamer.cli import compose, export
 from tests import tiny_run
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "library.md"

@@ -4,8 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
-from dreamer import compose, sweep
-from dreamer.run import player
+from dreamer.cli import compose, sweep
+from dreamer.rollout import actor
 
 PAGE = (Path(__file__).parent.parent / "docs" / "many_machines.md").read_text(encoding="utf-8")
 
@@ -19,7 +19,7 @@ def commands() -> list[list[str]]:
 
 def test_the_commands_are_allowed() -> None:
     for argv in commands():
-        if not sweep.wanted(argv):
+        if not sweep.requested(argv):
             config = compose.compose(argv)
             assert config.run.actors == "ray"
             assert config.env.num_envs == 2 * config.run.num_actors
@@ -32,7 +32,7 @@ def test_the_commands_are_allowed() -> None:
 def test_what_it_names_is_so() -> None:
     (job, _) = sweep.plan(["agent.units=64,128"])
     assert f"`{job.folder}`" in PAGE
-    assert f"up to {player.STEPS} steps at once" in PAGE
+    assert f"up to {actor.STEPS} steps at once" in PAGE
     jobs = sweep.plan(["seed=0,1"])
     assert f"job 0: {jobs[0]}: done, in {jobs[0].folder}\n" in PAGE
     assert f"job 1: {jobs[1]}: failed with status 2, in {jobs[1].folder}\n" in PAGE

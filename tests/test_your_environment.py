@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreamer import trust
+from dreamer.config import trust
 from dreamer.config.env import GymnasiumEnv
 from dreamer.envs import registry
 from dreamer.errors import EnvironmentFault

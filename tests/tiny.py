@@ -6,10 +6,11 @@ import jax
 import numpy as np
 from dm_env import specs
 
-from dreamer.agent import agent as agents
+from dreamer.agents.dreamer import dreamer, parts
+from dreamer.agents.dreamer.dreamer import Dreamer
 from dreamer.config.agent import AgentConfig
 from dreamer.replay import host
-from dreamer.run.policy import transition_spec
+from dreamer.rollout.driver import transition_spec
 
 VECTOR = {"observation": specs.Array((3,), np.float32, "observation")}
 DISCRETE = {"action": specs.DiscreteArray(3, np.int32, "action")}
@@ -42,16 +43,14 @@ def merge(base: dict, changes: dict) -> dict:
     return merged
 
 
-def agent(observations: dict, actions: dict, **changes) -> agents.Agent:
+def agent(observations: dict, actions: dict, **changes) -> Dreamer:
     """An agent of tiny sizes; `changes` are merged into its configuration."""
-    return agents.make_agent(
-        AgentConfig.model_validate(merge(CONFIG, changes)), observations, actions
-    )
+    return dreamer.make(AgentConfig.model_validate(merge(CONFIG, changes)), observations, actions)
 
 
-def state(agent: agents.Agent, seed: int = 0, learned: bool = False) -> agents.State:
+def state(agent: Dreamer, seed: int = 0, learned: bool = False) -> parts.State:
     """Fresh weights; `learned` changes all, the zero outputs too, as if some had been learned."""
-    fresh = jax.jit(partial(agents.init, agent))(jax.random.key(seed))
+    fresh = jax.jit(partial(parts.init, agent))(jax.random.key(seed))
     if not learned:
         return fresh
     leaves, tree = jax.tree.flatten(fresh.params)
@@ -62,7 +61,7 @@ def state(agent: agents.Agent, seed: int = 0, learned: bool = False) -> agents.S
     return fresh.replace(params=params, slow_critic=slow)
 
 
-def batch(agent: agents.Agent, batch_size: int, length: int, seed: int = 0) -> dict:
+def batch(agent: Dreamer, batch_size: int, length: int, seed: int = 0) -> dict:
     """Random replay rows, leaves [B, T + 1, ...], with episode boundaries inside."""
     rng = np.random.default_rng(seed)
     limits = {"observation": agent.observations, "action": agent.actions}
@@ -91,7 +90,7 @@ def batch(agent: agents.Agent, batch_size: int, length: int, seed: int = 0) -> d
     return rows
 
 
-def filled(agent: agents.Agent, length: int, steps: int = 30) -> host.Replay:
+def filled(agent: Dreamer, length: int, steps: int = 30) -> host.Replay:
     """Replay of two environments, random rows; windows of `length` trained steps, some queued."""
     replay = host.init(transition_spec(agent), 60, 2, length + 1)
     rows = batch(agent, 2, steps)
@@ -100,7 +99,7 @@ def filled(agent: agents.Agent, length: int, steps: int = 30) -> host.Replay:
     return replay
 
 
-def feature_size(agent: agents.Agent) -> int:
+def feature_size(agent: Dreamer) -> int:
     config = agent.config.rssm
     return config.deter + config.stoch * (config.classes if config.latent == "categorical" else 1)
 
@@ -108,7 +107,7 @@ def feature_size(agent: agents.Agent) -> int:
 @cache
 def default(
     actions: str = "discrete", gradient: str = "auto", latent: str = "categorical"
-) -> agents.Agent:
+) -> Dreamer:
     """The same tiny agent for every test that does not care."""
     spaces = {"discrete": DISCRETE, "continuous": CONTINUOUS}[actions]
     return agent(VECTOR, spaces, actor={"gradient": gradient}, rssm={"latent": latent})

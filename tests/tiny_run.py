@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from dreamer import compose
+from dreamer.cli import compose
 from dreamer.config import Config
-from dreamer.run.loop import Trainer
+from dreamer.training.trainer import Trainer
 from tests import probe_envs
 
 # An update of 4 x 4 = 16 replayed steps every second turn of 2 environments; rings of 30 steps.
@@ -46,14 +46,14 @@ def train(folder: Path, *changes: str) -> dict[str, Any]:
         trainer.run()
         loop = trainer.loop
         return {
-            "train": jax.device_get(loop.state),
+            "train": jax.device_get(loop.learner.state),
             "arrays": loop.get_arrays()[0],
-            "learner": loop.store.get_counters(),
+            "learner": loop.learner.get_counters(),
             "env": loop.env.get_state(),
-            "time_step": loop.time_step,
+            "time_step": loop.driver.time_step,
             "ratio": loop.ratio.get_state(),
-            "episodes": loop.episodes.get_state(),
-            "best": trainer.best,
+            "episodes": loop.driver.episodes.get_state(),
+            "best": trainer.evaluation.best,
         }
 
 

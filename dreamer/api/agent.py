@@ -2,32 +2,32 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import numpy as np
 
-from dreamer import parallel
-from dreamer.agent import interface
-from dreamer.agent.agent import Agent, Carry, initial_carry
-from dreamer.agent.dream import dream
-from dreamer.agent.report import open_loop
+from dreamer.agents import agent_spaces
+from dreamer.agents.interface import Agent, Carry
 from dreamer.api import arguments
 from dreamer.api.policy import AgentPolicy
+from dreamer.checkpoint import loading
 from dreamer.config import Config
+from dreamer.distributed import mesh
 from dreamer.envs import registry
 from dreamer.envs.base import BatchedEnv
 from dreamer.errors import UserError
-from dreamer.run import loading, summary
-from dreamer.run.policy import Policy, compile_act, transition, transition_spec
-from dreamer.run.reporter import FPS, images, open_loop_grids
-from dreamer.run.video import write_mp4
+from dreamer.logs import summary
+from dreamer.rollout.driver import Driver, play, transition_spec
+from dreamer.rollout.policy import Policy, compile_act
+from dreamer.rollout.video import FPS, open_loop_grids, write_mp4
 
 if TYPE_CHECKING:
     from dreamer.api.gymnasium_policy import GymnasiumPolicy
-    from dreamer.run.loop import Trainer
+    from dreamer.training.trainer import Trainer
 
 RECORDED = {"observation", "action", "is_first", "latent"}  # what predictions need of a record
 
@@ -69,7 +69,7 @@ class TrainedAgent:
     @classmethod
     def of(cls, run: "Trainer") -> Self:
         """The agent of a run under way, for callbacks; training on leaves it as it is."""
-        params = parallel.copy_to(run.loop.params, run.devices[0])
+        params = mesh.copy_to(run.loop.learner.params, run.devices[0])
         return cls(run.config, run.loop.agent, params, run.step)
 
     def policy(self, num_envs: int = 1, greedy: bool = False, seed: int = 0) -> AgentPolicy:
@@ -84,7 +84,7 @@ class TrainedAgent:
           UserError: no such number or seed.
         """
         policy = self.bare_policy(arguments.whole("num_envs", num_envs), greedy)
-        return AgentPolicy(policy, interface.seen(self.networks), self.params, arguments.seed(seed))
+        return AgentPolicy(policy, dict(self.networks.seen), self.params, arguments.seed(seed))
 
     def bare_policy(self, num_envs: int, greedy: bool) -> Policy:
         """A policy without its parameters, compiled once for all of them; `reset` it first."""
@@ -92,7 +92,7 @@ class TrainedAgent:
 
     @cached_property
     def _acts(self) -> dict[bool, Any]:
-        return {greedy: compile_act(self.networks, greedy) for greedy in (False, True)}
+        return {greedy: compile_act(self.networks.act, greedy) for greedy in (False, True)}
 
     def make_env(self, num_envs: int = 1, seed: int = 0, render: bool = False) -> BatchedEnv:
         """Environments like those of training.
@@ -104,7 +104,7 @@ class TrainedAgent:
         num_envs = arguments.whole("num_envs", num_envs)
         env = registry.make(self.config.env, num_envs, arguments.seed(seed), render)
         try:
-            interface.check(self.networks, env.observation_spec(), env.action_spec())
+            agent_spaces.check(self.networks, env.observation_spec(), env.action_spec())
         except UserError:
             env.close()
             raise
@@ -146,15 +146,11 @@ class TrainedAgent:
         steps, key = arguments.whole("steps", steps), jax.random.key(arguments.seed(seed))
         batched = hasattr(env, "num_envs") and hasattr(env, "action_spec")
         arguments.expect(batched, "env", env, "environments of make_env")
-        interface.check(self.networks, env.observation_spec(), env.action_spec(), whole=True)
+        agent_spaces.check(self.networks, env.observation_spec(), env.action_spec(), whole=True)
         policy = self.bare_policy(env.num_envs, greedy)
         policy.reset(key)
-        rows, time_step = [], env.reset()
-        for step in range(steps):
-            action, latent = policy(self.params, time_step, step)
-            row = transition(self.networks, time_step, action, jax.device_get(latent))
-            rows.append(jax.tree.map(np.asarray, row))
-            time_step = env.step(action)
+        driver = Driver(env, policy, self.networks.observations)
+        rows = [jax.device_get(row) for row, _ in islice(play(driver, self.params), steps)]
         return jax.tree.map(lambda *x: np.stack(x, 1), *rows)
 
     def imagine(
@@ -177,11 +173,13 @@ class TrainedAgent:
         Raises:
           UserError: it is no such state, or no such number or seed.
         """
-        is_state = isinstance(state, Carry)
-        arguments.expect(is_state, "state", state, "the memory of a policy, policy.state")
-        num_envs = np.shape(state.action)[0] if np.ndim(state.action) else 0
-        own = jax.eval_shape(partial(initial_carry, self.networks, num_envs))
-        if jax.tree.map(np.shape, state) != jax.tree.map(np.shape, own):
+        one = jax.eval_shape(lambda: self.networks.initial_carry(1))
+        same = bool(jax.tree.structure(state) == jax.tree.structure(one))  # type: ignore[operator]
+        arguments.expect(same, "state", state, "the carry of a policy, policy.state")
+        shapes = [np.shape(x) for x in jax.tree.leaves(state)]
+        num_envs = {shape[:1] for shape in shapes}
+        own = [x.shape[1:] for x in jax.tree.leaves(one)]
+        if len(num_envs) > 1 or () in num_envs or [shape[1:] for shape in shapes] != own:
             raise UserError("state: it does not fit this agent; give that of one of its policies")
         horizon, key = arguments.whole("horizon", horizon), jax.random.key(arguments.seed(seed))
         found = self._dream(self.params, state, horizon, key, bool(greedy), bool(decode))
@@ -189,7 +187,7 @@ class TrainedAgent:
 
     @cached_property
     def _dream(self) -> Any:
-        return jax.jit(partial(dream, self.networks), static_argnums=(2, 4, 5))
+        return jax.jit(self.networks.imagine, static_argnums=(2, 4, 5))
 
     def predict_video(
         self,
@@ -213,7 +211,7 @@ class TrainedAgent:
         Raises:
           UserError: no images, no sequences, too few steps, or the file cannot be written.
         """
-        if not images(self.networks):
+        if not self.networks.images:
             raise UserError("the agent predicts no image, so there is no video of its predictions")
         recorded = isinstance(sequences, Mapping) and sequences.keys() >= RECORDED
         arguments.expect(recorded, "sequences", sequences, "all that agent.record gives")
@@ -244,7 +242,7 @@ class TrainedAgent:
 
     @cached_property
     def _open_loop(self) -> Any:
-        return jax.jit(partial(open_loop, self.networks), static_argnums=2)
+        return jax.jit(self.networks.open_loop, static_argnums=2)
 
 
 def _each(nested: Any, function: Callable[[Any], Any]) -> Any:

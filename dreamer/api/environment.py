@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dreamer import compose, trust
 from dreamer.api import arguments
-from dreamer.config import Config
+from dreamer.cli import compose, groups
+from dreamer.config import Config, trust
+from dreamer.config.explain import validate
+from dreamer.config.keys import ALIASES
 from dreamer.envs import registry
 from dreamer.envs.base import BatchedEnv
 from dreamer.errors import UserError
-from dreamer.explain import validate
 
 
 def make_env(
@@ -39,7 +40,7 @@ def make_env(
     """
     seed = arguments.seed(seed)
     given = {"num_envs": num_envs, **_by_name(task, keys)}
-    if suite in compose.group_choices("env") or suite not in registry.SUITES:
+    if suite in groups.choices("env") or suite not in registry.SUITES:
         section = compose.compose([f"env={suite}"]).env.model_dump()
     else:
         section = {"suite": suite}
@@ -56,7 +57,7 @@ def _by_name(task: str | None, keys: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = {"env.task": task} if task else {}
     for key, value in keys.items():
-        path = compose.ALIASES.get(f"env.{key}", f"env.{key}")
+        path = ALIASES.get(f"env.{key}", f"env.{key}")
         if path in given:
             raise UserError(
                 f"{path} is given twice: {given[path]} and {key}={value}; keep one of them"

@@ -12,14 +12,14 @@ import numpy as np
 from dm_env import specs
 from gymnasium import spaces
 
-from dreamer.agent import interface
-from dreamer.agent.agent import Carry
+from dreamer.agents import agent_spaces
+from dreamer.agents.interface import Carry
 from dreamer.api import arguments
 from dreamer.config.env import GymnasiumEnv
 from dreamer.envs.images import resize
 from dreamer.envs.spaces import action_codec, children, observation_codec
 from dreamer.errors import UserError
-from dreamer.run.policy import Policy
+from dreamer.rollout.policy import Policy
 
 if TYPE_CHECKING:
     from dreamer.api.agent import TrainedAgent
@@ -39,7 +39,7 @@ class Memory:
 
     @property
     def num_envs(self) -> int:
-        return int(self.carry.action.shape[0])
+        return int(jax.tree.leaves(self.carry)[0].shape[0])
 
 
 class GymnasiumPolicy:
@@ -59,10 +59,10 @@ class GymnasiumPolicy:
         self.action_space = getattr(env, "single_action_space", env.action_space)
         self._codec = observation_codec(self.observation_space)
         self._action = action_codec(self.action_space)
-        self._seen = interface.seen(networks)
+        self._seen = networks.seen
         adapted = {key: self._adapted(key, spec) for key, spec in self._codec.specs.items()}
         given = {key: spec for key, (spec, _) in adapted.items()}
-        interface.check(networks, given, self._action.specs)
+        agent_spaces.check(networks, given, self._action.specs)
         self._adapt = {key: function for key, (_, function) in adapted.items()}
         self._policy = cache(self._make_policy)
 

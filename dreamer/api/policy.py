@@ -7,11 +7,11 @@ import dm_env
 import jax
 import numpy as np
 
-from dreamer.agent.agent import Carry
+from dreamer.agents.interface import Carry
 from dreamer.api import arguments
 from dreamer.envs.base import Specs
 from dreamer.errors import UserError
-from dreamer.run.policy import Policy
+from dreamer.rollout.policy import Policy
 
 
 class AgentPolicy:
@@ -39,7 +39,7 @@ class AgentPolicy:
 
     @property
     def state(self) -> Carry:
-        """The memory, for `TrainedAgent.imagine`: latents and the actions chosen last."""
+        """The carry, for `TrainedAgent.imagine`: latents and the actions chosen last."""
         if not self.step:
             raise UserError("the policy has seen nothing yet; call it with a time step first")
         return self._policy.carry

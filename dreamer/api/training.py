@@ -5,14 +5,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from dreamer import compose, hosts, start
 from dreamer.api import arguments
 from dreamer.api.agent import TrainedAgent, load
+from dreamer.checkpoint import paths
+from dreamer.cli import compose
 from dreamer.config import Config
-from dreamer.run import paths, seeds
-from dreamer.run.callbacks import Callback
-from dreamer.run.signals import StopRequest
-from dreamer.trust import OBJECT, settle
+from dreamer.config.trust import OBJECT, settle
+from dreamer.distributed import context
+from dreamer.system import runtime
+from dreamer.system.signals import StopRequest
+from dreamer.training import seeds
+from dreamer.training import train as training
+from dreamer.training.callbacks import Callback
 
 Options = Config | Iterable[str] | Mapping[str, Any]
 
@@ -44,12 +48,12 @@ def train(
         *("callbacks", callbacks, "a list of objects of dreamer.Callback"),
     )
     config = _config(options, trust)
-    hosts.refuse(config.run)
-    start.runtime(config.platform, config.xla_flags)
+    context.refuse(config.run)
+    runtime.runtime(config.platform, config.xla_flags)
     in_main = threading.current_thread() is threading.main_thread()
     stop = StopRequest()
     with stop if in_main else nullcontext():
-        seeds.train(config, stop, callbacks)
+        training.train(config, stop, callbacks)
     first = config if config.run.seeds == 1 else seeds.split(config)[0]
     return load(paths.run_folder(first))
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dreamer import command
+from dreamer.cli import command
 from dreamer.errors import UserError, nearest
 
 WHAT = ("limits", "update", "parts", "act", "replay", "device_replay", "env", "loop")
@@ -51,7 +51,7 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; UserError is for the caller."""
     # Slow to import: from here on Ctrl-C ends the command without a traceback.
-    from dreamer import compose, usage
+    from dreamer.cli import compose, usage
 
     argv = sys.argv[1:] if argv is None else argv
     if usage.answered(argv, parser().format_help):
@@ -65,16 +65,17 @@ def main(argv: list[str] | None = None) -> int:
     configs = [compose.compose([*given.options, size]) for size in sizes] or [
         compose.compose(given.options)
     ]
-    from dreamer import start
     from dreamer.bench import report
-    from dreamer.run import paths, summary
+    from dreamer.checkpoint import paths
+    from dreamer.logs import summary
+    from dreamer.system import runtime
 
     earlier = report.load(given.against, given.options) if given.against else {}
     if given.out:
         summary.check(paths.expand(str(given.out), "--out"))
     if given.trace:
         summary.check_folder(paths.expand(str(given.trace), "--trace"))
-    start.runtime(configs[0].platform, configs[0].xla_flags)
+    runtime.runtime(configs[0].platform, configs[0].xla_flags)
     content = machine(configs[0], given.options)
     import jax
 
@@ -135,10 +136,10 @@ def measured(
 
 def machine(config: Any, options: list[str]) -> dict[str, Any]:
     """Where and of what code the numbers are."""
-    from dreamer import parallel
-    from dreamer.run import folder
+    from dreamer.checkpoint import folder
+    from dreamer.distributed import mesh
 
-    devices = parallel.local_devices(config.platform, config.devices, config.replay.batch_size)
+    devices = mesh.devices_of(config)
     return {
         "device": f"{len(devices)} {devices[0].device_kind}, {os.cpu_count()} CPU cores",
         "system": platform.platform(),
@@ -152,13 +153,13 @@ def memory(config: Any) -> dict[str, Any]:
     """The most memory this process has used, on the host and on its first device."""
     import resource
 
-    from dreamer import parallel
+    from dreamer.distributed import mesh
 
-    devices = parallel.local_devices(config.platform, config.devices, config.replay.batch_size)
+    devices = mesh.devices_of(config)
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-        "peak_device_bytes": parallel.peak_memory(devices[0]),
+        "peak_device_bytes": mesh.peak_memory(devices[0]),
     }
 
 

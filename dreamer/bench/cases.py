@@ -16,22 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer import parallel
-from dreamer.agent import behavior as behaviors
-from dreamer.agent import learning
-from dreamer.agent import world_model as models
+from dreamer.agents.dreamer import behavior as behaviors
+from dreamer.agents.dreamer import learning
+from dreamer.agents.dreamer import world_model as models
 from dreamer.bench.arithmetic import flops
 from dreamer.bench.subject import Subject, nbytes
 from dreamer.bench.timing import Budget, Timing, copy, matrix_product, measure
 from dreamer.config import Config
+from dreamer.distributed import mesh
 from dreamer.envs import registry
 from dreamer.envs.base import random_action
 from dreamer.errors import UserError
 from dreamer.nets.layers import compute_dtype
 from dreamer.nets.rssm import feature
 from dreamer.replay import device, host
-from dreamer.run.loop import Trainer
-from dreamer.run.policy import Policy
+from dreamer.rollout.policy import Policy
+from dreamer.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def compiled(
     subject: Subject, what: str, budget: Budget, function: Callable, *args: Any, **more: Any
 ) -> Result:
     """Compiles a function and times it on the first device."""
-    args = parallel.to_device(args)
+    args = mesh.to_device(args)
     start = time.perf_counter()
     program: Any = jax.jit(function).lower(*args).compile()
     seconds = time.perf_counter() - start
@@ -93,11 +93,11 @@ def update(subject: Subject, budget: Budget) -> Iterator[Result]:
     replay, agent = subject.config.replay, subject.agent
     count, size = subject.config.run.updates_per_call, replay.batch_size
     sampled = _batch(subject, count, size)
-    batches = parallel.split(sampled, subject.devices)
+    batches = mesh.split(sampled, subject.devices)
     step = partial(learning.train_step, agent)
-    update: Any = parallel.compile_updates(step, subject.devices)
-    state = parallel.replicate(subject.state(), subject.devices)
-    key = parallel.replicate(subject.key, subject.devices)
+    update: Any = mesh.compile_updates(step, subject.devices)
+    state = mesh.replicate(subject.state(), subject.devices)
+    key = mesh.replicate(subject.key, subject.devices)
     start = time.perf_counter()
     program = update.lower(state, batches, key).compile()
     seconds = time.perf_counter() - start
@@ -246,7 +246,7 @@ def device_replay(subject: Subject, budget: Budget) -> Iterator[Result]:
     capacity = min(settings.capacity, 4 * batch * length + num_envs * length)
     stored = device.init(subject.spec, capacity, num_envs, length + 1, settings.online)
     full = jnp.int32(capacity // num_envs)  # all steps written
-    stored, row, latent = parallel.to_device(
+    stored, row, latent = mesh.to_device(
         (
             dataclasses.replace(stored, steps=full),
             subject.rows(num_envs),
@@ -308,8 +308,8 @@ def loop(config: Config, budget: Budget) -> Iterator[Result]:
         run = config.run.model_copy(update={"dir": f"{folder}/run"})
         with Trainer(config.model_copy(update={"run": run})) as trainer:
             loop = trainer.loop
-            while loop.updates < 2:
-                loop.turn()
+            while loop.learner.updates < 2:
+                loop.advance(2**63)
             turns = 1 if loop.where == "device" else max(1, round(_turns_per_update(config)))
             calls, start = 0, loop.step
 
@@ -317,8 +317,8 @@ def loop(config: Config, budget: Budget) -> Iterator[Result]:
                 nonlocal calls
                 calls += 1
                 for _ in range(turns):
-                    loop.turn()
-                return loop.state
+                    loop.advance(2**63)
+                return loop.learner.state
 
             timing = measure(call, budget)
             count = (loop.step - start) / calls

@@ -2,19 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from dm_env import specs
 
-from dreamer import parallel
-from dreamer.agent import agent as agents
-from dreamer.agent.agent import Agent, State
+from dreamer.agents.dreamer import dreamer
+from dreamer.agents.dreamer.dreamer import Dreamer
+from dreamer.agents.dreamer.parts import State
 from dreamer.config import Config
+from dreamer.distributed import mesh
 from dreamer.nets import spaces
-from dreamer.run.policy import transition_spec
+from dreamer.rollout.driver import transition_spec
 
 # Those of a walking robot and of an Atari game.
 OBSERVATIONS: dict[str, spaces.Specs] = {
@@ -33,13 +33,13 @@ class Subject:
 
     config: Config
     observation: str
-    agent: Agent
+    agent: Dreamer
     devices: list[jax.Device]
     key: jax.Array
 
     def state(self) -> State:
         """A new state on the first device."""
-        return parallel.to_device(jax.jit(partial(agents.init, self.agent))(self.key))
+        return mesh.to_device(self.agent.init(self.key))
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -54,8 +54,8 @@ class Subject:
 
 def make(config: Config, observation: str) -> Subject:
     """An agent of `config` for made-up observations: vector or image."""
-    agent = agents.make_agent(config.agent, OBSERVATIONS[observation], ACTIONS[observation])
-    devices = parallel.local_devices(config.platform, config.devices, config.replay.batch_size)
+    agent = dreamer.make(config.agent, OBSERVATIONS[observation], ACTIONS[observation])
+    devices = mesh.devices_of(config)
     return Subject(config, observation, agent, devices, jax.random.key(0))
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from dreamer import allocator
+from dreamer.system import allocator
 
 LEAST = 3  # timed calls
 

@@ -5,7 +5,7 @@ control tasks through world models", and its reference code. Units: a step is on
 agent in one environment (action repeat not counted); an update is one gradient step.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -53,74 +53,52 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.replay.capacity < self.first_update:
-            raise ValueError(
-                f"replay.capacity={self.replay.capacity} is too small: training starts when the "
-                "replay holds batch_size * batch_length = "
-                f"{self.replay.batch_size * self.replay.batch_length} sequences of batch_length + "
-                f"1 = {self.replay.batch_length + 1} steps, with env.num_envs={self.env.num_envs}; "
-                f"raise it to at least {self.first_update}"
-            )
-        if self.replay.folder and self.replay.where == "device":
-            raise ValueError(
-                f"replay.folder={self.replay.folder} is for a replay on the host, not for "
-                "replay.where=device; leave out one of them"
-            )
+        for message, is_wrong in self._rules().items():
+            if is_wrong:
+                raise ValueError(message)
         return self
 
-    @model_validator(mode="after")
-    def _begins(self) -> Self:
-        run = self.run
-        if run.init_modules and not run.init_from:
-            raise ValueError(
-                f"run.init_modules=[{','.join(run.init_modules)}] come from another run; name it "
-                "with run.init_from=PATH"
-            )
-        if run.offline and not self.replay.load:
-            raise ValueError(
-                "run.offline=true learns from recorded episodes alone; name them with "
-                "replay.load=minari:DATASET_ID or replay.load=FOLDER"
-            )
-        acting = {
+    def _rules(self) -> dict[str, Any]:
+        """Conditions under which sections do not go together, by what is wrong then."""
+        run, replay, num_envs = self.run, self.replay, self.env.num_envs
+        remote = run.actors != "local"
+        acting = {  # options of runs that act in this process
             "run.loop=device": run.loop == "device",
             f"run.seeds={run.seeds}": run.seeds > 1,
             f"run.policy_device={run.policy_device}": run.policy_device != "train",
-            f"run.policy_lag={run.policy_lag}": run.policy_lag,
+            f"run.policy_lag={run.policy_lag}": run.policy_lag > 0,
         }
-        for option, given in acting.items():
-            if run.offline and given:
-                raise ValueError(
-                    f"{option} is for runs that act, which run.offline=true does not; leave out "
-                    "one of them"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _spreads(self) -> Self:
-        run, num_envs = self.run, self.env.num_envs
-        if run.actors == "local":
-            if run.num_actors > 1:
-                raise ValueError(f"run.num_actors={run.num_actors} is for run.actors=ray; add it")
-            return self
-        if num_envs % run.num_actors:
-            raise ValueError(
-                f"env.num_envs={num_envs} cannot be split over run.num_actors={run.num_actors}; "
-                "make it a multiple of them"
-            )
-        refused = {
-            "run.loop=device": run.loop == "device",
-            f"run.seeds={run.seeds}": run.seeds > 1,
-            f"run.policy_device={run.policy_device}": run.policy_device != "train",
-            f"run.policy_lag={run.policy_lag}": run.policy_lag,
-            "run.offline=true": run.offline,
+        return {
+            f"replay.capacity={replay.capacity} is too small: training starts when the replay "
+            f"holds batch_size * batch_length = {replay.batch_size * replay.batch_length} "
+            f"sequences of batch_length + 1 = {replay.batch_length + 1} steps, with "
+            f"env.num_envs={num_envs}; raise it to at least {self.first_update}": (
+                replay.capacity < self.first_update
+            ),
+            f"replay.folder={replay.folder} is for a replay on the host, not for "
+            "replay.where=device; leave out one of them": (
+                replay.folder and replay.where == "device"
+            ),
+            f"run.init_modules=[{','.join(run.init_modules)}] come from another run; name it with "
+            "run.init_from=PATH": run.init_modules and not run.init_from,
+            "run.offline=true learns from recorded episodes alone; name them with "
+            "replay.load=minari:DATASET_ID or replay.load=FOLDER": run.offline and not replay.load,
+            **{
+                f"{option} is for runs that act, which run.offline=true does not; leave out one of "
+                "them": run.offline and given
+                for option, given in acting.items()
+            },
+            f"run.num_actors={run.num_actors} is for run.actors=ray; add it": (
+                not remote and run.num_actors > 1
+            ),
+            f"env.num_envs={num_envs} cannot be split over run.num_actors={run.num_actors}; make "
+            "it a multiple of them": remote and num_envs % run.num_actors,
+            **{
+                f"{option} does not go with run.actors={run.actors}, whose actors act on CPU while "
+                "the learner learns; leave out one of them": remote and given
+                for option, given in {**acting, "run.offline=true": run.offline}.items()
+            },
         }
-        for option, given in refused.items():
-            if given:
-                raise ValueError(
-                    f"{option} does not go with run.actors={run.actors}, whose actors act on CPU "
-                    "while the learner learns; leave out one of them"
-                )
-        return self
 
 
 class TrainOptions(Section):

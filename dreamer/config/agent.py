@@ -186,6 +186,12 @@ class OptimizerConfig(Section):
 
 
 class AgentConfig(Section):
+    kind: str = Field("dreamer", description="which agent: dreamer")
+    kernels: Literal["auto", "plain", "cpu", "accelerator"] = Field(
+        "auto",
+        description="form of convolutions and of the RSSM's step: plain, or faster on one kind of "
+        "device, equal but for rounding; auto chooses by platform",
+    )
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="activations; auto is bfloat16 on accelerators, float32 on CPU (faster there)",

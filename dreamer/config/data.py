@@ -32,7 +32,7 @@ class ToMinariOptions(Section):
 
 
 class InfoOptions(Section):
-    """Tells what recorded episodes hold."""
+    """Describes recorded episodes."""
 
     source: str = Field(description="folder of saved episodes, minari:DATASET_ID, or run folder")
     trust: Word = False

@@ -72,7 +72,7 @@ class CheckpointConfig(Section):
     keep: Count = Field(
         2,
         description="newest checkpoints kept beside the best by evaluation; from 2 on, there is "
-        "one to go back to should the newest be damaged",
+        "one to roll back to should the newest be damaged",
     )
 
 
@@ -90,7 +90,8 @@ class RunConfig(Section):
         "", description="run folder; empty is named after what was chosen; the same folder resumes"
     )
     steps: LongCount = Field(
-        1_000_000, description="environment steps in all, rounded up to whole turns of the loop"
+        1_000_000,
+        description="environment steps in all, rounded up to whole iterations of the loop",
     )
     offline: bool = Field(
         False,
@@ -122,8 +123,8 @@ class RunConfig(Section):
     )
     policy_lag: Annotated[int, Field(ge=0, le=100)] = Field(
         0,
-        description="turns with updates whose weights the host loop's actions do not wait for, "
-        "with policy_device=cpu",
+        description="iterations with updates whose weights the host loop's actions do not wait "
+        "for, with policy_device=cpu",
     )
     actors: Literal["local", "ray"] = Field(
         "local",
@@ -149,9 +150,9 @@ class RunConfig(Section):
     max_skipped: Count = Field(
         100,
         description="updates in a row that may be skipped, because loss or gradient is not finite, "
-        "before the run goes back to its last good checkpoint",
+        "before the run rolls back to its last good checkpoint",
     )
-    max_rollbacks: Whole = Field(3, description="times that the run may go back so, before it ends")
+    max_rollbacks: Whole = Field(3, description="rollbacks before the run ends")
     coordinator: str = Field(
         "",
         description="host:port of process 0 of several hosts; empty is one process, or what SLURM, "
@@ -164,7 +165,7 @@ class RunConfig(Section):
         -1, description="number of this one, from 0 on, with run.coordinator=HOST:PORT"
     )
     join_seconds: Annotated[float, Field(gt=0, le=1e9)] = Field(
-        300.0, description="seconds until all of several hosts must have come"
+        300.0, description="seconds in which all of several hosts must join"
     )
     accept_changes: bool = Field(
         False, description="resume although the configuration differs from the saved one"

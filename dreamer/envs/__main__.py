@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from dreamer import command, compose, files, usage
+from dreamer.cli import command, compose, groups, usage
 from dreamer.envs import registry
 from dreamer.envs.base import random_action
 from dreamer.envs.check import CheckError, check_all
 from dreamer.errors import UserError, nearest
+from dreamer.system import files
 
 NEEDS = {"car_racing": ("box2d", "pip install 'dreamer[box2d]'")}  # packages beside the suite's
 STEPS = {"check": 300, "speed": 500}
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 def table() -> str:
     """A line per suite: its name, an example of a task, and the version that is installed."""
     rows = [("env=", "for example env.task=", "installed")]
-    for name in compose.group_choices("env"):
+    for name in groups.choices("env"):
         rows.append((name, _group(name)["task"], _installed(name)))
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return "\n".join(f"{a:<{wide[0]}}  {b:<{wide[1]}}  {c}" for a, b, c in rows)
@@ -127,10 +128,10 @@ def _group(name: str) -> dict[str, Any]:
     Raises:
       UserError: there is no such group.
     """
-    choices = compose.group_choices("env")
+    choices = groups.choices("env")
     if name not in choices:
         raise UserError(f"{name} is no suite{nearest(name, choices)}; it is {', '.join(choices)}")
-    text = (compose.config_dir() / "env" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (groups.config_dir() / "env" / f"{name}.yaml").read_text(encoding="utf-8")
     section: dict[str, Any] = yaml.safe_load(text)["env"]
     return section
 

@@ -10,10 +10,10 @@ from typing import Any
 import dm_env
 import gymnasium
 
-from dreamer import importing
 from dreamer.envs.dm_adapter import FromDMEnv
 from dreamer.envs.faults import attempt
 from dreamer.errors import EnvironmentFault, UserError, nearest
+from dreamer.system import importing
 
 Made = gymnasium.Env | gymnasium.vector.VectorEnv
 ALLOWED = "a gymnasium.Env, a gymnasium.vector.VectorEnv or a dm_env.Environment"

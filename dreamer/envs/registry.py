@@ -8,7 +8,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from dreamer import trust
+from dreamer.config import trust
 from dreamer.config.env import Env
 from dreamer.envs.base import BatchedEnv
 from dreamer.envs.faults import attempt, story

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from dreamer import files
-from dreamer.agent import interface
+from dreamer.agents import agent_spaces
 from dreamer.api.agent import TrainedAgent
+from dreamer.checkpoint import folder
 from dreamer.config import ExportOptions
 from dreamer.envs.base import BatchedEnv
 from dreamer.envs.spaces import action_units
 from dreamer.errors import UserError
 from dreamer.exporting import onnx, stablehlo
 from dreamer.exporting.function import Exported, PolicyFunction, zeros
-from dreamer.run import folder, summary
+from dreamer.logs import summary
+from dreamer.system import files
 
 SOURCE = Path(__file__).parent
 
@@ -108,7 +109,7 @@ def _describe(
     def forms(part: dict[str, Any]) -> dict[str, Any]:
         return {key: {"shape": x.shape, "dtype": x.dtype.name} for key, x in part.items()}
 
-    actions = interface.dump(agent.networks)["actions"]
+    actions = agent_spaces.dump(agent.networks)["actions"]
     parts = {
         "memory": forms(function.memory),
         "observation": forms(function.observation),

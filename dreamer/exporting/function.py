@@ -2,18 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import serialization
 from jax import Array
 
-from dreamer.agent import agent as agents
-from dreamer.agent import interface
-from dreamer.agent.agent import Agent, Carry
-from dreamer.run.policy import PARTS
+from dreamer.agents.interface import Agent
+from dreamer.replay import tree
 
 Form = dict[str, jax.ShapeDtypeStruct]  # of one environment, by key
 
@@ -47,19 +45,12 @@ class PolicyFunction:
 
     def __init__(self, agent: Agent, params: Any, greedy: bool) -> None:
         self._agent, self._greedy = agent, greedy
-        weights = {name: params[name] for name in PARTS}
-        # As they are used: half the bytes where that is bfloat16.
-        self._weights = jax.device_get(
-            jax.jit(partial(agents.cast_kernels, dtype=agent.dtype))(weights)
-        )
-        carry = jax.eval_shape(partial(agents.initial_carry, agent, 1))
-        self._dtypes = {"action": carry.action.dtype} | {
-            k: x.dtype for k, x in carry.latent.items()
-        }
-        parts = {**carry.latent, "action": carry.action}
-        self.memory = {key: _struct(x.shape[1:], np.float32) for key, x in parts.items()}
-        seen = interface.seen(agent)
-        self.observation = {key: _struct(x.shape, x.dtype) for key, x in seen.items()}
+        weights = {name: params[name] for name in agent.acting}
+        self._weights = jax.device_get(jax.jit(agent.compact)(weights))
+        self._carry = jax.eval_shape(lambda: agent.initial_carry(1))
+        leaves = self._flat(self._carry)
+        self.memory = {key: _struct(x.shape[1:], np.float32) for key, x in leaves.items()}
+        self.observation = {key: _struct(x.shape, x.dtype) for key, x in agent.seen.items()}
         self.action = {key: _struct(x.shape, x.dtype) for key, x in agent.actions.items()}
         noise = jax.eval_shape(lambda: self.noise(1, np.uint32(0)))
         self.noise_form = {key: _struct(x.shape[1:], x.dtype) for key, x in noise.items()}
@@ -71,32 +62,29 @@ class PolicyFunction:
 
     def with_noise(self, memory: Any, observation: Any, is_first: Array, noise: Any) -> tuple:
         """Draws by given noise, see `noise`."""
-        latent = {key: x.astype(self._dtypes[key]) for key, x in memory.items()}
-        carry = Carry(latent, latent.pop("action"))
-        drawn = {key: x for key, x in noise.items() if key != "latent"}
-        carry, action, _ = agents.act_with(
-            *(self._agent, self._weights, carry, observation, is_first),
-            *(noise["latent"], drawn or None),
-        )
-        memory = {**carry.latent, "action": carry.action}
-        return {key: x.astype(jnp.float32) for key, x in memory.items()}, action
+        form = tree.flatten(serialization.to_state_dict(self._carry))
+        state = {path: memory[path[-1]].astype(x.dtype) for path, x in form.items()}
+        carry = serialization.from_state_dict(self._carry, tree.unflatten(state))
+        carry, action, _ = self._agent.act_with(self._weights, carry, observation, is_first, noise)
+        return {key: x.astype(jnp.float32) for key, x in self._flat(carry).items()}, action
+
+    def _flat(self, carry: Any) -> dict[str, Any]:
+        """The leaves of a carry by their names."""
+        return {path[-1]: x for path, x in tree.flatten(serialization.to_state_dict(carry)).items()}
 
     def noise(self, num_envs: Any, seed: Any) -> dict[str, Array]:
         """What `seed` draws: `latent` [N, ...], and the key of every action unless greedy."""
         key = jax.random.fold_in(jax.random.key(0), seed)
-        latent, action = agents.acting_noise(self._agent, key, num_envs, self._greedy)
-        return {"latent": latent, **(action or {})}
+        return self._agent.noise(key, num_envs, self._greedy)
 
     def noise_described(self) -> dict[str, Any]:
         """Shapes and distributions of `noise` for one environment."""
-        gaussian = self._agent.config.rssm.latent == "gaussian"
-
-        def kind(key: str) -> str:
-            normal = gaussian if key == "latent" else self.action[key].dtype.kind == "f"
-            return "standard normal" if normal else "standard gumbel"
-
         return {
-            key: {"shape": x.shape, "dtype": x.dtype.name, "distribution": kind(key)}
+            key: {
+                "shape": x.shape,
+                "dtype": x.dtype.name,
+                "distribution": self._agent.noise_kind(key),
+            }
             for key, x in self.noise_form.items()
         }
 

@@ -5,10 +5,10 @@ from typing import Any
 import dm_env
 import numpy as np
 
-from dreamer.agent.agent import Agent
+from dreamer.agents.interface import Agent
+from dreamer.checkpoint.loading import Saved
+from dreamer.datasets import sources
 from dreamer.envs.base import FIRST, LAST, MID, Specs
-from dreamer.run import recordings
-from dreamer.run.loading import Saved
 
 LENGTH = 50  # steps of an episode of random observations
 
@@ -65,9 +65,9 @@ def choose(saved: Saved, num_envs: int, steps: int, seed: int) -> tuple[Any, str
       UserError: the replay cannot be read.
     """
     agent = saved.agent
-    native = recordings.native_actions(saved.spaces, agent.actions, saved.config.env)
+    native = sources.native_actions(saved.spaces, agent.actions)
     count, specs = num_envs * steps, (agent.observations, agent.actions)
-    rings = recordings.first_rows(saved.checkpoint, *specs, count)
+    rings = sources.first_rows(saved.checkpoint, *specs, count)
     rows = _of_rings(rings, num_envs, steps) if rings else _random(agent, num_envs, steps, seed)
     return Replayed(agent, rows, native), "recorded" if rings else "random"
 

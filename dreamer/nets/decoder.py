@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+import chex
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +35,7 @@ class Decoder(nn.Module):
     units: int
     depth: int
     dtype: DTypeLike
+    conv: type[nn.Module] = UpsampleConv  # in the form of `forms`
 
     @nn.compact
     def __call__(self, latent: Mapping[str, Array]) -> dict[str, Array]:
@@ -46,6 +48,7 @@ class Decoder(nn.Module):
         Returns:
           A prediction for every observation key, [..., *shape] (discrete: [..., *shape, classes]).
         """
+        chex.assert_tree_shape_prefix(dict(latent), latent["deter"].shape[:-1])
         specs = dict(self.observations)
         images = spaces.by_size(specs)
         vectors = {key: spec for key, spec in specs.items() if spaces.kind(spec) != "image"}
@@ -82,11 +85,11 @@ class Decoder(nn.Module):
         x = nn.silu(RMSNorm(self.dtype, name=f"{name}norm_space")(x))
         kernel = self.config.kernel
         for stage, mult in reversed(list(enumerate(mults[:-1]))):
-            conv = UpsampleConv(self.depth * mult, kernel, self.dtype, name=f"{name}conv{stage}")
+            conv = self.conv(self.depth * mult, kernel, self.dtype, name=f"{name}conv{stage}")
             x = crop(conv(x), sizes[stage + 1])
             x = nn.silu(RMSNorm(self.dtype, name=f"{name}norm{stage}")(x))
         channels = [spec.shape[-1] for spec in images.values()]
-        x = UpsampleConv(sum(channels), kernel, self.dtype, name=f"{name}pixels")(x)
+        x = self.conv(sum(channels), kernel, self.dtype, name=f"{name}pixels")(x)
         x = nn.sigmoid(crop(x, size).astype(jnp.float32)).reshape(*batch, *size, -1)
         parts = jnp.split(x, np.cumsum(channels)[:-1].tolist(), -1)
         return dict(zip(images, parts, strict=True))
@@ -96,7 +99,9 @@ class Decoder(nn.Module):
     ) -> Array:
         """The smallest image [N, H, W, C]: blocks of deter write own channels, stoch writes all."""
         blocks, shape = self.config.blocks, (*size, channels)
-        out = BlockLinear(math.prod(shape), blocks, self.dtype, name=f"{name}space_deter")
+        out = BlockLinear(
+            deter.shape[-1], math.prod(shape), blocks, self.dtype, name=f"{name}space_deter"
+        )
         from_deter = out(deter).reshape(-1, blocks, *size, channels // blocks)
         from_deter = jnp.moveaxis(from_deter, 1, 3).reshape(-1, *shape)
         hidden = Block(2 * self.units, self.dtype, name=f"{name}space_hidden")(stoch)
@@ -105,5 +110,6 @@ class Decoder(nn.Module):
 
 
 def crop(x: Array, size: spaces.Size) -> Array:
-    """Without what is beyond the last row and column, where a side was odd: [N, *size, C]."""
+    """Without the rows and columns beyond an odd side: [N, *size, C]."""
+    chex.assert_rank(x, 4)
     return x[:, : size[0], : size[1]]

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
+import chex
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
@@ -22,6 +23,7 @@ class Encoder(nn.Module):
     units: int
     depth: int
     dtype: DTypeLike
+    conv: type[nn.Module] = PooledConv  # in the form of `forms`
 
     @nn.compact
     def __call__(self, observation: Mapping[str, Array]) -> Array:
@@ -34,6 +36,8 @@ class Encoder(nn.Module):
           Tokens [..., E].
         """
         specs = dict(sorted(self.observations))
+        for key, spec in specs.items():
+            chex.assert_shape(observation[key], (..., *spec.shape))
         images = spaces.by_size(specs)
         vectors = [key for key, spec in specs.items() if spaces.kind(spec) != "image"]
         tokens = []
@@ -57,7 +61,7 @@ class Encoder(nn.Module):
         x = image.reshape(-1, *shape).astype(self.dtype) / 255 - 0.5
         for stage, mult in enumerate(mults):
             channels, kernel = self.depth * mult, self.config.kernel
-            x = PooledConv(channels, kernel, self.dtype, name=f"{name}conv{stage}")(x)
+            x = self.conv(channels, kernel, self.dtype, name=f"{name}conv{stage}")(x)
             x = nn.silu(RMSNorm(self.dtype, name=f"{name}norm{stage}")(x))
         return x.reshape(*batch, -1)
 

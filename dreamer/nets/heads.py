@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, feat: Array) -> Array:
+        chex.assert_type(feat, float)
         x = MLP(self.layers, self.units, self.dtype, name="mlp")(feat.astype(self.dtype))
         return linear(self.outputs, jnp.float32, "out", self.scale)(x)
 
@@ -46,6 +48,7 @@ class MaskHead(nn.Module):
     @nn.compact
     def __call__(self, feat: Array) -> dict[str, Array]:
         """Maps [..., F] to [..., *shape, classes] per action key."""
+        chex.assert_type(feat, float)
         sizes = [math.prod(spec.shape) for _, spec in self.masks]
         logits = Head(self.layers, self.units, sum(sizes), 1.0, self.dtype, name="head")(feat)
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
@@ -64,6 +67,7 @@ class Actor(nn.Module):
     @nn.compact
     def __call__(self, feat: Array) -> dict[str, Array]:
         """Raw outputs per action key, [..., *shape, classes or 2 (mean, std)]; see `policy`."""
+        chex.assert_type(feat, float)
         x = MLP(self.config.layers, self.units, self.dtype, name="mlp")(feat.astype(self.dtype))
         batch = x.shape[:-1]
         outputs = {}
@@ -106,7 +110,8 @@ class Actor(nn.Module):
         return policies
 
     def noise(self, key: Array, batch: tuple[int, ...]) -> dict[str, Array]:
-        """Gumbel or normal noise to make actions from, per key [*batch, *shape(, classes)]."""
+        """Gumbel or normal noise of actions, per key [*batch, *shape(, classes)]."""
+        chex.assert_shape(key, ())
         noise = {}
         for (name, spec), part in zip(
             self.actions, jax.random.split(key, len(self.actions)), strict=True

@@ -1,7 +1,9 @@
 """The recurrent state-space model: one step of the block GRU, the posterior and the prior."""
 
+import math
 from collections.abc import Mapping
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,6 @@ from dreamer.nets.layers import (
     linear,
     merge_blocks,
     split_blocks,
-    twin_blocks,
 )
 from dreamer.ops import distributions, random
 from dreamer.ops.distributions import Distribution
@@ -28,6 +29,9 @@ Latent = Mapping[str, Array]  # deter [..., D] and stoch [..., S, K] (gaussian: 
 
 class RSSM(nn.Module):
     """Deterministic state by a block GRU and a stochastic latent, categorical or gaussian.
+
+    A step is made of parts: what it needs of actions and tokens is computed for all steps at once,
+    before the loop over time.
 
     Statistics of a latent are the raw outputs of a network: logits [..., S, K] when categorical,
     mean and raw standard deviation [..., S, 2] when gaussian.
@@ -41,11 +45,13 @@ class RSSM(nn.Module):
         self.embed_deter = Block(config.hidden, dtype)
         self.embed_stoch = Block(config.hidden, dtype)
         self.embed_action = Block(config.hidden, dtype)
-        layers = range(config.dynamics_layers)
-        self.dynamics_hidden = [BlockLinear(config.deter, config.blocks, dtype) for _ in layers]
-        self.dynamics_norm = [RMSNorm(dtype) for _ in layers]
-        self.gates = BlockLinear(3 * config.deter, config.blocks, dtype)
-        self.posterior_in = TwoInputLinear(config.hidden, dtype)
+        shared = [3 * config.hidden] + [0] * (config.dynamics_layers - 1)
+        self.dynamics_hidden = [
+            BlockLinear(config.deter, config.deter, config.blocks, dtype, size) for size in shared
+        ]
+        self.dynamics_norm = [RMSNorm(dtype) for _ in shared]
+        self.gates = BlockLinear(config.deter, 3 * config.deter, config.blocks, dtype)
+        self.posterior_in = TwoInputLinear(config.deter, config.hidden, dtype)
         self.posterior_norm = RMSNorm(dtype)
         self.posterior_mlp = MLP(config.posterior_layers - 1, config.hidden, dtype)
         self.posterior_out = linear(self._outputs, dtype)
@@ -64,25 +70,36 @@ class RSSM(nn.Module):
         return (config.stoch, config.classes) if config.latent == "categorical" else (config.stoch,)
 
     @property
-    def _shared_row(self) -> int:
-        """Where the kernel of the first layer begins with the input that all blocks share."""
-        return self.config.deter // self.config.blocks
+    def _features(self) -> int:
+        return self.config.deter + math.prod(self._stoch_shape)
+
+    def __call__(self, feat: Array, action_part: Array, token_part: Array) -> tuple[Array, Array]:
+        """One step: the next deterministic state, and the statistics of its posterior.
+
+        Args:
+          feat: [..., F].
+          action_part: [..., D], of the action taken in that state; see `action_part`.
+          token_part: [..., H], of what is observed next; see `token_part`.
+
+        Returns:
+          [..., D] and [..., S, K or 2].
+        """
+        deter = self.core(feat, action_part)
+        return deter, self.posterior(deter, token_part)
 
     def action_part(self, action: Array) -> Array:
         """What `core` needs of an action, before any state is known: [..., A] to [..., D]."""
-        row = self._shared_row + 2 * self.config.hidden
-        return self.dynamics_hidden[0].share(self._embed_action(action), row)
-
-    def _embed_action(self, action: Array) -> Array:
-        """[..., A] to [..., H]; entries beyond [-1, 1] are scaled down."""
-        return self.embed_action(action / jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(action))))
+        # Entries beyond [-1, 1] are scaled down.
+        action /= jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(action)))
+        embedded = self.embed_action(action)
+        return self.dynamics_hidden[0].share(embedded, start=2 * self.config.hidden)
 
     def token_part(self, token: Array) -> Array:
         """What `posterior` needs of a token, before any state is known: [..., E] to [..., H]."""
         return self.posterior_in.second(token)
 
     def core(self, feat: Array, action_part: Array) -> Array:
-        """The next deterministic state, before anything is seen.
+        """The next deterministic state, before its observation.
 
         Args:
           feat: [..., F].
@@ -91,14 +108,21 @@ class RSSM(nn.Module):
         Returns:
           [..., D].
         """
+        chex.assert_shape([feat, action_part], [(..., self._features), (..., self.config.deter)])
+        chex.assert_equal_shape_prefix([feat, action_part], -1)
         deter, layer = feat[..., : self.config.deter], self.dynamics_hidden[0]
-        blocks = [block.variables["params"] for block in (self.embed_deter, self.embed_stoch)]
-        state = merge_blocks(twin_blocks(blocks, feat, self.dtype))
-        x = layer.own(deter) + layer.share(state, self._shared_row) + action_part
-        return self._gru(deter, x)
+        state = self._embed_state(feat)
+        x = layer(deter) + layer.share(state) + action_part
+        return merge_blocks(self._gru(deter, x))
+
+    def _embed_state(self, feat: Array) -> Array:
+        """Both halves of the state, each through its own block: [..., F] to [..., 2 H]."""
+        deter, stoch = jnp.split(feat, [self.config.deter], -1)
+        return jnp.concatenate([self.embed_deter(deter), self.embed_stoch(stoch)], -1)
 
     def _gru(self, deter: Array, x: Array) -> Array:
-        """The next deterministic state, [..., D], from this one and its first layer's product x."""
+        """The next deterministic state by blocks, [..., G, D/G], from this one and the product x
+        of the first layer, [..., D]."""
         x = nn.silu(self.dynamics_norm[0](x))
         for layer, norm in zip(self.dynamics_hidden[1:], self.dynamics_norm[1:], strict=True):
             x = nn.silu(norm(layer(x)))
@@ -106,52 +130,39 @@ class RSSM(nn.Module):
         reset, candidate, update = jnp.split(split_blocks(self.gates(x), blocks), 3, -1)
         candidate = jnp.tanh(jax.nn.sigmoid(reset) * candidate)
         update = jax.nn.sigmoid(update - 1)
-        deter = update * candidate + (1 - update) * split_blocks(deter, blocks)
-        if jax.default_backend() == "cpu":
-            # Computed block by block, which is fastest, and not by the shape in which it is read.
-            deter = jax.lax.optimization_barrier(deter)
-        return merge_blocks(deter)
+        return update * candidate + (1 - update) * split_blocks(deter, blocks)
 
     def posterior(self, deter: Array, token_part: Array) -> Array:
-        """Statistics given what is seen: deter [..., D], [..., H] to [..., S, K or 2]."""
+        """Statistics given the observation: deter [..., D], [..., H] to [..., S, K or 2]."""
+        chex.assert_equal_shape_prefix([deter, token_part], -1)
         x = nn.silu(self.posterior_norm(self.posterior_in.add_first(deter, token_part)))
         return self._shape(self.posterior_out(self.posterior_mlp(x)))
 
     def prior(self, deter: Array) -> Array:
-        """Statistics of the latent before seeing: deter [..., D] to [..., S, K or 2]."""
+        """Statistics without the observation: deter [..., D] to [..., S, K or 2]."""
+        chex.assert_shape(deter, (..., self.config.deter))
         return self._shape(self.prior_out(self.prior_mlp(deter)))
 
     def _shape(self, flat: Array) -> Array:
         return flat.reshape(*flat.shape[:-1], self.config.stoch, -1)
 
-    def __call__(
-        self, deter: Array, stoch: Array, action: Array, token: Array
-    ) -> tuple[Array, Array]:
-        """One whole step in its plain form, which creates the parameters.
-
-        Returns:
-          Prior and posterior statistics, those that the methods above compute in parts.
-        """
-        stoch = stoch.reshape(*deter.shape[:-1], -1)
-        shared = self.embed_deter(deter), self.embed_stoch(stoch), self._embed_action(action)
-        deter = self._gru(deter, self.dynamics_hidden[0](deter, jnp.concatenate(shared, -1)))
-        x = nn.silu(self.posterior_norm(self.posterior_in(deter, token)))
-        return self.prior(deter), self._shape(self.posterior_out(self.posterior_mlp(x)))
-
     def distribution(self, stats: Array) -> Distribution:
         """The distribution of one latent, an event over all S groups; needs no parameters."""
+        chex.assert_shape(stats, (..., self.config.stoch, None))
         if self.config.latent == "categorical":
             return distributions.independent(distributions.one_hot(stats, self.config.unimix), 1)
         std = jax.nn.softplus(stats[..., 1].astype(jnp.float32)) + self.config.min_std
         return distributions.independent(distributions.normal(stats[..., 0], std), 1)
 
     def noise(self, key: Array, batch: tuple[int, ...]) -> Array:
-        """What a latent is made from: [*batch, S, K] Gumbel or [*batch, S] normal noise."""
+        """Noise of a latent: [*batch, S, K] Gumbel or [*batch, S] normal."""
+        chex.assert_shape(key, ())
         draw = random.gumbel if self.config.latent == "categorical" else jax.random.normal
         return draw(key, (*batch, *self._stoch_shape))
 
     def split(self, feat: Array) -> Latent:
         """The inverse of `feature`: [..., F] to a latent."""
+        chex.assert_shape(feat, (..., self._features))
         deter, stoch = feat[..., : self.config.deter], feat[..., self.config.deter :]
         return {"deter": deter, "stoch": stoch.reshape(*feat.shape[:-1], *self._stoch_shape)}
 
@@ -163,14 +174,34 @@ class RSSM(nn.Module):
         }
 
 
+def init(config: RSSMConfig, key: Array, action: Array, token: Array) -> Mapping:
+    """The parameters, float32 and the same for every form of the step.
+
+    Args:
+      config: sizes.
+      key: random key.
+      action, token: [N, A] and [N, E], of any value.
+    """
+    chex.assert_rank([action, token], 2)
+
+    def use(rssm: RSSM) -> None:
+        feat = feature(rssm.initial(len(action)))
+        deter, _ = rssm(feat, rssm.action_part(action), rssm.token_part(token))
+        rssm.prior(deter)
+
+    return RSSM(config, jnp.float32).init(key, method=use)
+
+
 def feature(latent: Latent) -> Array:
-    """What the heads see: deter and the flattened stoch, [..., D + S*K]."""
+    """Input of the heads: deter and the flattened stoch, [..., D + S*K]."""
     deter = latent["deter"]
+    chex.assert_tree_shape_prefix(dict(latent), deter.shape[:-1])
     return jnp.concatenate([deter, latent["stoch"].reshape(*deter.shape[:-1], -1)], -1)
 
 
 def pack(config: RSSMConfig, latent: Latent) -> Latent:
     """The latent as replay stores it: one-hot groups become class numbers, [..., S] uint8."""
+    chex.assert_tree_shape_prefix(dict(latent), latent["deter"].shape[:-1])
     if config.latent == "gaussian":
         return latent
     return {"deter": latent["deter"], "stoch": latent["stoch"].argmax(-1).astype(jnp.uint8)}
@@ -178,6 +209,9 @@ def pack(config: RSSMConfig, latent: Latent) -> Latent:
 
 def unpack(config: RSSMConfig, stored: Latent, dtype: DTypeLike) -> Latent:
     """The inverse of `pack`, in the compute dtype; `NO_CLASS` is a group of zeros."""
+    chex.assert_shape(
+        [stored["deter"], stored["stoch"]], [(..., config.deter), (..., config.stoch)]
+    )
     stoch = stored["stoch"]
     if config.latent == "categorical":
         stoch = jax.nn.one_hot(stoch, config.classes)

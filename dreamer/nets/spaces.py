@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,6 +142,7 @@ def halved(size: Size, times: int) -> Size:
 
 def flat(value: Array, spec: Spec, dtype: DTypeLike) -> Array:
     """One vector per step, of one-hot classes or the numbers: [..., *shape] to [..., n]."""
+    chex.assert_shape(value, (..., *spec.shape))
     batch = value.shape[: value.ndim - len(spec.shape)]
     if kind(spec) == "discrete":
         value = jax.nn.one_hot(value, classes(spec), dtype=dtype)

@@ -7,6 +7,7 @@ the mode.
 
 from typing import TypeAlias
 
+import chex
 import jax
 import jax._src.core
 import jax.numpy as jnp
@@ -36,8 +37,11 @@ def one_hot(logits: Array, unimix: float, valid: Array | None = None) -> Distrib
     Returns:
       Distribution with event shape [K] and float32 parameters.
     """
+    chex.assert_type(logits, float)
     logits = logits.astype(jnp.float32)
     if valid is not None:
+        chex.assert_equal_shape([logits, valid])
+        chex.assert_type(valid, bool)
         return _masked(logits, unimix, valid | ~valid.any(-1, keepdims=True))
     if unimix:
         probs = (1 - unimix) * jax.nn.softmax(logits) + unimix / logits.shape[-1]
@@ -67,11 +71,14 @@ class _Mixed(distrax.OneHotCategorical):
 
 def normal(mean: Array, std: Array) -> Distribution:
     """Normal distributions with float32 parameters of any shape; the event is a scalar."""
+    chex.assert_equal_shape([mean, std])
+    chex.assert_type([mean, std], float)
     return distrax.Normal(mean.astype(jnp.float32), std.astype(jnp.float32))
 
 
 def bounded_std(raw: Array, low: float, high: float) -> Array:
     """(high - low) sigmoid(raw + 2) + low: a bounded standard deviation, elementwise, float32."""
+    chex.assert_type(raw, float)
     return (high - low) * jax.nn.sigmoid(raw.astype(jnp.float32) + 2.0) + low
 
 
@@ -95,6 +102,8 @@ def draw(dist: Distribution, noise: Array | None) -> Array:
       Batch shape + event shape, float32.
     """
     inner = dist.distribution if isinstance(dist, distrax.Independent) else dist
+    if noise is not None:
+        chex.assert_shape(noise, (*inner.batch_shape, *inner.event_shape))
     if isinstance(inner, distrax.OneHotCategorical):
         chosen = inner.logits if noise is None else inner.logits + noise
         hard = jax.nn.one_hot(chosen.argmax(-1), chosen.shape[-1])

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -15,6 +16,7 @@ class Percentiles(NamedTuple):
 
 
 def init() -> Percentiles:
+    """Both at 0."""
     return Percentiles(jnp.zeros(()), jnp.zeros(()))
 
 
@@ -33,6 +35,8 @@ def update(
     Returns:
       The new percentiles.
     """
+    chex.assert_rank([state.low, state.high], 0)
+    chex.assert_type(x, float)
     x = jax.lax.stop_gradient(x.astype(jnp.float32)).reshape(-1)
     if axis_name:
         x = jax.lax.all_gather(x, axis_name).reshape(-1)
@@ -44,4 +48,5 @@ def update(
 
 def scale(state: Percentiles, floor: float) -> Array:
     """The range between the percentiles, at least `floor`; scalar."""
+    chex.assert_rank([state.low, state.high], 0)
     return jnp.maximum(floor, state.high - state.low)

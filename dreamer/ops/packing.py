@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,7 @@ WIDTH = 512
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each tensor of a tree lies in the array [R, W]; the ends of last rows are zeros."""
+    """Where the array [R, W] stores each tensor of a tree; the ends of last rows are zeros."""
 
     treedef: jax.tree_util.PyTreeDef
     shapes: Sequence[tuple[int, ...]]
@@ -38,6 +39,11 @@ class Packing:
         """Rows of each tensor: [P]."""
         return np.array([-(-int(np.prod(shape)) // WIDTH) for shape in self.shapes])
 
+    @property
+    def _shape(self) -> tuple[int, int]:
+        """[R, W] of the packed array."""
+        return int(self._rows.sum()), WIDTH
+
     def pack(self, tree: Tree) -> Array:
         """A tree of this layout, float32, as [R, W]."""
         parts = []
@@ -47,6 +53,7 @@ class Packing:
 
     def unpack(self, packed: Array) -> Tree:
         """The inverse of `pack`."""
+        chex.assert_shape(packed, self._shape)
         flat, leaves = packed.reshape(-1), []
         for shape, rows in zip(self.shapes, self._rows, strict=True):
             leaves.append(flat[: int(np.prod(shape))].reshape(shape))
@@ -55,6 +62,7 @@ class Packing:
 
     def norms(self, packed: Array) -> Array:
         """The Euclidean norm of each tensor: [R, W] to [P]."""
+        chex.assert_shape(packed, self._shape)
         squares = jnp.square(packed).sum(-1)
         rows = self._rows[:, None]
         first = np.cumsum(rows)[:, None] - rows
@@ -64,10 +72,12 @@ class Packing:
 
     def rows_of(self, tensors: np.ndarray) -> np.ndarray:
         """A constant per tensor as a constant per row: [P] to [R, 1]."""
+        chex.assert_shape(tensors, (len(self.shapes),))
         return np.repeat(tensors, self._rows)[:, None]
 
     def spread(self, values: Array) -> Array:
         """A value per tensor to a value per row: [P] to [R, 1]."""
+        chex.assert_shape(values, (len(self.shapes),))
         ends = np.cumsum(self._rows)
         tensor = jnp.searchsorted(ends, jnp.arange(ends[-1]), side="right", method="compare_all")
         return values[tensor][:, None]

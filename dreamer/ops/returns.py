@@ -1,5 +1,6 @@
 """Lambda returns (Sutton 1988; Hafner et al. 2025, equation 7)."""
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -20,6 +21,9 @@ def lambda_return(reward: Array, discount: Array, lam: Array | float, bootstrap:
     Returns:
       [T - 1, ...].
     """
+    chex.assert_equal_shape([reward, discount, bootstrap])
+    chex.assert_is_broadcastable(jnp.shape(lam), reward.shape)
+    chex.assert_type([reward, discount, bootstrap], float)
     lam = jnp.broadcast_to(lam, reward.shape)[1:]
     # R[t] = offset[t] + gain[t] R[t+1]: composing such maps is associative, so pairs, then pairs of
     # pairs ... are composed at once instead of one step after the other.

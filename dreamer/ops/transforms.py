@@ -1,5 +1,6 @@
 """Symlog, symexp and the two-hot code of scalars (Hafner et al. 2025, equations 1, 9 and 10)."""
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -7,11 +8,13 @@ from jax import Array
 
 def symlog(x: Array) -> Array:
     """sign(x) log(1 + |x|), elementwise; the inverse of `symexp`."""
+    chex.assert_type(x, float)
     return jnp.sign(x) * jnp.log1p(jnp.abs(x))
 
 
 def symexp(x: Array) -> Array:
     """sign(x) (exp(|x|) - 1), elementwise; the inverse of `symlog`."""
+    chex.assert_type(x, float)
     return jnp.sign(x) * jnp.expm1(jnp.abs(x))
 
 
@@ -43,6 +46,8 @@ def two_hot_mean(logits: Array, bins: Array) -> Array:
     Returns:
       [...], float32.
     """
+    chex.assert_rank(bins, 1)
+    chex.assert_shape(logits, (..., *bins.shape))
     probs = jax.nn.softmax(logits.astype(jnp.float32))
     weighted = probs * jnp.broadcast_to(bins, probs.shape)
     count = bins.shape[-1]
@@ -65,6 +70,8 @@ def two_hot(target: Array, bins: Array) -> tuple[Array, Array, Array, Array]:
     Returns:
       (low index, high index, low weight, high weight), each [...]; the weights sum to 1.
     """
+    chex.assert_rank(bins, 1)
+    chex.assert_type([target, bins], float)
     count = bins.shape[-1]
     # All bins at once: a search that halves them would be a loop of small operations.
     above = (target[..., None] >= jnp.expand_dims(bins, range(target.ndim))).sum(-1)
@@ -87,6 +94,8 @@ def two_hot_loss(logits: Array, target: Array, bins: Array) -> Array:
     Returns:
       [...], nats, float32.
     """
+    chex.assert_rank(bins, 1)
+    chex.assert_shape(logits, (*target.shape, *bins.shape))
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     low, high, low_weight, high_weight = two_hot(
         jax.lax.stop_gradient(target.astype(jnp.float32)), bins

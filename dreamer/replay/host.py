@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from dreamer import allocator
 from dreamer.errors import UserError
 from dreamer.replay import memory, tree
+from dreamer.system import allocator
 
 # A partly filled ring is saved up to a multiple of this many steps, so that whoever writes it in
 # equal chunks finds divisors instead of a large prime. A saved ring is laid out anew by as many

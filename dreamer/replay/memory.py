@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-from dreamer import allocator, files
 from dreamer.errors import UserError
 from dreamer.replay import tree
+from dreamer.system import allocator, files
 
 # Kept back for parameters, activations, environments and the rest of the machine.
 HEADROOM = 0.1

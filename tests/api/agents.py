@@ -11,15 +11,15 @@ import numpy as np
 from dm_env import specs
 from gymnasium import spaces
 
-from dreamer.agent import agent as networks
+from dreamer.agents.dreamer import parts
 from dreamer.api.agent import TrainedAgent
 from dreamer.config import Config
 from dreamer.envs.base import FIRST, LAST, MID, Specs
 from tests import tiny
-from tests.agent.test_masks import ACTIONS, MASKS, masked
+from tests.agents.dreamer.test_masks import ACTIONS, MASKS, masked
 
 
-def trained(made: networks.Agent) -> TrainedAgent:
+def trained(made: parts.Parts) -> TrainedAgent:
     """With weights of noise, as if something had been learned; without compiling how they begin."""
     rng = np.random.default_rng(0)
 
@@ -29,7 +29,7 @@ def trained(made: networks.Agent) -> TrainedAgent:
             return 1 + 0.1 * noise
         return noise / np.sqrt(np.prod(x.shape[:-1], dtype=np.float32)) if x.ndim > 1 else noise
 
-    pattern = jax.eval_shape(lambda: networks.init_params(made, jax.random.key(0)))
+    pattern = jax.eval_shape(lambda: parts.init_params(made, jax.random.key(0)))
     return TrainedAgent(Config(), made, jax.tree_util.tree_map_with_path(draw, pattern), 7)
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import dreamer
-from dreamer.agent import agent as networks
+from dreamer.agents.dreamer import world_model as models
+from dreamer.checkpoint import storage
 from dreamer.envs import registry
 from dreamer.errors import UserError
 from dreamer.nets.rssm import feature
-from dreamer.run import checkpoint
-from dreamer.run.evaluate import evaluate
-from dreamer.run.policy import Policy
+from dreamer.rollout.evaluate import evaluate
+from dreamer.rollout.policy import Policy
 from tests import tiny, tiny_run
 from tests.api import agents
 
@@ -84,10 +84,10 @@ def test_a_checkpoint_without_a_note_of_its_spaces_is_refused(run: Path, tmp_pat
     """Its environment would have to be made, by whatever code its configuration names."""
     copy = tiny_run.copy(run, tmp_path / "run")
     saved = copy / "checkpoints" / "100"
-    meta = checkpoint.read(saved).meta
+    meta = storage.read(saved).meta
     noted = meta["spaces"]
-    checkpoint.amend(saved, {"spaces": None}, None)
-    assert "older than the note of its spaces; resume its run once" in refused(copy)
+    storage.amend(saved, {"spaces": None}, None)
+    assert "cannot be used: meta.spaces=None" in refused(copy)
     assert list(noted) == ["observations", "actions", "native"]
 
 
@@ -295,7 +295,7 @@ def test_imagination_is_that_of_the_model() -> None:
     np.testing.assert_allclose(found.values[0], value, rtol=1e-4, atol=1e-5)
     latent_key, _ = jax.random.split(jax.random.key(4))
     noise = made.model.rssm.noise(latent_key, (1, 4))[0]
-    following = networks.models.imagine_step(made.model, params, carry.latent, carry.action, noise)
+    following = models.imagine_step(made.model, params, carry.latent, carry.action, noise)
     reward = made.model.predict_reward(params, feature(following))
     np.testing.assert_allclose(found.rewards[0], reward, rtol=1e-4, atol=1e-5)
     seen = made.model.decoder.apply(params["decoder"], following)["observation"]

@@ -65,9 +65,9 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no state": (
         lambda: AGENT().imagine(None),
-        "state: expected the memory of a policy, policy.state, not None",
+        "state: expected the carry of a policy, policy.state, not None",
     ),
-    "a policy": (lambda: AGENT().imagine(AGENT().policy()), "state: expected the memory of a pol"),
+    "a policy": (lambda: AGENT().imagine(AGENT().policy()), "state: expected the carry of a pol"),
     "a state of another agent": (
         lambda: agents.seeing().imagine(state()),
         "state: it does not fit this agent; give that of one of its policies",

@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import dreamer
 from dreamer.api.agent import TrainedAgent
-from dreamer.compose import compose
+from dreamer.cli.compose import compose
 from dreamer.envs.images import resize
 from dreamer.errors import UserError
 from tests import tiny_run

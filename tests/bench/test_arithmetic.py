@@ -6,12 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dreamer import compose
-from dreamer.agent import agent as agents
-from dreamer.agent import learning
+from dreamer.agents.dreamer import learning, parts
 from dreamer.bench import subject
 from dreamer.bench.arithmetic import flops
-from dreamer.nets import layers
+from dreamer.cli import compose
 
 A, B = jnp.ones((2, 3)), jnp.ones((3, 5))
 
@@ -46,16 +44,14 @@ def test_a_convolution_reads_its_kernel_for_every_output() -> None:
 
 
 @pytest.mark.parametrize(("observation", "giga"), [("vector", 29), ("image", 79)])
-def test_an_update_at_1m_does_what_the_formula_says(
-    observation: str, giga: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_update_at_1m_does_what_the_formula_says(observation: str, giga: float) -> None:
     """The formula: three passes of the world model over 16 x 64 steps, 15 imagined steps from each,
     two passes of the heads over those; it leaves out the smallest layers. It is for
     convolutions that compute no zeros, which those of few channels do on CPU to save time."""
-    monkeypatch.setattr(layers, "FEW_CHANNELS", 0)
-    one = subject.make(compose.compose(["size=1m", "agent=dreamerv3", "devices=1"]), observation)
+    options = ["size=1m", "agent=dreamerv3", "devices=1", "agent.kernels=accelerator"]
+    one = subject.make(compose.compose(options), observation)
     rows = one.rows(16, 65)
     batch = rows | {"latent": jax.tree.map(lambda x: x[:, :1], rows["latent"])}
-    state = jax.eval_shape(partial(agents.init, one.agent), one.key)
+    state = jax.eval_shape(partial(parts.init, one.agent), one.key)
     step = partial(learning.train_step, one.agent)
     assert flops(step, state, batch, one.key) == pytest.approx(giga * 1e9, rel=0.1)

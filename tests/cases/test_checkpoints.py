@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import dreamer
-from dreamer import compose, data, export, train
-from dreamer import eval as evaluation
+from dreamer.checkpoint import integrity, storage
+from dreamer.cli import compose, data, export, train
+from dreamer.cli import eval as evaluation
 from dreamer.envs import registry
 from dreamer.errors import UserError, exit_on_user_error
-from dreamer.run import checkpoint, integrity
 from tests import tiny_run
 
 DOCUMENT = "checkpoint.json"
@@ -74,7 +74,7 @@ def lose(path: str) -> Callable[[dict[str, Any]], None]:
 
 WIDE = {"shape": [2**30, 2**30], "dtype": "float32"}
 FORGED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
-    "a newer format": (put("format", 99), "has format 99, newer than the 2 .*; install"),
+    "a newer format": (put("format", 99), "has format 99, newer than the 3 .*; install"),
     "a format in words": (put("format", "2"), "format='2'"),
     "a true format": (put("format", True), "format=True"),
     "a field more": (put("more", 1), "has more, which is not known here; install"),
@@ -166,13 +166,13 @@ def test_deep_documents_are_damage(run: Path, capsys: pytest.CaptureFixture[str]
 def rearrange(run: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """Changes the arrays beside the state and seals them."""
     path = run / "checkpoints" / "100"
-    about = checkpoint.read(path)
-    arrays = jax.tree.map(np.array, checkpoint.read_arrays(path, "replay", about))
-    state = checkpoint.read_arrays(path, "state", about)
+    about = storage.read(path)
+    arrays = jax.tree.map(np.array, storage.read_arrays(path, "replay"))
+    state = storage.read_arrays(path, "state")
     change(arrays)
     shutil.rmtree(path)
     path.mkdir()
-    checkpoint.write(path, state, arrays, about)
+    storage.write(path, state, arrays, about)
     return path
 
 
@@ -235,19 +235,19 @@ def test_a_state_of_other_shapes_is_refused_unread(
 ) -> None:
     """Whatever the document says of it."""
     path = run / "checkpoints" / "100"
-    about = checkpoint.read(path)
-    state = checkpoint.read_arrays(path, "state", about)
+    about = storage.read(path)
+    state = storage.read_arrays(path, "state")
     shutil.rmtree(path)
     path.mkdir()
     (name, part), *_ = state["params"].items()
     leaves, form = jax.tree.flatten(part)
     wide = jax.tree.unflatten(form, [np.zeros((*leaves[0].shape, 2)), *leaves[1:]])
-    checkpoint.write(path, {**state, "params": {**state["params"], name: wide}}, None, about)
+    storage.write(path, {**state, "params": {**state["params"], name: wide}}, None, about)
 
     def read(*_: Any, **__: Any) -> None:
         raise AssertionError("it is read")
 
-    monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointHandler, "restore", read)
+    monkeypatch.setattr(storage.ocp.PyTreeCheckpointHandler, "restore", read)
     new = tiny_run.argv(run.parent / "new", f"run.init_from={run}")
     for argv in (new, tiny_run.argv(run, "run.steps=110")):
         line = refused(capsys, train.main, *argv)

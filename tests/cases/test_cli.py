@@ -21,16 +21,17 @@ from jax.experimental import compilation_cache
 from omegaconf import OmegaConf
 
 import dreamer
-from dreamer import eval as evaluation
-from dreamer import train
-from dreamer.agent.agent import init, initial_carry
+from dreamer.agents.dreamer.parts import init, initial_carry
 from dreamer.api.agent import Imagination
 from dreamer.api.gymnasium_policy import Memory
 from dreamer.bench import __main__ as bench
-from dreamer.compose import HEADER, compose, differences, to_yaml
+from dreamer.cli import eval as evaluation
+from dreamer.cli import train
+from dreamer.cli.compose import compose
 from dreamer.config import Config
+from dreamer.config.serialization import HEADER, differences, to_yaml
 from dreamer.errors import UserError, exit_on_user_error
-from dreamer.run.policy import Policy
+from dreamer.rollout.policy import Policy
 from tests import tiny_run
 from tests.api import agents
 
@@ -334,7 +335,7 @@ def test_whatever_the_library_gives_has_a_short_repr() -> None:
     made.close()
     shown = {
         r"TrainedAgent\(CartPole-v1, 200m, [\d,]+ parameters, step 7\)": agent,
-        r"Agent\(sees .*; acts .*\)": agent.networks,
+        r"Dreamer\(sees .*; acts .*\)": agent.networks,
         r"AgentPolicy\(2 environments, step 0\)": policy,
         r"Carry\(2 environments\)": initial_carry(agent.networks, 2),
         r"Imagination\(5 steps of 2 environments\)": Imagination({}, zeros, zeros, zeros, {}),

@@ -12,8 +12,8 @@ import pytest
 from gymnasium import spaces
 
 import dreamer
-from dreamer import eval as evaluation
-from dreamer import train
+from dreamer.cli import eval as evaluation
+from dreamer.cli import train
 from dreamer.errors import UserError, exit_on_user_error
 from tests import probe_envs, tiny_run
 
@@ -94,7 +94,7 @@ def test_a_callback_that_raises_while_the_end_is_saved_loses_nothing(
     class Twice(dreamer.Callback):
         def on_step(self, run: Any) -> None:
             if run.step == 22:
-                turn_raises(RuntimeError("a bug"))(run)
+                advance_raises(RuntimeError("a bug"))(run)
 
         def on_checkpoint(self, run: Any, path: Path) -> None:
             raise SystemExit(3)
@@ -107,9 +107,9 @@ def test_a_callback_that_raises_while_the_end_is_saved_loses_nothing(
     assert "until step 22 is saved in" in capsys.readouterr().err
 
 
-def turn_raises(error: BaseException) -> Callable[[Any], None]:
+def advance_raises(error: BaseException) -> Callable[[Any], None]:
     def deed(run: Any) -> None:
-        run.loop.turn = lambda: raising(error)(run)
+        run.loop.advance = lambda until: raising(error)(run)
 
     return deed
 
@@ -118,7 +118,7 @@ def turn_raises(error: BaseException) -> Callable[[Any], None]:
 def test_an_unexpected_error_of_the_loop(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    callback = Failing("on_step", turn_raises(RuntimeError("a bug")))
+    callback = Failing("on_step", advance_raises(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         dreamer.train(tiny_run.argv(tmp_path / "run", *EVERY), callbacks=[callback])
     assert dreamer.load(tmp_path / "run").step == 22
@@ -129,7 +129,7 @@ def test_an_unexpected_error_of_the_loop(
 def test_an_exit_that_no_callback_asks_for_is_a_failure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    callback = Failing("on_step", turn_raises(SystemExit(0)))
+    callback = Failing("on_step", advance_raises(SystemExit(0)))
     options = tiny_run.argv(tmp_path / "run", *EVERY)
     assert exit_on_user_error(lambda: dreamer.train(options, [callback]) and 0) == 2
     err = capsys.readouterr().err
@@ -170,7 +170,7 @@ def test_what_a_failed_update_took_is_counted_as_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def deed(run: Any) -> None:
-        for array in jax.tree.leaves(run.loop.state):
+        for array in jax.tree.leaves(run.loop.learner.state):
             array.delete()
         raise RuntimeError("the device is lost")
 
@@ -422,9 +422,9 @@ def test_metrics_and_a_display_that_fail_end_nothing(
     class Spoil(dreamer.Callback):
         def on_step(self, run: Any) -> None:
             if run.step == 10:
-                run.logger.write = raising_any("no tracker")
+                run.logging.logger.write = raising_any("no tracker")
                 for name in ("update", "print", "episode", "close"):
-                    setattr(run.progress, name, raising_any("no terminal"))
+                    setattr(run.console.progress, name, raising_any("no terminal"))
 
     def raising_any(text: str) -> Any:
         return lambda *_: raising(ValueError(text))(0)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import dreamer
-from dreamer import train
+from dreamer.cli import train
 from dreamer.envs import __main__ as command
 from dreamer.envs.base import FIRST, LAST, MID
 from dreamer.envs.faults import Restarts

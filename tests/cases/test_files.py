@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 import dreamer
-from dreamer import data, export, importing, train
-from dreamer import eval as evaluation
 from dreamer.bench.__main__ import main as bench
-from dreamer.compose import compose
-from dreamer.envs import recorded
+from dreamer.cli import data, export, train
+from dreamer.cli import eval as evaluation
+from dreamer.cli.compose import compose
+from dreamer.datasets import recorded
 from dreamer.envs.__main__ import main as envs
 from dreamer.errors import UserError, exit_on_user_error
+from dreamer.system import importing
 from tests import probe_envs, recordings, tiny_run
 
 WALK = probe_envs.task("Walk")
@@ -243,7 +244,7 @@ def test_a_start_that_fails_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     (tmp_path / "there").mkdir()
-    monkeypatch.setattr("dreamer.run.logger.AppendFile._write", full)
+    monkeypatch.setattr("dreamer.logs.writers.AppendFile._write", full)
     for place in ("a/b", "there"):
         assert "No space left" in refused(train.main, *tiny_run.argv(tmp_path / place))
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
@@ -431,7 +432,7 @@ def test_a_dataset_that_fails_in_the_middle_leaves_nothing(
 def test_collecting_that_fails_in_the_middle_leaves_nothing(
     there: bool, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dreamer.envs import recorded
+    from dreamer.datasets import recorded
 
     out, save = tmp_path / "new" / "saved", recorded.save
     if there:

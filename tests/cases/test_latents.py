@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from dreamer.agent import learning
+from dreamer.agents.dreamer import learning
 from dreamer.replay import host
 from dreamer.replay.filling import fill
-from dreamer.run.policy import transition_spec
+from dreamer.rollout.driver import transition_spec
 from tests import tiny, tiny_run
 
 NEVER = ("replay.train_ratio=1e-6",)

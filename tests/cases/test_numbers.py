@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 
 import dreamer
-from dreamer import compose, train
+from dreamer.checkpoint import manager, storage
+from dreamer.cli import compose, train
 from dreamer.errors import UserError
-from dreamer.run import checkpoint, checkpointer
 from tests import tiny_run
-from tests.run.test_device_loop import config as device_config
+from tests.training.test_device_loop import config as device_config
 
 
 def forge(folder: Path, step: int) -> None:
     """As if the run had come to this step by now, and to almost as many updates."""
     directory = folder / "checkpoints"
-    saved = directory / str(checkpointer.newest(directory))
-    meta = checkpoint.read(saved).meta
+    saved = directory / str(manager.newest(directory))
+    meta = storage.read(saved).meta
     meta["ratio"]["step"] = meta["step"] = step
     meta["learner"]["updates"] = step - 2
-    checkpoint.amend(saved, meta, None)
+    storage.amend(saved, meta, None)
     saved.rename(directory / str(step))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dreamer import compose
+from dreamer.cli import compose
 from dreamer.config.env import Env
 from dreamer.envs import headless
 from dreamer.envs.registry import SUITES

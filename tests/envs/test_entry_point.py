@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreamer import trust
+from dreamer.config import trust
 from dreamer.config.env import GymnasiumEnv
 from dreamer.envs import registry
 from dreamer.envs.base import FIRST, LAST, MID, BatchedEnv, episode_seed

@@ -5,7 +5,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from dreamer import trust
+from dreamer.config import trust
 from dreamer.config.env import GymnasiumEnv
 from dreamer.envs import registry
 from dreamer.envs.base import FIRST, LAST, BatchedEnv, random_action

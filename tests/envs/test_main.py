@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dreamer import compose
+from dreamer.cli import groups
 from dreamer.envs import __main__ as command
 from dreamer.envs import registry
 from dreamer.errors import UserError
@@ -17,7 +17,7 @@ def test_the_table_has_every_group_and_says_what_is_installed(
 ) -> None:
     assert command.main([]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
-    assert [line.split()[0] for line in lines] == compose.group_choices("env")
+    assert [line.split()[0] for line in lines] == groups.choices("env")
     assert any(line.split()[:3] == ["gymnasium", "CartPole-v1", "gymnasium"] for line in lines)
     lost = registry.Suite("", "no-such-package", "pip install it")
     monkeypatch.setitem(registry.SUITES, "crafter", lost)

@@ -6,8 +6,8 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from dreamer.datasets.recorded import spaces_of
 from dreamer.envs.base import FIRST, LAST, MID
-from dreamer.envs.recorded import spaces_of
 from dreamer.envs.vectorized import Vectorized
 from dreamer.errors import EnvironmentFault, UserError
 from tests.envs.probe_envs import Counter, Faulty, Hinting

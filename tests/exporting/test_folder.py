@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from dreamer import export as command
-from dreamer.compose import compose
+from dreamer.cli import export as command
+from dreamer.cli.compose import compose
 from dreamer.config import ExportOptions
 from dreamer.errors import UserError
 from dreamer.exporting import folder, load_policy

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreamer.agent import agent as agents
-from dreamer.agent import interface
+from dreamer.agents import agent_spaces
+from dreamer.agents.registry import make_agent
+from dreamer.checkpoint import integrity, storage
+from dreamer.checkpoint.storage import DOCUMENT
 from dreamer.config import Config
-from dreamer.run import checkpoint, integrity
-from dreamer.run.checkpoint import DOCUMENT
+from tests.checkpoint.test_manager import META, REPLAY, assert_same, train_state
+from tests.checkpoint.test_storage import write
 from tests.fuzz.one_line import one_line
 from tests.fuzz.profiles import examples
-from tests.run.test_checkpoint import write
-from tests.run.test_checkpointer import META, REPLAY, assert_same, train_state
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_changed_bytes_are_noticed(
         files = sorted(path for path in copy.rglob("*") if path.is_file())
         change(copy / DOCUMENT if in_document else files[number % len(files)], *how)
         with one_line():
-            state, replay, meta = checkpoint.restore(copy, train_state())
+            state, replay, meta = storage.restore(copy, train_state())
             assert_same(state, train_state(1))
             assert_same(replay, REPLAY)
             assert meta == META
@@ -133,7 +133,7 @@ def test_a_well_sealed_document_is_taken_or_refused_in_one_line(
             forge(content, *one)
         integrity.write_document(copy / DOCUMENT, content)
         with one_line():
-            meta = checkpoint.restore(copy, train_state())[2]
+            meta = storage.restore(copy, train_state())[2]
             assert meta["step"] >= 0
             if spaces := meta.get("spaces"):
-                agents.make_agent(Config().agent, *interface.load(spaces))
+                make_agent(Config().agent, *agent_spaces.load(spaces))

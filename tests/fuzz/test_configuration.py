@@ -9,11 +9,10 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dreamer import compose, keys
-from dreamer.agent import agent as agents
-from dreamer.agent import learning
+from dreamer.agents.dreamer import learning, parts
 from dreamer.bench import subject as subjects
-from dreamer.config import Config
+from dreamer.cli import compose, groups
+from dreamer.config import Config, keys, serialization
 from tests.fuzz.one_line import one_line
 from tests.fuzz.profiles import examples
 
@@ -45,12 +44,12 @@ def values(draw: Any, path: str, fields: dict[str, Any]) -> str:
 @st.composite
 def commands(draw: Any) -> list[str]:
     """Options of a training run."""
-    suite = draw(st.sampled_from(compose.group_choices("env")))
-    groups = [f"env={suite}"] * draw(st.booleans())
-    groups += [f"size={draw(st.sampled_from(compose.group_choices('size')))}"]
+    suite = draw(st.sampled_from(groups.choices("env")))
+    chosen = [f"env={suite}"] * draw(st.booleans())
+    chosen += [f"size={draw(st.sampled_from(groups.choices('size')))}"]
     fields = keys.leaves(Config, draw(st.sampled_from(SUITES)))
-    chosen = draw(st.lists(st.sampled_from(sorted(fields)), max_size=4, unique=True))
-    return groups + [f"{path}={draw(values(path, fields))}" for path in chosen]
+    paths = draw(st.lists(st.sampled_from(sorted(fields)), max_size=4, unique=True))
+    return chosen + [f"{path}={draw(values(path, fields))}" for path in paths]
 
 
 @examples(30)
@@ -59,8 +58,8 @@ def commands(draw: Any) -> list[str]:
 def test_a_command_is_taken_or_refused_in_one_line(argv: list[str]) -> None:
     with one_line():
         config = compose.compose(argv)
-        again = compose.from_yaml(compose.to_yaml(config))
-        assert compose.differences(again, config) == []
+        again = serialization.from_yaml(serialization.to_yaml(config))
+        assert serialization.differences(again, config) == []
         assert repr(again) == repr(config)  # where not a number equals itself
 
 
@@ -91,14 +90,14 @@ def test_a_saved_configuration_is_taken_or_refused_in_one_line(section: str, con
         part = part[name]
     part[last] = content
     with one_line():
-        compose.from_yaml(yaml.safe_dump(tree))
+        serialization.from_yaml(yaml.safe_dump(tree))
 
 
 @examples(200)
 @given(st.text(max_size=30))
 def test_any_text_in_place_of_one_is_refused_in_one_line(text: str) -> None:
     with one_line():
-        compose.from_yaml(text)
+        serialization.from_yaml(text)
 
 
 VALUES: dict[type, Any] = {
@@ -125,7 +124,7 @@ def test_an_agent_is_made_or_refused_in_one_line(data: st.DataObject) -> None:
     with one_line():
         config = compose.compose(argv)
         subject = subjects.make(config, "image")
-        state = jax.eval_shape(partial(agents.init, subject.agent), subject.key)
+        state = jax.eval_shape(partial(parts.init, subject.agent), subject.key)
         step = partial(learning.train_step, subject.agent)
         jax.eval_shape(step, state, trained(subject.rows(2, 5)), subject.key)
 

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer.nets import layers
+from dreamer.nets import fast_conv, fast_rssm, layers
 
 
 def test_block_linear_is_a_block_diagonal_linear():
-    layer = layers.BlockLinear(12, 3, jnp.float32)
+    layer = layers.BlockLinear(6, 12, 3, jnp.float32)
     x = jax.random.normal(jax.random.key(0), (5, 6))
     params = layer.init(jax.random.key(1), x)
     params["params"]["bias"] = jnp.arange(12.0)
@@ -23,18 +23,18 @@ def test_block_linear_is_a_block_diagonal_linear():
 
 def test_shares_of_a_block_linear_add_up():
     """An input of every block, in two pieces, against a copy appended to each block."""
-    layer = layers.BlockLinear(12, 3, jnp.float32)
+    layer = layers.BlockLinear(6, 12, 3, jnp.float32, shared=4)
     x, shared = (jax.random.normal(jax.random.key(i), (5, n)) for i, n in ((0, 6), (1, 4)))
-    params = layer.init(jax.random.key(2), x, shared)
+    params = layer.init(jax.random.key(2), x)
     params["params"]["bias"] = jnp.arange(12.0)
     copies = jnp.broadcast_to(shared[:, None], (5, 3, 4))
     appended = jnp.concatenate([layers.split_blocks(x, 3), copies], -1)
-    plain = layer.apply(params, layers.merge_blocks(appended))
-    pieces = [(shared[:, :1], 2), (shared[:, 1:], 3)]
-    ours = layer.apply(params, x, method="own")
+    plain = layers.BlockLinear(18, 12, 3, jnp.float32)
+    plain = plain.apply(params, layers.merge_blocks(appended))
+    pieces = [(shared[:, :1], 0), (shared[:, 1:], 1)]
+    ours = layer.apply(params, x)
     ours += sum(layer.apply(params, *piece, method="share") for piece in pieces)
     np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(layer.apply(params, x, shared), plain, rtol=1e-5, atol=1e-6)
 
 
 def test_block_products_are_those_of_einsum():
@@ -50,11 +50,10 @@ def test_block_products_are_those_of_einsum():
         )
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("twin", [fast_rssm.twin_blocks, fast_rssm.twin_blocks_as_one])
 @pytest.mark.parametrize("sizes", [(8, 4), (9, 4), (3, 3)])
-def test_twin_blocks_are_two_blocks(sizes, platform, monkeypatch):
+def test_twin_blocks_are_two_blocks(sizes, twin):
     """Values and gradients, where the parts have a large common divisor and where they have not."""
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     block = layers.Block(5, jnp.float32)
     parts = [jax.random.normal(jax.random.key(n), (2, 3, size)) for n, size in enumerate(sizes)]
     params = [block.init(jax.random.key(9), part)["params"] for part in parts]
@@ -66,7 +65,7 @@ def test_twin_blocks_are_two_blocks(sizes, platform, monkeypatch):
         )
 
     def ours(params, parts):
-        return layers.twin_blocks(params, jnp.concatenate(parts, -1), jnp.float32)
+        return twin(params, jnp.concatenate(parts, -1), jnp.float32)
 
     def gradients(function):
         return jax.grad(lambda *x: jnp.sum(jnp.sin(function(*x))), (0, 1))(params, parts)
@@ -120,10 +119,13 @@ def compare(ours, plain, x, params):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *gradients)
 
 
+@pytest.mark.parametrize(
+    "form", [layers.UpsampleConv, fast_conv.SubPixelConv, fast_conv.CPUSubPixelConv]
+)
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7])
-def test_the_sub_pixel_form_is_a_convolution_of_the_repeated_image(size):
+def test_every_form_of_upsampling_is_a_convolution_of_the_repeated_image(size, form):
     """At every border, for even kernels too."""
-    ours = layers.UpsampleConv(3, size, jnp.float32)
+    ours = form(3, size, jnp.float32)
     x = jax.random.normal(jax.random.key(0), (2, 4, 5, 2))
     params = ours.init(jax.random.key(2), x)
     params["params"]["bias"] = jnp.arange(3.0)
@@ -134,12 +136,16 @@ def test_the_sub_pixel_form_is_a_convolution_of_the_repeated_image(size):
     compare(ours.apply, repeated, x, params)
 
 
-@pytest.mark.parametrize("few", [0, 16])
+@pytest.mark.parametrize(
+    ("form", "few"),
+    [(layers.PooledConv, 0), (fast_conv.CPUPooledConv, 0), (fast_conv.CPUPooledConv, 16)],
+)
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7])
-def test_a_pooled_convolution_is_a_convolution_and_a_pool(size, few, monkeypatch):
-    """In both forms."""
-    monkeypatch.setattr(layers, "FEW_CHANNELS", few)
-    ours = layers.PooledConv(3, size, jnp.float32)
+def test_every_form_of_a_pooled_convolution_is_a_convolution_and_a_pool(
+    size, form, few, monkeypatch
+):
+    monkeypatch.setattr(fast_conv, "FEW_CHANNELS", few)
+    ours = form(3, size, jnp.float32)
     x = jax.random.normal(jax.random.key(0), (2, 6, 8, 2))
     params = ours.init(jax.random.key(2), x)
     params["params"]["bias"] = jnp.arange(3.0)

@@ -1,7 +1,5 @@
 """Encoder, RSSM, decoder and heads on every kind of observation and action."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,25 +167,6 @@ def test_pack_and_unpack_are_inverse():
     assert stored["stoch"].shape == (2, 2)
     back = rssm.unpack(config, stored, jnp.float32)
     jax.tree.map(np.testing.assert_array_equal, dict(back), latent)
-
-
-@pytest.mark.parametrize("latent", ["categorical", "gaussian"])
-def test_the_parts_of_a_step_are_the_whole_step(latent):
-    agent = tiny.default("continuous", latent=latent)
-    model, params = agent.model.rssm, tiny.state(agent, learned=True).params["rssm"]
-    keys = jax.random.split(jax.random.key(0), 4)
-    start = model.initial(3)
-    start = {
-        name: jax.random.normal(key, x.shape)
-        for key, (name, x) in zip(keys, start.items(), strict=False)
-    }
-    action, token = jax.random.normal(keys[2], (3, 2)), jax.random.normal(keys[3], (3, 16))
-    prior, posterior = model.apply(params, start["deter"], start["stoch"], action, token)
-    apply = partial(model.apply, params)
-    deter = apply(rssm.feature(start), apply(action, method="action_part"), method="core")
-    np.testing.assert_allclose(apply(deter, method="prior"), prior, rtol=1e-4, atol=1e-5)
-    ours = apply(deter, apply(token, method="token_part"), method="posterior")
-    np.testing.assert_allclose(ours, posterior, rtol=1e-4, atol=1e-5)
 
 
 def test_actions_beyond_one_are_scaled_down():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from dm_env import specs
 
-from dreamer import compose
-from dreamer.agent import agent as agents
+from dreamer.agents.dreamer import parts
+from dreamer.cli import compose
 
 # Columns: 1m 12m 25m 50m 100m 200m 400m; traced once from the reference implementation.
 PUBLISHED = {
@@ -89,8 +89,8 @@ SPACES = {
 
 
 def counts(suite, size):
-    agent = agents.make_agent(compose.compose([f"size={size}"]).agent, *SPACES[suite])
-    shapes = jax.eval_shape(partial(agents.init_params, agent), jax.random.key(0))
+    agent = parts.build(compose.compose([f"size={size}"]).agent, *SPACES[suite])
+    shapes = jax.eval_shape(partial(parts.init_params, agent), jax.random.key(0))
     return {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in shapes.items()}
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer.ops.recurrence import recurrence, scan
+from dreamer.ops.batched_recurrence import recurrence
+from dreamer.ops.recurrence import scan
 
 STEPS, BATCH, SIZE = 6, 3, 4
 

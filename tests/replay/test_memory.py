@@ -8,8 +8,8 @@ import pytest
 FREEING = """
 import numpy as np
 import psutil
-from dreamer import start
-start.runtime("cpu")
+from dreamer.system import runtime
+runtime.runtime("cpu")
 from dreamer.replay import memory
 process = psutil.Process()
 arrays = [np.ones(2**20) for _ in range(16)]  # 8 MiB each

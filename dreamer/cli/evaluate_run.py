@@ -1,0 +1,93 @@
+"""Plays episodes with the agent of a run folder, and writes a summary."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dreamer.agents import agent_spaces
+from dreamer.checkpoint import loading, paths
+from dreamer.checkpoint.loading import Saved
+from dreamer.config import EvalOptions
+from dreamer.config.env import Env
+from dreamer.distributed import mesh
+from dreamer.envs import registry
+from dreamer.errors import UserError, describe, printable
+from dreamer.logs import summary
+from dreamer.rollout.evaluate import Evaluation, evaluate, frame
+from dreamer.rollout.policy import Policy
+from dreamer.rollout.video import FPS, write_mp4
+
+EVALUATION = 4  # the purpose of these random numbers, beside those of training
+
+
+def evaluate_run(options: EvalOptions, named: Env | None = None) -> dict[str, Any]:
+    """Prints a table, writes JSON and on request a video, and returns the summary.
+
+    Args:
+      options: of the command.
+      named: the environment that the user named beside the run, see `loading.load`.
+
+    Raises:
+      UserError: no run, no checkpoint, a folder that cannot be written; or at the end, no video.
+    """
+    mesh.local_devices(options.platform, 1, 1)  # refuses a platform that is not there
+    saved = loading.load(options.run, options.checkpoint, options.trust, named)
+    env, step = saved.config.env, saved.step
+    _check(saved, options.video)
+    mode = "-greedy" if options.greedy else ""
+    name = f"evaluation-{step}-seed{options.seed}{mode}.json"
+    out = paths.expand(options.out, "out") if options.out else saved.folder / name
+    video = out.with_suffix(".mp4")
+    if out == video:
+        raise UserError(f"out={options.out} is the name of a video; name the JSON file beside it")
+    for path in (out, video) if options.video else (out,):
+        summary.check(path)
+    policy = Policy(saved.agent, min(options.num_envs, options.episodes), options.greedy)
+    # Mixed, so that no seed repeats the episodes of a training run.
+    seed = int(np.random.SeedSequence((options.seed, EVALUATION)).generate_state(1)[0])
+    result = evaluate(policy, saved.params, env, options.episodes, seed, record=options.video)
+    assert result is not None, "nothing interrupts it"
+    for restart in result.restarts:
+        print(restart.line)
+    numbers = summary.summarize(result.returns, result.lengths)
+    settings = {key: getattr(options, key) for key in ("seed", "greedy", "checkpoint")}
+    episodes = {"returns": result.returns, "lengths": result.lengths}
+    summary.write_json(out, {"step": step, **settings, **numbers, **episodes})
+    print(summary.render(numbers, f"{printable(env.name)}, step {step:,}"))
+    if options.video:
+        _film(video, result, out)
+    print(f"written to {out}" + (f", the first episode to {video}" if options.video else ""))
+    return numbers
+
+
+def _film(video: Path, result: Evaluation, out: Path) -> None:
+    """Writes the video, when the results are written.
+
+    Raises:
+      UserError: there are no frames, or the file cannot be written.
+    """
+    try:
+        if result.frames is None:
+            raise UserError(result.not_drawn or "nothing was rendered")
+        with summary.explaining_refusal(video):
+            write_mp4(video, result.frames, FPS)
+    except Exception as error:
+        why = f"no video of the first episode: {describe(error)}"
+        raise UserError(f"{why}; the results are written to {out}") from error
+
+
+def _check(saved: Saved, video: bool) -> None:
+    """Makes an environment for a moment, to see whether it is one for the agent.
+
+    Raises:
+      UserError: its spaces are others, or a video is requested and it cannot be rendered.
+    """
+    env = registry.make(saved.config.env, 1, saved.config.seed, render=video)
+    try:
+        agent_spaces.check(saved.agent, env.observation_spec(), env.action_spec())
+        if video and frame(env, env.reset()) is None:
+            name = saved.config.env.name
+            raise UserError(f"{name} has no images and cannot render; use video=false")
+    finally:
+        env.close()

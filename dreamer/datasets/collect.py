@@ -1,0 +1,165 @@
+"""Plays episodes to be saved, turns them into Minari datasets, and tells what they hold."""
+
+import contextlib
+import importlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dreamer.checkpoint import folder, loading, paths
+from dreamer.config import serialization, trust
+from dreamer.config.data import CollectOptions, InfoOptions, ToMinariOptions
+from dreamer.config.env import Env, GymnasiumEnv
+from dreamer.datasets import minari_data, recorded, sources
+from dreamer.datasets.recorded import ENV, Episode, Spaces
+from dreamer.envs import registry
+from dreamer.envs.base import BatchedEnv
+from dreamer.errors import UserError, printable
+from dreamer.logs import summary
+from dreamer.replay import tree
+from dreamer.rollout.driver import Acts, Driver, play, shares
+from dreamer.rollout.policy import Policy, RandomPolicy
+from dreamer.system import files
+
+
+def collect(options: CollectOptions, env_config: Env | None) -> None:
+    """Plays and saves episodes of the agent of a run, or of chance in an environment.
+
+    Raises:
+      UserError: no such run, or a folder that is not new.
+    """
+    out = paths.expand(options.out, "out")
+    _refuse_old(out, options.out)
+    num_envs = min(options.num_envs, options.episodes)
+    params: Any = None
+    policy: Acts | None = None
+    if options.run:
+        saved = loading.load(options.run, options.checkpoint, options.trust, env_config)
+        env_config, params = saved.config.env, saved.params
+        policy = Policy(saved.agent, num_envs, options.greedy)
+    assert env_config is not None, "the command line has one"
+    env = registry.make(env_config, num_envs, options.seed)
+    try:
+        policy = policy or RandomPolicy(num_envs, env.action_spec(), options.seed)
+        episodes = whole_episodes(policy, params, env, options.episodes, options.seed)
+        with summary.explaining_refusal(out), files.undone_on_failure(out):
+            played: list[Episode] = []
+            files.write_atomic(out / ENV, serialization.to_yaml(env_config))
+            recorded.save_spaces(out, recorded.spaces_of(env, env_config.name))
+            for number, episode in enumerate(episodes):
+                recorded.save(out, number, episode)
+                played.append({key: episode[key] for key in ("reward", "is_first")})
+        restarts = env.restarts
+    finally:
+        env.close()
+    print("\n".join([restart.line for restart in restarts] + _numbers(played)))
+    print(f"saved in {out}; train on them with replay.load={out}")
+
+
+def whole_episodes(
+    policy: Acts, params: Any, env: BatchedEnv, episodes: int, seed: int
+) -> Iterator[Episode]:
+    """Plays episodes and yields them as they end."""
+    policy.reset(jax.random.key(seed))
+    left = shares(episodes, policy.num_envs)
+    growing: list[list[Episode]] = [[] for _ in left]
+    for row, ended in play(Driver(env, policy), params):
+        leaves = {tree.name(path): leaf for path, leaf in tree.flatten(row).items()}
+        for i in map(int, np.flatnonzero(left)):
+            growing[i].append(
+                {name: leaf[i] for name, leaf in leaves.items() if not name.startswith("latent")}
+            )
+        for i in [i for i, _, _ in ended if left[i]]:
+            rows, growing[i] = growing[i], []
+            left[i] -= 1
+            yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        if not any(left):
+            return
+
+
+def to_minari(options: ToMinariOptions, env_config: Env | None) -> None:
+    """Makes a Minari dataset of recorded episodes.
+
+    Raises:
+      UserError: there are none, their environment is not known, or there is such a dataset.
+    """
+    if options.source.startswith(sources.MINARI):
+        raise UserError(f"source={options.source} is a Minari dataset already; name a folder")
+    env_config, spaces = _spaces(options, env_config)
+    found = sources.open_recording(options.source, "source", spaces)
+    count, steps = minari_data.create(options.dataset, found.read(), spaces, _env_id(env_config))
+    print(
+        f"{count:,} episodes, {steps:,} steps, saved as minari:{options.dataset}; train on them "
+        f"with replay.load=minari:{options.dataset}"
+    )
+
+
+def info(options: InfoOptions, env_config: Env | None) -> None:
+    """Prints what recorded episodes hold.
+
+    Raises:
+      UserError: there are none, or their environment is not known.
+    """
+    if options.source.startswith(sources.MINARI):
+        name = options.source.removeprefix(sources.MINARI)
+        spaces = minari_data.spaces_of(name)
+    else:
+        _, spaces = _spaces(options, env_config)
+    found = sources.open_recording(options.source, "source", spaces)
+    leaves = recorded.expected(spaces)
+    rows = {"source": f"{found.name}, {printable(spaces.name)}"}
+    print("\n".join([f"{name:>9}  {text}" for name, text in rows.items()]))
+    print("\n".join(_numbers(found.read())))
+    for name, leaf in leaves.items():
+        if name.startswith(("observation.", "action.")):
+            print(f"{'':>9}  {name}: {recorded.describe(leaf)}")
+
+
+def _spaces(options: ToMinariOptions | InfoOptions, named: Env | None) -> tuple[Env, Spaces]:
+    """The environment of recorded episodes and its spaces: as they were saved, or of the one that
+    the user names, where a replay has only the observations that its agent uses."""
+    source = options.source
+    if named is None:
+        env = sources.env_of(source, "source")
+        if options.trust:
+            trust.allow(env)
+        return env, sources.saved_spaces_of(source, "source", env)
+    used = None
+    if folder.saved_config(paths.expand(source, "source")) is not None:
+        used = sources.saved_spaces_of(source, "source", named).observations
+    return named, sources.spaces_of(named, observations=used)
+
+
+def _env_id(config: Env) -> str | None:
+    """By what gymnasium knows an environment, which need not be the name of its task."""
+    if not isinstance(config, GymnasiumEnv) or config.entry_point:
+        return None
+    package, _, name = config.task.rpartition(":")
+    if package and trust.known(config):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(package)  # which registers it
+    return name
+
+
+def _numbers(episodes: Iterable[Any]) -> list[str]:
+    """Lines on episodes, returns and steps."""
+    returns, lengths = [], []
+    for episode in episodes:
+        returns.append(float(episode["reward"][1:].sum()))
+        lengths.append(len(episode["reward"]) - 1)
+    rows = {
+        "episodes": f"{len(returns):,} of {min(lengths):,} to {max(lengths):,} steps",
+        "steps": f"{sum(lengths):,}",
+        "returns": f"{min(returns):.6g} to {max(returns):.6g}, mean {np.mean(returns):.6g}",
+    }
+    return [f"{name:>9}  {text}" for name, text in rows.items()]
+
+
+def _refuse_old(out: Path, name: str) -> None:
+    with summary.explaining_refusal(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"out={name} is there already; name a new folder")
+        files.probe(files.nearest(out))

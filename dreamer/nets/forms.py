@@ -1,0 +1,48 @@
+"""The forms of layers and steps: plain, or faster on one kind of device; equal but for rounding."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+
+from dreamer.nets.fast_conv import CPUPooledConv, CPUSubPixelConv, SubPixelConv
+from dreamer.nets.fast_rssm import CPURSSM, AcceleratorRSSM
+from dreamer.nets.layers import PooledConv, UpsampleConv
+from dreamer.nets.rssm import RSSM
+from dreamer.ops.batched_recurrence import recurrence
+from dreamer.ops.recurrence import Step, Tree, scan
+
+
+class Forms(NamedTuple):
+    """Modules of one form."""
+
+    pooled_conv: type[nn.Module]
+    upsample_conv: type[nn.Module]
+    rssm: type[RSSM]
+
+
+FORMS = {
+    "plain": Forms(PooledConv, UpsampleConv, RSSM),
+    "cpu": Forms(CPUPooledConv, CPUSubPixelConv, CPURSSM),
+    "accelerator": Forms(PooledConv, SubPixelConv, AcceleratorRSSM),
+}
+UNROLLS = {"scan": scan, "batched": recurrence}
+
+
+def choose(name: str) -> Forms:
+    """The form of a name; auto is that of the platform on which jax runs."""
+    if name == "auto":
+        name = "cpu" if jax.default_backend() == "cpu" else "accelerator"
+    return FORMS[name]
+
+
+def choose_unroll(name: str) -> Callable[[Step, Tree, Tree, Tree], Tree]:
+    """A recurrence over time by the name of its gradient.
+
+    auto is scan on CPU, where computing everything again costs more than it saves (measured), and
+    batched elsewhere, where the number of operations in the loop decides.
+    """
+    if name == "auto":
+        name = "scan" if jax.default_backend() == "cpu" else "batched"
+    return UNROLLS[name]

@@ -1,0 +1,129 @@
+"""Metrics, episodes and restarts of a run: into its files and on its display."""
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from dreamer.distributed import mesh
+from dreamer.logs.metrics import SKIPPED, Reading
+from dreamer.logs.plan import plan
+from dreamer.logs.writers import Logger, Silent
+from dreamer.rollout.driver import transition_spec
+from dreamer.training.callbacks import Callback
+from dreamer.training.schedules import EverySeconds
+
+if TYPE_CHECKING:
+    from dreamer.training.trainer import Trainer
+
+# Metrics in the progress display.
+SHOWN = ("loss/total", "loss/reward", "kl", "imagined_return", "value")
+
+
+class Logging(Callback):
+    """Writes what happened since, and reads the metrics of updates every `log.every_seconds`.
+
+    Args:
+      run: restored.
+      stack: closes the files.
+
+    Raises:
+      UserError: they cannot be written.
+    """
+
+    def __init__(self, run: "Trainer", stack: contextlib.ExitStack) -> None:
+        first = run.sync.first
+        self.logger = Logger(run.path, run.config.log.tensorboard) if first else Silent()
+        stack.callback(run.console.attempt, "cannot write metrics", self.logger.close)
+        self.logger.truncate(run.step if run.step else -1)
+        self.reading: Reading | None = None  # of this iteration
+        self.skipping = False  # the last update that was read was skipped
+        self.skipped = run.checkpoints.saved.get("skipped", 0)  # updates that were not finite
+        self._restarts = len(run.loop.restarts)  # those that were reported
+        self._run = run
+
+    def get_state(self) -> dict[str, Any]:
+        return {"skipped": self.skipped}
+
+    def announce(self) -> None:
+        """Prints what the run is about to do, and what it starts from."""
+        run = self._run
+        if run.loop.where == "device":
+            run.console.progress.learning = "the device loop"
+        weights = sum(x.size for x in jax.tree.leaves(run.loop.learner.params))
+        spec, loop = transition_spec(run.loop.agent), run.loop
+        devices = mesh.everywhere(run.devices)
+        stored = loop.learner.stored
+        if run.sync.first and not run.leader:
+            run.console.print(plan(run.config, weights, spec, devices, stored, loop.loaded))
+        if run.checkpoints.origin:
+            run.console.print(run.checkpoints.origin)
+
+    def conclude(self) -> None:
+        """Prints how the run ended, and closes the display."""
+        run, due = self._run, self._run.evaluation.is_due(self._run)
+        state = "stopped, the same command resumes"
+        if run.step >= run.config.run.steps and not due:
+            state = "done"
+        elif run.step >= run.config.run.steps and not run.sync.stop:
+            state = "done, but not evaluated; the same command tries it again"
+        last = f"{state}: step {run.step:,}, {run.updates:,} updates, in {run.path}"
+        if run.leader:
+            run.console.print(last)
+        else:
+            run.console.attempt("the display fails", run.console.progress.close, last)
+
+    def on_start(self, run: "Trainer") -> None:
+        if not run.leader:
+            run.stop.begin(run.console.progress)
+        run.console.progress.start(run.step, run.updates)
+        self._clock = run.sync.clock(EverySeconds(run.config.log.every_seconds))
+
+    def on_episode(self, run: "Trainer", score: float, length: int) -> None:
+        run.console.attempt("the display fails", run.console.progress.episode, score, length)
+        self.write({"episode/return": score, "episode/length": length})
+
+    def on_step(self, run: "Trainer") -> None:
+        self.report_restarts()
+        self._show()
+        self.reading = self.read() if self._clock() else None
+
+    def on_end(self, run: "Trainer") -> None:
+        self.read(wait=True)
+
+    def read(self, wait: bool = False) -> Reading:
+        """Reads and logs the metrics of updates, see `LateMetrics.read`."""
+        run = self._run
+        reading = run.loop.learner.read_metrics(wait)
+        self.skipping = reading.in_a_row > 0
+        if reading.skipped:
+            self.skipped += reading.skipped
+            count = f"{reading.skipped:,} update{'s' if reading.skipped > 1 else ''} skipped"
+            what = f"not finite: {', '.join(reading.not_finite)}"
+            run.console.warn(f"{count}, {self.skipped:,} in all; {what}")
+        if reading.averages or reading.skipped:
+            averages = reading.averages | dict(run.loop.gauges if reading.averages else {})
+            counts = {"updates": run.updates, SKIPPED: self.skipped}
+            run.metrics = averages | counts | run.console.progress.rates
+            self.write(run.metrics)
+            self._show({key: averages[key] for key in SHOWN if key in averages})
+        return reading
+
+    def report_restarts(self) -> None:
+        """Warns of environments that were restarted since."""
+        new = self._run.loop.restarts[self._restarts :]
+        for restart in new:
+            self._run.console.warn(restart.line)
+        if new:
+            self._restarts += len(new)
+            self.write({"env/restarts": self._restarts})
+
+    def write(self, metrics: dict[str, float]) -> None:
+        """Writes metrics of this step, if it can."""
+        run = self._run
+        run.console.attempt("cannot write metrics", self.logger.write, run.step, metrics)
+
+    def _show(self, *metrics: dict[str, float]) -> None:
+        run = self._run
+        update = run.console.progress.update
+        run.console.attempt("the display fails", update, run.step, run.updates, *metrics)

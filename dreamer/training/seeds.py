@@ -1,0 +1,190 @@
+"""Runs of several seeds, computed together on the same devices.
+
+Each is a run of its own, with the folder, metrics and checkpoints that it would have alone; only
+the compiled calls are one, with an axis for the seeds. Small networks leave most of an accelerator
+idle, which this fills.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer.checkpoint import folder, paths
+from dreamer.config import Config
+from dreamer.distributed import mesh
+from dreamer.envs import registry
+from dreamer.errors import UserError
+from dreamer.rollout.driver import transition_spec
+from dreamer.system import files
+from dreamer.system.signals import StopRequest
+from dreamer.training import device_replay
+from dreamer.training.callbacks import Callback
+from dreamer.training.device_loop import Call, DeviceLoop, World, program
+from dreamer.training.ending import saved_first
+from dreamer.training.interfaces import Episodes
+from dreamer.training.learners import agent_that_fits
+from dreamer.training.trainer import Trainer
+
+
+def train_together(
+    config: Config, stop: StopRequest, callbacks: Sequence[Callback], trainers: list[Trainer]
+) -> None:
+    """Trains `run.seeds` runs, which are put into the list as they are made."""
+    configs = split(config)
+    _check(config, configs)
+    with ExitStack() as stack:
+        for one in configs:
+            leader = trainers[0] if trainers else None
+            trainers.append(stack.enter_context(Trainer(one, stop, callbacks, leader)))
+        begun: list[Trainer] = []
+        with saved_first(begun):
+            for trainer in trainers:
+                if trainer.begin():
+                    begun.append(trainer)
+            _run(begun)
+            for trainer in reversed(begun):  # the others use the display of the first
+                trainer.finish()
+
+
+def split(config: Config) -> list[Config]:
+    """The configuration of each run.
+
+    Raises:
+      UserError: the runs cannot be computed together, or a link is in place of a folder.
+    """
+    count = config.run.seeds
+    if config.seed + count > 2**32:
+        raise UserError(f"run.seeds={count} from seed={config.seed} on leaves the range of seeds")
+    if config.checkpoint.dir:
+        raise UserError(
+            f"checkpoint.dir={config.checkpoint.dir} is one folder for run.seeds={count} runs; "
+            "leave it out, each run has its own"
+        )
+    name = paths.run_folder(config)
+    seeds = range(config.seed, config.seed + count)
+    files.refuse_links(name.parent, *(f"{name.name}-seed{seed}" for seed in seeds))
+    made = []
+    for seed in seeds:
+        run = config.run.model_copy(update={"dir": f"{name}-seed{seed}", "seeds": 1})
+        made.append(config.model_copy(update={"seed": seed, "run": run}))
+    return made
+
+
+def _check(config: Config, configs: list[Config]) -> None:
+    """Refuses what one of the runs would, before the others have begun.
+
+    Raises:
+      UserError: one of the folders is not for it, the environments are not written in JAX, or the
+        replays of all runs do not fit.
+    """
+    if config.run.loop == "host" or not registry.is_jax(config.env):
+        raise UserError(
+            f"run.seeds={config.run.seeds} needs environments written in JAX and the device loop; "
+            "start a run for every seed=N instead"
+        )
+    for one in configs:
+        path = paths.run_folder(one)
+        folder.check(path)
+        paths.refuse_changes(one, path)
+    devices = mesh.devices_of(config)
+    simulator = registry.make_jax(config.env).simulator
+    specs = simulator.observations, simulator.actions
+    agent = agent_that_fits(config, specs, devices, config.run.seeds)
+    device_replay.check(config, transition_spec(agent), devices, "fewer run.seeds")
+
+
+def _run(trainers: list[Trainer]) -> None:
+    """The iterations of all runs; those that stopped behind the others catch up first, alone."""
+    if not trainers:
+        return
+    furthest = max(trainer.step for trainer in trainers)
+    for trainer in trainers:
+        while trainer.step < furthest and not trainer.done:
+            trainer.after(trainer.loop.advance(trainer.next_step))
+    if trainers[0].stop.requested:
+        return
+    if len({trainer.step for trainer in trainers}) > 1:
+        steps = ", ".join(f"seed {t.config.seed} at {t.step:,}" for t in trainers)
+        raise UserError(
+            f"the runs have no step in common to continue from together ({steps}); finish those "
+            "ahead or behind alone, by run.seeds=1 with their seed= and run.dir="
+        )
+    together = VmappedSeeds([trainer.loop for trainer in trainers])
+    while not trainers[0].done:
+        until = min(trainer.next_step for trainer in trainers)
+        for trainer, episodes in zip(trainers, together.advance(until), strict=True):
+            trainer.after(episodes)
+
+
+class VmappedSeeds:
+    """Loops at the same step of their runs, whose iterations are one compiled call.
+
+    Args:
+      loops: of the same configuration but for the seed; they give what they hold to this group.
+    """
+
+    def __init__(self, loops: list[Any]) -> None:
+        self._loops: list[DeviceLoop] = loops
+        self._devices = loops[0].devices
+        states, worlds = zip(*[loop.join(self) for loop in loops], strict=True)
+        spread = (0,) * len(loops)
+        shard = mesh.compile_shares(_stack, self._devices, spread, 0, donate=())
+        self._state: Any = _stacked(jax.jit(_stack), list(states))
+        self._world: World = _stacked(shard, list(worlds))
+        self._state_of = jax.jit(_of)
+        self._part_of = mesh.compile_shares(_of, self._devices, (0, None), 0, donate=())
+        self._program = cache(partial(program, self._compute, self._devices))
+
+    def advance(self, until: int) -> list[Episodes]:
+        """Dispatches one call; returns the episodes that the one before ended, by loop."""
+        first = self._loops[0]
+        call = first.next_call(until)
+        self._state, self._world, metrics, episodes = self._program(call)(
+            self._state, self._world, first.number
+        )
+        for loop in self._loops:  # only the first was traced
+            loop.metrics.names = first.metrics.names
+        return [
+            loop.dispatched(call, *measured)
+            for loop, *measured in zip(self._loops, metrics, episodes, strict=True)
+        ]
+
+    def _compute(self, call: Call, state: Any, world: World, step: jax.Array) -> tuple:
+        """One device's shard of a call of all loops, metrics and episodes as a list of them."""
+        compute = partial(self._loops[0].compute, call)
+        state, world, *measured = jax.vmap(compute, (0, 0, None))(state, world, step)
+        count = range(len(self._loops))
+        return state, world, *([_of(x, number) for number in count] for x in measured)
+
+    def state_of(self, loop: DeviceLoop) -> Any:
+        """A copy of what this loop learned."""
+        return self._state_of(self._state, self._number(loop))
+
+    def part_of(self, loop: DeviceLoop, name: str) -> Any:
+        """A copy of a part of its world, leaves [X, ...]."""
+        return self._part_of(getattr(self._world, name), self._number(loop))
+
+    def _number(self, loop: DeviceLoop) -> np.int32:
+        return np.int32(self._loops.index(loop))
+
+
+def _stack(*arrays: jax.Array) -> jax.Array:
+    return jnp.stack(arrays)
+
+
+def _stacked(stack: Any, trees: list[Any]) -> Any:
+    """Trees as one, array by array: both forms of all of them might not fit into memory."""
+    structure = jax.tree.structure(trees[0])
+    columns = [list(leaves) for leaves in zip(*map(jax.tree.leaves, trees), strict=True)]
+    trees.clear()
+    columns.reverse()
+    return jax.tree.unflatten(structure, [stack(*columns.pop()) for _ in range(len(columns))])
+
+
+def _of(tree: Any, number: Any) -> Any:
+    return jax.tree.map(lambda x: x[number], tree)

@@ -1,0 +1,40 @@
+"""Trains the run, or the runs of several seeds, of a configuration."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from dreamer.config import Config
+from dreamer.distributed import shard
+from dreamer.system.signals import StopRequest
+from dreamer.training.callbacks import Callback
+from dreamer.training.hooks.rollback import RolledBack
+from dreamer.training.seeds import train_together
+from dreamer.training.trainer import Trainer
+
+
+def train(
+    config: Config, stop: StopRequest | None = None, callbacks: Sequence[Callback] = ()
+) -> None:
+    """Trains until `run.steps` or until a signal or a callback requests to stop.
+
+    Raises:
+      UserError: what the user can fix, before anything is written.
+    """
+    config, stop = shard.of_run(config), stop or StopRequest()
+    trainers: list[Trainer] = []
+    with stop.grace(config.run.grace_seconds, partial(_last_words, config, trainers)):
+        while True:
+            try:
+                if config.run.seeds > 1:
+                    return train_together(config, stop, callbacks, trainers)
+                with Trainer(config, stop, callbacks) as trainer:
+                    trainers.append(trainer)
+                    return trainer.run()
+            except RolledBack:
+                trainers.clear()
+                stop.saves = 0  # those requested before were done
+
+
+def _last_words(config: Config, trainers: list[Trainer]) -> str:
+    kept = "; ".join([one.checkpoints.kept for one in trainers]) or "nothing was started"
+    return f"run.grace_seconds={config.run.grace_seconds:g} are over, this is the end: {kept}"

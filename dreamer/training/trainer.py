@@ -1,0 +1,149 @@
+"""A training run on one page: its loop, and the hooks between iterations."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+from dreamer.checkpoint import paths
+from dreamer.config import Config
+from dreamer.distributed import hosts, mesh, shard, sync
+from dreamer.logs.console import Console
+from dreamer.system import allocator, files
+from dreamer.system.signals import StopRequest
+from dreamer.training.callbacks import Callback, Callbacks
+from dreamer.training.ending import saved_first
+from dreamer.training.hooks import rollback
+from dreamer.training.hooks.checkpoints import Checkpoints
+from dreamer.training.hooks.evaluation import Evaluation
+from dreamer.training.hooks.logging import Logging
+from dreamer.training.hooks.sync import HostSync
+from dreamer.training.hooks.videos import Videos
+from dreamer.training.interfaces import Episodes, Loop
+from dreamer.training.loops import make_loop
+
+
+class Trainer(AbstractContextManager):
+    """One run: its loop and its files. A context; `run` returns when done or stopped.
+
+    Args:
+      config: the whole configuration.
+      stop: requests of signals and callbacks.
+      callbacks: of the user.
+      leader: the run whose display shows this one too.
+
+    Raises:
+      UserError: what the user can fix, before anything is written.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        stop: StopRequest | None = None,
+        callbacks: Sequence[Callback] = (),
+        leader: "Trainer | None" = None,
+    ) -> None:
+        self.config, self.stop, self.leader = config, stop or StopRequest(), leader
+        self.callbacks: Callbacks = leader.callbacks if leader else Callbacks(callbacks)
+        self.sync: sync.SingleHost = sync.make(self.stop)
+        self.metrics: dict[str, float] = {}  # those last written
+        self.path = paths.run_folder(config)
+        paths.check_folders(config)
+        self.devices = mesh.devices_of(config)
+        with ExitStack() as stack:
+            shown_by = leader.console if leader else None
+            self.console: Console = Console.open(config, self.sync, shown_by, stack)
+            rollbacks = self.sync.broadcast(lambda: rollback.count(paths.checkpoint_folder(config)))
+            own = shard.of_host(rollback.rekeyed(config, rollbacks))
+            self.loop: Loop = make_loop(own, self.devices)
+            stack.callback(self.console.attempt, "environments cannot close", self.loop.close)
+            shard.compare_devices(len(self.devices), self.loop.learner.stored)
+            fresh = stack.enter_context(paths.locked_run(config))
+            with files.undone_on_failure(self.path) if fresh else nullcontext():
+                self.checkpoints: Checkpoints = Checkpoints(self, stack, fresh)
+                self.logging: Logging = Logging(self, stack)
+                self.evaluation: Evaluation = Evaluation(self)
+                self.hooks: tuple[Callback, ...] = (
+                    self.logging,
+                    self.callbacks,
+                    rollback.Rollback(self, rollbacks),
+                    self.evaluation,
+                    Videos(self),
+                    self.checkpoints,
+                    HostSync(),
+                )
+                self.logging.announce()
+            self.stack = stack.pop_all()  # what the run has open
+
+    def __exit__(self, *error: Any) -> None:
+        self.stack.__exit__(*error)
+
+    def __repr__(self) -> str:
+        name, size = self.config.env.name, self.config.size
+        return f"Trainer({name}, {size}, step {self.step:,}, in {self.path})"
+
+    @property
+    def step(self) -> int:
+        """Environment steps so far, or updates of an offline run."""
+        return self.loop.step * hosts.count()
+
+    @property
+    def updates(self) -> int:
+        """Gradient updates so far."""
+        return self.loop.learner.updates
+
+    def request_stop(self) -> None:
+        """Makes training save and return after this iteration, as a signal does."""
+        self.stop.requested = True
+
+    def run(self) -> None:
+        """Trains until `run.steps` or until a request to stop; saves whatever ends it."""
+        with saved_first([self]):
+            if self.begin():
+                while not self.done:
+                    self.after(self.loop.advance(self.next_step))
+                self.finish()
+
+    @property
+    def done(self) -> bool:
+        """Whether there is no iteration left to do."""
+        return self.step >= self.config.run.steps or self.sync.stop
+
+    @property
+    def next_step(self) -> int:
+        """The step of the loop at which a hook needs control, or at which the run ends."""
+        steps = [step for hook in self.hooks if (step := hook.next_step(self)) is not None]
+        return -(-min([self.config.run.steps, *steps]) // hosts.count())  # rounded up
+
+    def begin(self) -> bool:
+        """Before the first iteration; returns whether there is anything to do."""
+        if self.step >= self.config.run.steps and not self.evaluation.is_due(self):
+            self.console.print(f"{self.path} is complete; raise run.steps to train on")
+            return False
+        self._updates, self._started = self.updates, self.updates
+        self.notify("on_start")
+        return True
+
+    def after(self, episodes: Episodes) -> None:
+        """After an iteration in which these episodes ended."""
+        self.report(episodes)
+        if self.updates > self._updates:
+            if self._updates == self._started:  # the update was just compiled
+                allocator.set_gaps_aside()
+            self._updates = self.updates
+            self.notify("on_update")
+        self.notify("on_step")
+
+    def report(self, episodes: Episodes) -> None:
+        """Notifies the hooks, those of the first host, of episodes that ended."""
+        for episode in episodes:
+            self.notify("on_episode", *episode) if self.sync.first else self.sync.send(episode)
+
+    def notify(self, event: str, *arguments: Any) -> None:
+        """Calls all hooks in their order."""
+        for hook in self.hooks:
+            getattr(hook, event)(self, *arguments)
+
+    def finish(self) -> None:
+        """After the last iteration."""
+        self.notify("on_end")
+        self.logging.conclude()

@@ -1,0 +1,119 @@
+"""Weights of another run: which are taken, where they are found, and what is refused."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from dreamer.checkpoint import weights
+from dreamer.errors import UserError
+from dreamer.training.trainer import Trainer
+from tests import tiny_run
+from tests.probe_envs import task
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: Any) -> tuple[Path, Any]:
+    """A run that is complete, and its weights."""
+    folder, state = tiny_run.finished(tmp_path_factory)
+    return folder, state["train"].params
+
+
+def fresh(params: Any) -> Any:
+    return jax.tree.map(np.zeros_like, params)
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/100"])
+def test_a_checkpoint_is_found(place: str, source: tuple[Path, Any]) -> None:
+    folder, params = source
+    assert same(weights.load(str(folder / place), (), fresh(params)), params)
+
+
+def test_only_the_networks_that_are_named_are_taken(source: tuple[Path, Any]) -> None:
+    folder, params = source
+    found = weights.load(str(folder), ("encoder", "rssm"), fresh(params))
+    for name, part in found.items():
+        assert same(part, params[name]) == (name in ("encoder", "rssm")), name
+
+
+def test_other_shapes_are_refused_with_the_networks_that_fit(source: tuple[Path, Any]) -> None:
+    folder, params = source
+    wider = fresh(params)
+    wider["actor"]["params"]["logits_action"]["bias"] = np.zeros(4, np.float32)
+    with pytest.raises(UserError) as caught:
+        weights.load(str(folder), (), wider)
+    fitting = "encoder,rssm,decoder,reward,cont,critic"
+    assert re.sub(r"^run.init_from=\S+: ", "", str(caught.value)) == (
+        "actor does not fit: params.logits_action.bias is float32[3] there and float32[4] here; "
+        "give this run the sizes and spaces of that one, or take those that fit, "
+        f"run.init_modules=[{','.join(n for n in wider if n in fitting.split(','))}]"
+    )
+    assert same(weights.load(str(folder), ("rssm",), wider)["rssm"], params["rssm"])
+    wider["encoder"]["params"]["more"] = np.zeros(1, np.float32)
+    with pytest.raises(UserError, match=r"encoder does not fit: params.more is missing there and "):
+        weights.load(str(folder), ("encoder",), wider)
+
+
+def test_networks_that_are_not_there_are_refused(source: tuple[Path, Any]) -> None:
+    folder, params = source
+    with pytest.raises(UserError, match="run.init_modules names mask, .*; it has "):
+        weights.load(str(folder), ("mask",), params)
+
+
+def test_what_holds_no_checkpoint_is_refused(source: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, params = source
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=f"run.init_from={place} holds no checkpoint; name"):
+            weights.load(str(place), (), params)
+    broken = tmp_path / "checkpoints" / "100"
+    shutil.copytree(folder / "checkpoints" / "100", broken)
+    shutil.rmtree(broken / "state")
+    with pytest.raises(UserError, match=f"^the checkpoint {broken} is damaged: state/"):
+        weights.load(str(tmp_path / "checkpoints"), (), params)
+
+
+def test_a_run_begins_with_them_and_its_slow_critic_too(
+    source: tuple[Path, Any], tmp_path: Path
+) -> None:
+    """Also in device memory; the optimiser begins anew."""
+    folder, params = source
+    for number, where in enumerate(("host", "device")):
+        changes = (f"run.init_from={folder}", f"replay.where={where}")
+        with Trainer(tiny_run.config(tmp_path / str(number), *changes)) as trainer:
+            assert trainer.checkpoints.origin == f"starts from the weights of {folder}"
+            state = jax.device_get(trainer.loop.learner.state)
+            acting = trainer.loop.learner.params
+        assert same(state.params, params)
+        assert same(acting, params)
+        assert same(state.slow_critic, params["critic"])
+        assert state.updates == 0
+        assert not any(np.any(x) for x in jax.tree.leaves(state.optimizer))
+
+
+def test_a_resumed_run_does_not_look_for_them_again(
+    source: tuple[Path, Any], tmp_path: Path
+) -> None:
+    moved = tiny_run.copy(source[0], tmp_path / "source")
+    changes = (f"run.init_from={moved}", "run.init_modules=[rssm]")
+    first = tiny_run.train(tmp_path / "run", *changes, "run.steps=40")
+    shutil.rmtree(moved)
+    again = tiny_run.train(tmp_path / "run", *changes, "run.steps=60")
+    assert again["train"].updates > first["train"].updates
+
+
+def test_a_mistake_is_told_before_a_folder_is_made(
+    source: tuple[Path, Any], tmp_path: Path
+) -> None:
+    changes = (task("Steered"), f"run.init_from={source[0]}")
+    with pytest.raises(UserError, match=r"actor does not fit: .*init_modules=\[cont,critic"):
+        Trainer(tiny_run.config(tmp_path / "run", *changes))
+    assert not (tmp_path / "run").exists()
