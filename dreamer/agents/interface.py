@@ -1,4 +1,4 @@
-"""What everything above the agents knows of one: how it acts, learns, and what it can show.
+"""The interface of agents, as training, rollouts, checkpoints and export use it.
 
 Legend: N environments, B sequences, T steps, F row of replay.
 """
@@ -98,11 +98,11 @@ class Agent(Protocol):
         return (Phase("train", self.act, self.train_step),)
 
     @property
-    def simple(self) -> bool:
+    def single_phase(self) -> bool:
         """Whether it acts and learns all the time, in one phase."""
-        return len(self.phases) == 1 and all(
-            phase.act and phase.train_step and not phase.evolve for phase in self.phases
-        )
+        first = self.phases[0]
+        own = (first.act, first.train_step, first.evolve) == (self.act, self.train_step, None)
+        return len(self.phases) == 1 and own
 
     def init(self, key: Array) -> Any:
         """Fresh `State`; compiled."""

@@ -141,12 +141,12 @@ class Checkpointer:
         return best(self.directory)
 
     def restore(self, step: int, pattern: Any) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
-        """Restores (state, replay, meta), see `checkpoint.restore`."""
+        """Restores (state, replay, meta), see `storage.restore`."""
         self.wait()
         return storage.restore(self._path(step), pattern)
 
     def restore_newest(self, pattern: Any) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
-        """Restores the newest that is whole, as `checkpoint.restore`.
+        """Restores the newest that is whole, as `storage.restore`.
 
         Newer ones, which are damaged, are renamed, and a line of standard error tells of each.
 

@@ -66,8 +66,8 @@ def expand(path: str, key: str) -> Path:
     return found
 
 
-def check_folders(config: Config) -> None:
-    """Refuses folders that are not for this run; leaves no trace.
+def checked_run_folder(config: Config) -> Path:
+    """The run folder; refuses folders that are not for this run, and leaves no trace.
 
     Raises:
       UserError: as `folder.check`, `refuse_changes` and `manager.check`.
@@ -75,6 +75,7 @@ def check_folders(config: Config) -> None:
     folder.check(run_folder(config))
     refuse_changes(config, run_folder(config))
     manager.check(checkpoint_folder(config))
+    return run_folder(config)
 
 
 def refuse_changes(config: Config, path: Path) -> None:

@@ -22,7 +22,7 @@ class Part(BaseModel):
 
 
 class Form(Part):
-    """An observation or action, see `agent.interface`."""
+    """An observation or action, see `agents.agent_spaces`."""
 
     shape: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=3)]
     dtype: Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float32", "float64"]
@@ -181,7 +181,7 @@ def validate(content: Any) -> Document:
     """The document of this content.
 
     Raises:
-      Wrong: it is of a newer format, or of none.
+      Wrong: it is of another format, or of none.
     """
     form = content.get("format") if isinstance(content, dict) else None
     if type(form) is int and form != FORMAT:

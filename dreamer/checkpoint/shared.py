@@ -20,7 +20,7 @@ def restore(checkpoints: Checkpointer, pattern: Any, fresh: bool) -> Restored | 
 
     Args:
       checkpoints: of this host.
-      pattern: as of `checkpoint.restore`.
+      pattern: as of `storage.restore`.
       fresh: whether this host's folder is new.
 
     Raises:

@@ -75,7 +75,7 @@ def write(path: Path, state: Any, replay: dict[str, Any] | None, about: Document
         about: of the state.
 
     Raises:
-        OSError, ValueError: the operating system refused, see `checkpointer.reason`.
+        OSError, ValueError: the operating system refused, see `manager.reason`.
     """
     _write_arrays(path / "state", state)
     if replay is not None:
@@ -97,7 +97,7 @@ def read(path: Path) -> Document:
 
     Raises:
         Damaged: it is not what was written, or the folder is no checkpoint.
-        UserError: it cannot be read, is of a newer format, or says what cannot be.
+        UserError: it cannot be read, is of another format, or says what cannot be.
     """
     try:
         content = integrity.read_document(path / DOCUMENT)

@@ -14,7 +14,7 @@ from dreamer.distributed import mesh
 from dreamer.envs import registry
 from dreamer.errors import UserError, describe, printable
 from dreamer.logs import summary
-from dreamer.rollout.evaluate import Evaluation, evaluate, frame
+from dreamer.rollout.evaluate import EvaluationResult, evaluate, frame
 from dreamer.rollout.policy import Policy
 from dreamer.rollout.video import FPS, write_mp4
 
@@ -61,7 +61,7 @@ def evaluate_run(options: EvalOptions, named: Env | None = None) -> dict[str, An
     return numbers
 
 
-def _film(video: Path, result: Evaluation, out: Path) -> None:
+def _film(video: Path, result: EvaluationResult, out: Path) -> None:
     """Writes the video, when the results are written.
 
     Raises:

@@ -20,7 +20,7 @@ from dreamer.envs.base import BatchedEnv
 from dreamer.errors import UserError, printable
 from dreamer.logs import summary
 from dreamer.replay import tree
-from dreamer.rollout.driver import Acts, Driver, play, shares
+from dreamer.rollout.driver import ActingPolicy, Driver, play, shares
 from dreamer.rollout.policy import Policy, RandomPolicy
 from dreamer.system import files
 
@@ -35,7 +35,7 @@ def collect(options: CollectOptions, env_config: Env | None) -> None:
     _refuse_old(out, options.out)
     num_envs = min(options.num_envs, options.episodes)
     params: Any = None
-    policy: Acts | None = None
+    policy: ActingPolicy | None = None
     if options.run:
         saved = loading.load(options.run, options.checkpoint, options.trust, env_config)
         env_config, params = saved.config.env, saved.params
@@ -60,7 +60,7 @@ def collect(options: CollectOptions, env_config: Env | None) -> None:
 
 
 def whole_episodes(
-    policy: Acts, params: Any, env: BatchedEnv, episodes: int, seed: int
+    policy: ActingPolicy, params: Any, env: BatchedEnv, episodes: int, seed: int
 ) -> Iterator[Episode]:
     """Plays episodes and yields them as they end."""
     policy.reset(jax.random.key(seed))

@@ -62,6 +62,14 @@ class SingleHost:
         """Sends what JSON can hold to the first host, which receives it at the next barrier."""
         raise AssertionError("there is no other host")
 
+    def to_first(self, messages: list[Any]) -> list[Any]:
+        """Sends messages to the first host; returns those to handle here."""
+        if self.first:
+            return messages
+        for message in messages:
+            self.send(message)
+        return []
+
     def broadcast(self, compute: Callable[[], Any]) -> Any:
         """What the first host computes, which JSON can hold, on all."""
         return compute()

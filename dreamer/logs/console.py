@@ -33,10 +33,10 @@ class Console:
         self._warned: set[tuple[str, type]] = set()  # failures that were reported
 
     @classmethod
-    def open(
-        cls, config: Config, sync: SingleHost, leader: "Console | None", stack: ExitStack
-    ) -> "Console":
-        """The console of a run, with its display until the stack is closed."""
+    def open(cls, config: Config, sync: SingleHost, leader: Any, stack: ExitStack) -> "Console":
+        """The console of a run, with its display until the stack is closed; `leader` is the run on
+        display, if it is another one."""
+        leader = leader.console if leader else None
         mode = config.log.progress if sync.first else "none"
         progress = Progress(
             *(mode, config.run.steps, config.log.every_seconds),

@@ -8,7 +8,7 @@ import struct
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, SupportsFloat
+from typing import Any, Protocol, Self, SupportsFloat
 
 import numpy as np
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -24,16 +24,32 @@ VIDEOS = "videos"
 RGB = 3  # TensorBoard's number for the colour space
 
 
-class Logger:
-    """Writes metrics.jsonl, videos/NAME-STEP.mp4 and TensorBoard events into the run folder.
+class Writer(Protocol):
+    """A backend of `Logger`, which opens it, and survives any OSError after that."""
 
-    A line of metrics.jsonl is {"step": environment steps, "time": seconds since 1970, name: value,
-    ...}. A value that is NaN or infinite is null there, because JSON has no such numbers;
-    TensorBoard keeps it.
+    def open(self) -> None: ...
+
+    def truncate(self, step: int) -> None:
+        """Drops what was logged beyond a step, before the first write."""
+        ...
+
+    def write(self, step: int, now: float, scalars: Mapping[str, float]) -> None: ...
+
+    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Logger:
+    """Writes metrics and videos into the run folder, by its writers.
 
     Once created, the logger never raises for a disk that is full or missing, or a folder that was
     removed: it warns once, drops what it cannot write and tries again at the next call, so that
     training continues.
+
+    Args:
+        folder: of the run.
+        tensorboard: whether to write TensorBoard events too.
 
     Raises:
         UserError: the folder cannot be written.
@@ -42,15 +58,13 @@ class Logger:
     def __init__(self, folder: str | Path, tensorboard: bool = True) -> None:
         self._folder = Path(folder)
         self._warned = False
-        self._metrics = AppendFile(self._folder / METRICS)
-        version = _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        events = self._folder / f"events.out.tfevents.{time.time_ns()}"
-        self._events = AppendFile(events, header=version) if tensorboard else None
+        # Another backend goes here.
+        events = (TensorBoard(self._folder),) if tensorboard else ()
+        self._writers: tuple[Writer, ...] = (JsonLines(self._folder), Mp4(self._folder), *events)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._metrics.open()
-            if self._events:
-                self._events.open()
+            for writer in self._writers:
+                writer.open()
         except OSError as error:
             self.close()
             raise UserError(
@@ -66,16 +80,17 @@ class Logger:
         overwrites them at the same step.
 
         Raises:
-            UserError: the file cannot be rewritten.
+            UserError: a file cannot be rewritten.
         """
-        path = self._folder / METRICS
-        try:
-            files.write_atomic(path, "".join(_lines_until(path, step)))
-        except OSError as error:
-            raise UserError(
-                f"cannot rewrite {path}: {error.strerror or error}; make room or make it writable"
-            ) from error
-        self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
+        for writer in self._writers:
+            try:
+                writer.truncate(step)
+            except OSError as error:
+                path = error.filename or self._folder
+                raise UserError(
+                    f"cannot rewrite {path}: {error.strerror or error}; make room or make it "
+                    "writable"
+                ) from error
 
     def write(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
         """Logs scalars at an environment step, which must not be less than the last one.
@@ -91,50 +106,31 @@ class Logger:
         values: dict[str, float] = {
             name: value if type(value) is int else float(value) for name, value in scalars.items()
         }
-        line: dict[str, float | None] = {"step": int(step), "time": round(now, 3)}
-        line |= {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with self._surviving():
-            self._metrics.append(json.dumps(line, allow_nan=False).encode() + b"\n")
-        points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._event(step, summary=Summary(value=points))
+        for writer in self._writers:
+            with self._surviving():
+                writer.write(int(step), now, values)
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """Writes videos/NAME-STEP.mp4 (slashes in names become dashes) and an image in TensorBoard.
+        """Logs a video.
 
         Args:
             frames: uint8 [T, H, W, 3], or [T, H, W, 1] for gray.
             fps: frames per second.
         """
-        file = f"{name.replace('/', '-')}-{int(step)}.mp4"
-        with self._surviving():
-            write_mp4(self._folder / VIDEOS / file, frames, fps)
-        if self._events:
-            height, width = frames.shape[1:3]
-            image = Summary.Image(
-                height=height,
-                width=width,
-                colorspace=RGB,
-                encoded_image_string=to_gif(frames, fps),
-            )
-            self._event(step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
+        for writer in self._writers:
+            with self._surviving():
+                writer.video(int(step), name, frames, fps)
 
     def close(self) -> None:
         """Closes the files; everything written is already on disk."""
-        self._metrics.close()
-        if self._events:
-            self._events.close()
+        for writer in self._writers:
+            writer.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _event(self, step: int, **content: Any) -> None:
-        if self._events:
-            event = Event(wall_time=time.time(), step=int(step), **content)
-            with self._surviving():
-                self._events.append(_record(event))
 
     @contextlib.contextmanager
     def _surviving(self) -> Iterator[None]:
@@ -153,19 +149,81 @@ class Silent(Logger):
     """Writes nothing; for all hosts except the first."""
 
     def __init__(self) -> None:
-        pass
+        self._writers = ()
+
+
+class JsonLines:
+    """metrics.jsonl, of lines {"step": environment steps, "time": seconds since 1970, name: value,
+    ...}. A value that is NaN or infinite is null, because JSON has no such numbers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = AppendFile(folder / METRICS)
+        self.open, self.close = self._file.open, self._file.close
 
     def truncate(self, step: int) -> None:
-        pass
+        files.write_atomic(self._file.path, "".join(_lines_until(self._file.path, step)))
 
-    def write(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
-        pass
+    def write(self, step: int, now: float, scalars: Mapping[str, float]) -> None:
+        line: dict[str, float | None] = {"step": step, "time": round(now, 3)}
+        line |= {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        self._file.append(json.dumps(line, allow_nan=False).encode() + b"\n")
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        pass
+        """Has no place for one."""
+
+
+class Mp4:
+    """videos/NAME-STEP.mp4; slashes in names become dashes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / VIDEOS
+
+    def open(self) -> None:
+        """Each video is a file."""
+
+    def truncate(self, step: int) -> None:
+        """Keeps all."""
+
+    def write(self, step: int, now: float, scalars: Mapping[str, float]) -> None:
+        """Has no place for them."""
+
+    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
+        write_mp4(self._folder / f"{name.replace('/', '-')}-{step}.mp4", frames, fps)
 
     def close(self) -> None:
-        pass
+        """Nothing is open."""
+
+
+class TensorBoard:
+    """An events file, with videos as animated images."""
+
+    def __init__(self, folder: Path) -> None:
+        version = _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        name = f"events.out.tfevents.{time.time_ns()}"
+        self._file = AppendFile(folder / name, header=version)
+        self.open, self.close = self._file.open, self._file.close
+        self._start: int | None = None  # step of a mark that is still to be written
+
+    def truncate(self, step: int) -> None:
+        self._start = step + 1
+
+    def write(self, step: int, now: float, scalars: Mapping[str, float]) -> None:
+        points = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._append(step, now, summary=Summary(value=points))
+
+    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
+        height, width = frames.shape[1:3]
+        gif = to_gif(frames, fps)
+        image = Summary.Image(height=height, width=width, colorspace=RGB, encoded_image_string=gif)
+        self._append(step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
+
+    def _append(self, step: int, now: float | None = None, **content: Any) -> None:
+        now = now or time.time()
+        if self._start is not None:  # TensorBoard drops what earlier files have from there on
+            start = SessionLog(status=SessionLog.START)
+            self._file.append(_record(Event(wall_time=now, step=self._start, session_log=start)))
+            self._start = None
+        self._file.append(_record(Event(wall_time=now, step=step, **content)))
 
 
 class AppendFile:
@@ -182,13 +240,13 @@ class AppendFile:
     """
 
     def __init__(self, path: Path, header: bytes = b"") -> None:
-        self._path, self._header = path, header
+        self.path, self._header = path, header
         self._descriptor = -1
 
     def open(self) -> None:
         self.close()
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        self._descriptor = files.open_regular(self._path, flags)
+        self._descriptor = files.open_regular(self.path, flags)
         size = os.fstat(self._descriptor).st_size
         self._write(b"\n")  # opening alone succeeds on a full disk
         os.ftruncate(self._descriptor, size)
@@ -206,7 +264,7 @@ class AppendFile:
     def _is_open(self) -> bool:
         """Whether the file that is open is still the one at the path."""
         with contextlib.suppress(OSError):
-            return os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
+            return os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
         return False
 
     def _write(self, data: bytes) -> None:

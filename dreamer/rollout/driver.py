@@ -19,7 +19,7 @@ Row = dict[str, Any]  # one step of N environments, leaves [N, ...]
 Ended = list[tuple[int, float, int]]  # environment, return and length of each episode
 
 
-class Acts(Protocol):
+class ActingPolicy(Protocol):
     """What acts in N environments: a `Policy` or a `RandomPolicy`."""
 
     num_envs: int
@@ -42,12 +42,12 @@ class Driver:
     def __init__(
         self,
         env: BatchedEnv,
-        policy: Acts,
+        policy: ActingPolicy,
         keys: Collection[str] | None = None,
         stride: int = 1,
     ) -> None:
         self.env, self.policy = env, policy
-        self.episodes = Episodes.start(policy.num_envs)
+        self.episodes = EpisodeStats.start(policy.num_envs)
         self.number = 0  # of the next step
         self.time_step: dm_env.TimeStep
         self._keys, self._stride = keys, stride
@@ -85,14 +85,14 @@ def shares(episodes: int, num_envs: int) -> list[int]:
 
 
 @dataclass
-class Episodes:
+class EpisodeStats:
     """Rewards and steps of the running episodes of N environments, added up."""
 
     returns: np.ndarray
     lengths: np.ndarray
 
     @classmethod
-    def start(cls, num_envs: int) -> "Episodes":
+    def start(cls, num_envs: int) -> "EpisodeStats":
         return cls(np.zeros(num_envs), np.zeros(num_envs, np.int64))
 
     def add(self, time_step: dm_env.TimeStep) -> Ended:

@@ -19,7 +19,7 @@ MAX_FRAMES = 2000  # of a video; an episode may last for hours
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """Results in the order in which episodes were started, environment by environment."""
 
     returns: np.ndarray  # [episodes]
@@ -37,7 +37,7 @@ def evaluate(
     seed: int,
     record: bool = False,
     interrupted: Callable[[], bool] = lambda: False,
-) -> Evaluation | None:
+) -> EvaluationResult | None:
     """Plays episodes with fixed parameters on fresh environments, as many as the policy is for.
 
     Args:
@@ -57,6 +57,8 @@ def evaluate(
         policy.reset(jax.random.key(seed))
         driver, recorder = Driver(env, policy, ()), Recorder(env, done=not record)
         known = 0
+        if interrupted():
+            return None
         for _, ended in play(driver, params):
             if interrupted():
                 return None
@@ -73,7 +75,7 @@ def evaluate(
         env.close()
     returns, lengths = (np.array(x) for x in zip(*sum(results, []), strict=True))
     frames = images.stack(recorder.frames) if recorder.frames else None
-    return Evaluation(returns, lengths, frames, env.restarts, recorder.failure)
+    return EvaluationResult(returns, lengths, frames, env.restarts, recorder.failure)
 
 
 @dataclass

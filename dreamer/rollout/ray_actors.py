@@ -126,7 +126,7 @@ class RayActors:
 
 
 class _Actor:
-    """A `ActorWorker` in a process of its own."""
+    """An `ActorWorker` in a process of its own."""
 
     def begin(self, config: Config, life: int, folder: str) -> str:
         """Makes it; `folder` is where the run was started, and where its modules are."""

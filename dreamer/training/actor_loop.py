@@ -23,8 +23,7 @@ from dreamer.envs.base import FIRST, LAST, MID, RESTARTED, Restart
 from dreamer.envs.faults import Restarts
 from dreamer.errors import EnvironmentFault, UserError
 from dreamer.rollout.chunks import Chunk, Stream, join
-from dreamer.rollout.driver import Episodes as Running
-from dreamer.rollout.driver import Row
+from dreamer.rollout.driver import EpisodeStats, Row
 from dreamer.training.interfaces import Episodes
 from dreamer.training.learners import agent_and_native_actions, make_learner, refuse_phases
 from dreamer.training.schedules import Ratio
@@ -70,7 +69,7 @@ class ActorLoop:
             self._actors.close()
             raise
         self.ratio = Ratio.of(config)
-        self.episodes = Running.start(config.env.num_envs)
+        self.episodes = EpisodeStats.start(config.env.num_envs)
         self.restarts: Sequence[Restart] = ()  # of actors and of environments in them
         self._limit = Restarts(config.env.restarts)
         self.step = 0  # environment steps received so far, all of them put into replay
@@ -169,10 +168,7 @@ class ActorLoop:
 
     def _start_actors(self) -> None:
         self._sent = self.learner.updates
-        self._actors.send(
-            self._sent,
-            jax.device_get({name: self.learner.params[name] for name in self.agent.acting}),
-        )
+        self._actors.send(self._sent, jax.device_get(self._weights()))
         for index in range(len(self._streams)):
             self._start(index)
 

@@ -22,8 +22,9 @@ class Callback:
     """
 
     def next_step(self, run: "Trainer") -> int | None:
-        """The environment step at which it needs `on_step`, None where any will do: in the device
-        loop a chunk of many steps ends there if it can."""
+        """The environment step at which it needs `on_step`, None where any will do; the same on all
+        hosts. In the device loop a chunk of many steps ends there if its cycles do: the rest of the
+        way is done by a second program of one cycle."""
         return None
 
     def on_start(self, run: "Trainer") -> None:
@@ -45,11 +46,16 @@ class Callback:
         """After a checkpoint was written to this folder, for which training then waits."""
 
     def on_end(self, run: "Trainer") -> None:
-        """After the last iteration, when the run is done or was requested to stop."""
+        """After the last iteration, when the run is done or was requested to stop; before the last
+        evaluation and save."""
+
+
+class StatefulHook(Callback):
+    """A hook of which every checkpoint has counters, under names of their own."""
 
     def get_state(self) -> dict[str, Any]:
-        """What is saved with the run, made of JSON types."""
-        return {}
+        """The counters, made of JSON types."""
+        raise NotImplementedError
 
 
 class Callbacks(Callback):
@@ -59,10 +65,9 @@ class Callbacks(Callback):
         self._callbacks = tuple(callbacks)
         self.failed = False  # one has raised something, which ends the training
 
-    def _call(self, event: str, *arguments: Any) -> None:
+    def _call(self, event: str, *arguments: Any) -> list[Any]:
         try:
-            for callback in self._callbacks:
-                getattr(callback, event)(*arguments)
+            return [getattr(callback, event)(*arguments) for callback in self._callbacks]
         except BaseException:
             self.failed = True
             self.silence()
@@ -79,7 +84,7 @@ class Callbacks(Callback):
         )
 
     def next_step(self, run: "Trainer") -> int | None:
-        steps = [one.next_step(run) for one in self._callbacks]
+        steps = self._call("next_step", run)
         return min([step for step in steps if step is not None], default=None)
 
     def on_start(self, run: "Trainer") -> None:

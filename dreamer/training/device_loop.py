@@ -30,8 +30,7 @@ from dreamer.errors import UserError
 from dreamer.logs.metrics import LateMetrics, Reading
 from dreamer.ops.random import purpose_key
 from dreamer.replay import device
-from dreamer.rollout.driver import Episodes as Running
-from dreamer.rollout.driver import transition
+from dreamer.rollout.driver import EpisodeStats, transition
 from dreamer.rollout.policy import restored_carry
 from dreamer.training.device_replay import DeviceReplay, Stored, from_shards, to_shards
 from dreamer.training.interfaces import Episodes
@@ -311,7 +310,7 @@ class DeviceLoop:
         envs, time_step = loaded or jax.device_get(reset(keys))
         blank = jax.eval_shape(partial(self.agent.initial_carry, num_envs))
         carry = restored_carry(blank, arrays["carry"])
-        running = Running.start(num_envs)
+        running = EpisodeStats.start(num_envs)
         running.set_state(counters["episodes"])
         running.forget(np.full(num_envs, lost_episodes))
         score, length = running.returns.astype(np.float32), running.lengths.astype(np.int32)

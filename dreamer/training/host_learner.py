@@ -88,7 +88,8 @@ class HostLearner:
             return state, latent, self._metrics.stack(metrics)
 
         self._write_back()
-        self._metrics = LateMetrics()  # each phase has metrics of its own
+        self._unread = self._metrics.read(wait=True)  # each phase has metrics of its own
+        self._metrics = LateMetrics()
         self._update = mesh.compile_updates(step, self._devices)
 
     def start(self, initial: Initial) -> None:
@@ -155,6 +156,9 @@ class HostLearner:
 
     def read_metrics(self, wait: bool = False) -> Reading:
         """Those since the last reading, see `LateMetrics.read`."""
+        if self._unread.averages or self._unread.skipped:
+            unread, self._unread = self._unread, Reading({})
+            return unread
         return self._metrics.read(wait)
 
     def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from dreamer.replay import tree
 from dreamer.rollout.driver import Driver
 from dreamer.rollout.policy import Policy
 from dreamer.training.interfaces import Episodes
-from dreamer.training.learners import agent_that_fits, make_learner
+from dreamer.training.learners import agent_that_fits, make_learner, refuse_phases
 from dreamer.training.schedules import Ratio
 
 
@@ -48,6 +48,7 @@ class HostLoop:
             specs = self.env.observation_spec(), self.env.action_spec()
             self.native_actions = getattr(self.env, "native_actions", None)
             self.agent = agent_that_fits(config, specs, devices)
+            refuse_phases(self.agent, "training on several hosts", self._hosts > 1)
             self._weights = ActingWeights(config, self.agent, devices)
             self.learner: Any = make_learner(config, self.agent, devices)
         except BaseException:
@@ -69,9 +70,13 @@ class HostLoop:
     def _enter(self, number: int) -> None:
         """Begins a phase of the agent."""
         self.phase, phase = number, self.agent.phases[number]
-        if len(self.agent.phases) > 1:
+        if not self.agent.single_phase:
             self.learner.enter(phase.train_step)
             self._policy.enter(phase.act or self.agent.act)
+
+    def _check_phase(self) -> None:
+        """Refuses a phase that can never learn."""
+        phase = self.agent.phases[self.phase]
         steps, needed = self.loaded + self.step, self._config.first_update
         if phase.train_step and not phase.act and steps < needed:
             raise UserError(
@@ -82,6 +87,7 @@ class HostLoop:
     def start(self, initial: Initial = NOTHING) -> None:
         self.learner.start(initial)
         self.loaded = initial.steps(self._config.env.num_envs)
+        self._check_phase()
         self._weights.add(self.learner.params)
         self.driver.reset()
 
@@ -95,15 +101,20 @@ class HostLoop:
             if phase.train_step and self.loaded + self.step >= self._config.first_update:
                 per_call = self._config.run.updates_per_call
                 learner.train(self.ratio.updates(self.step) if phase.act else per_call)
-        finally:  # where an update fails, what can be saved is whole: the environments stepped too
-            ended = self.driver.step() if phase.act else []
+        except Exception:  # replay and environments agree when they are saved then
+            if phase.act:
+                self.driver.step()
+            raise
+        if learner.updates > before:
+            self._weights.add(learner.params)
+        ended = self.driver.step() if phase.act else []
         if phase.evolve and ended:
             state, self._policy.carry = phase.evolve(learner.state, self._policy.carry, ended)
             learner.replace(state)
-        if learner.updates > before or (phase.evolve and ended):
             self._weights.add(learner.params)
         if phase.over(self.step, learner.updates) and self.phase + 1 < len(self.agent.phases):
             self._enter(self.phase + 1)
+            self._check_phase()
         return [(score, length) for _, score, length in ended]
 
     def drain(self) -> Episodes:
@@ -128,6 +139,7 @@ class HostLoop:
     def set_state(self, state: Any, arrays: dict[str, Any], counters: dict[str, Any]) -> str:
         self.step, self.loaded = counters["step"], counters["loaded"]
         self._enter(counters["phase"])
+        self._check_phase()
         lost = self.learner.set_state(state, arrays, counters["learner"])
         self._policy.set_state(arrays["carry"])
         self._weights.set_arrays(arrays.get("weights", {}), self.learner.params)
@@ -159,7 +171,8 @@ class HostLoop:
 
 
 class ActingWeights:
-    """The weights to act with, of `run.policy_lag` iterations with updates ago, on their device.
+    """The weights to act with, on their device: those before the last `run.policy_lag` iterations
+    with updates.
 
     Raises:
       UserError: a lag on the device that trains, where actions are computed after the updates

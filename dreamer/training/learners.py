@@ -83,7 +83,7 @@ def make_learner(
     can be spread over all devices.
     """
     choice, count = config.replay.where, len(devices)
-    if not agent.simple:
+    if not agent.single_phase:
         refuse_phases(agent, "replay.where=device", choice == "device")
         choice = "host"
     if choice == "auto":
@@ -99,7 +99,7 @@ def refuse_phases(agent: Agent, option: str, given: bool = True) -> None:
     Raises:
       UserError: it is given, and the agent has other phases.
     """
-    if given and not agent.simple:
+    if given and not agent.single_phase:
         names = ", ".join(phase.name for phase in agent.phases)
         raise UserError(
             f"{option} is for agents that act and learn all the time, and agent.kind="

@@ -44,8 +44,9 @@ def train_together(
         begun: list[Trainer] = []
         with saved_first(begun):
             for trainer in trainers:
-                if trainer.begin():
-                    begun.append(trainer)
+                begun.append(trainer)
+                if not trainer.begin():
+                    begun.remove(trainer)
             _run(begun)
             for trainer in reversed(begun):  # the others use the display of the first
                 trainer.finish()

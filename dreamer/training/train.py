@@ -30,7 +30,7 @@ def train(
                 with Trainer(config, stop, callbacks) as trainer:
                     trainers.append(trainer)
                     return trainer.run()
-            except RolledBack:
+            except RolledBack:  # the next trainer restores the checkpoint it was rolled back to
                 trainers.clear()
                 stop.saves = 0  # those requested before were done
 

@@ -13,7 +13,7 @@ from dreamer.system.signals import StopRequest
 from dreamer.training.callbacks import Callback, Callbacks
 from dreamer.training.ending import saved_first
 from dreamer.training.hooks import rollback
-from dreamer.training.hooks.checkpoints import Checkpoints
+from dreamer.training.hooks.checkpoints import Checkpoints, start_without_checkpoint
 from dreamer.training.hooks.evaluation import Evaluation
 from dreamer.training.hooks.logging import Logging
 from dreamer.training.hooks.sync import HostSync
@@ -26,10 +26,8 @@ class Trainer(AbstractContextManager):
     """One run: its loop and its files. A context; `run` returns when done or stopped.
 
     Args:
-      config: the whole configuration.
-      stop: requests of signals and callbacks.
-      callbacks: of the user.
-      leader: the run whose display shows this one too.
+      config, stop, callbacks: see `training.train.train`.
+      leader: the first run of `run.seeds`, which has the display and the callbacks.
 
     Raises:
       UserError: what the user can fix, before anything is written.
@@ -46,23 +44,22 @@ class Trainer(AbstractContextManager):
         self.callbacks: Callbacks = leader.callbacks if leader else Callbacks(callbacks)
         self.sync: sync.SingleHost = sync.make(self.stop)
         self.metrics: dict[str, float] = {}  # those last written
-        self.path = paths.run_folder(config)
-        paths.check_folders(config)
+        self.path = paths.checked_run_folder(config)
         self.devices = mesh.devices_of(config)
         with ExitStack() as stack:
-            shown_by = leader.console if leader else None
-            self.console: Console = Console.open(config, self.sync, shown_by, stack)
+            self.console: Console = Console.open(config, self.sync, leader, stack)
             rollbacks = self.sync.broadcast(lambda: rollback.count(paths.checkpoint_folder(config)))
             own = shard.of_host(rollback.rekeyed(config, rollbacks))
             self.loop: Loop = make_loop(own, self.devices)
             stack.callback(self.console.attempt, "environments cannot close", self.loop.close)
             shard.compare_devices(len(self.devices), self.loop.learner.stored)
+            started = start_without_checkpoint(self)  # while nothing is written yet
             fresh = stack.enter_context(paths.locked_run(config))
             with files.undone_on_failure(self.path) if fresh else nullcontext():
-                self.checkpoints: Checkpoints = Checkpoints(self, stack, fresh)
+                self.checkpoints: Checkpoints = Checkpoints(self, stack, fresh, started)
                 self.logging: Logging = Logging(self, stack)
                 self.evaluation: Evaluation = Evaluation(self)
-                self.hooks: tuple[Callback, ...] = (
+                self.hooks: tuple[Callback, ...] = (  # metrics are read before others use them
                     self.logging,
                     self.callbacks,
                     rollback.Rollback(self, rollbacks),
@@ -110,7 +107,7 @@ class Trainer(AbstractContextManager):
 
     @property
     def next_step(self) -> int:
-        """The step of the loop at which a hook needs control, or at which the run ends."""
+        """The next step of this host's loop at which a hook needs control or the run ends."""
         steps = [step for hook in self.hooks if (step := hook.next_step(self)) is not None]
         return -(-min([self.config.run.steps, *steps]) // hosts.count())  # rounded up
 
@@ -134,9 +131,11 @@ class Trainer(AbstractContextManager):
         self.notify("on_step")
 
     def report(self, episodes: Episodes) -> None:
-        """Notifies the hooks, those of the first host, of episodes that ended."""
-        for episode in episodes:
-            self.notify("on_episode", *episode) if self.sync.first else self.sync.send(episode)
+        """Notifies the hooks of episodes that ended; other hosts send theirs to the first."""
+        episodes = self.sync.to_first(episodes)
+        for hook in self.hooks:
+            for episode in episodes:
+                hook.on_episode(self, *episode)
 
     def notify(self, event: str, *arguments: Any) -> None:
         """Calls all hooks in their order."""
@@ -145,5 +144,6 @@ class Trainer(AbstractContextManager):
 
     def finish(self) -> None:
         """After the last iteration."""
+        self.report(self.loop.drain())
         self.notify("on_end")
         self.logging.conclude()

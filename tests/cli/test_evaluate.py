@@ -12,7 +12,7 @@ import pytest
 from dreamer.cli import eval as command
 from dreamer.envs.base import Restart
 from dreamer.errors import UserError
-from dreamer.rollout.evaluate import Evaluation
+from dreamer.rollout.evaluate import EvaluationResult
 from tests import tiny_run
 
 
@@ -57,7 +57,7 @@ def test_failures_are_reported(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    restarted = Evaluation(np.ones(2), np.ones(2), None, (Restart(0, "it broke", True),))
+    restarted = EvaluationResult(np.ones(2), np.ones(2), None, (Restart(0, "it broke", True),))
     monkeypatch.setattr("dreamer.cli.evaluate_run.evaluate", lambda *_, **__: restarted)
     play(run, tmp_path / "result.json", "episodes=2")
     assert capsys.readouterr().out.startswith("it broke\n")

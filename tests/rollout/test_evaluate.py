@@ -8,8 +8,8 @@ import pytest
 
 from dreamer.config import trust
 from dreamer.config.env import GymnasiumEnv
-from dreamer.rollout.driver import Episodes
-from dreamer.rollout.evaluate import Evaluation, Recorder, evaluate
+from dreamer.rollout.driver import EpisodeStats
+from dreamer.rollout.evaluate import EvaluationResult, Recorder, evaluate
 from tests import probe_envs
 
 FIRST, MID, LAST = 0, 1, 2
@@ -34,20 +34,20 @@ def test_episodes_by_hand() -> None:
         ([LAST, FIRST], [-4, 0], [(0, -4.0, 1)]),
         ([FIRST, MID], [0, 7], []),
     ]
-    episodes = Episodes.start(2)
+    episodes = EpisodeStats.start(2)
     for types, rewards, ended in steps:
         assert episodes.add(time_step(types, rewards)) == ended
     assert episodes.get_state() == {"returns": [0.0, 7.0], "lengths": [0, 1]}
 
 
 def test_two_episodes_may_end_together() -> None:
-    episodes = Episodes.start(2)
+    episodes = EpisodeStats.start(2)
     episodes.add(time_step([FIRST, FIRST], [0, 0]))
     assert episodes.add(time_step([LAST, LAST], [1, 2])) == [(0, 1.0, 1), (1, 2.0, 1)]
 
 
 def test_running_episodes_are_restored_and_forgotten() -> None:
-    first, second = Episodes.start(2), Episodes.start(2)
+    first, second = EpisodeStats.start(2), EpisodeStats.start(2)
     for types in ([FIRST, FIRST], [MID, MID]):
         first.add(time_step(types, [3, 4]))
     second.set_state(first.get_state())
@@ -73,7 +73,7 @@ class Idle:
 
 def play(
     name: str, num_envs: int, episodes: int, record: bool = False, seed: int = 0
-) -> Evaluation:
+) -> EvaluationResult:
     task = probe_envs.task(name).split("=")[1]
     config = trust.allow(GymnasiumEnv(task=task, image_size=(16, 16)))
     policy: Any = Idle(num_envs)

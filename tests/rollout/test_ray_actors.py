@@ -72,7 +72,7 @@ def test_a_run_ends_with_its_result_although_an_actor_and_a_node_die(
         assert ask(trainer, 0, node) != ask(trainer, 1, node)
         time.sleep(2)  # in which no actor runs further ahead than it may
         for index in (0, 1):
-            played = ask(trainer, index, lambda actor: actor._player._steps)
+            played = ask(trainer, index, lambda actor: actor._worker._driver.number)
             assert played - trainer.step // 2 <= 4 * STEPS
 
         os.kill(ask(trainer, 0, lambda _: os.getpid()), signal.SIGKILL)

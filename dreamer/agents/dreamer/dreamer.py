@@ -1,4 +1,4 @@
-"""Dreamer as everything above the agents knows it, see `agents.interface`."""
+"""Dreamer behind the interface of agents."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

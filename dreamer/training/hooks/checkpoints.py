@@ -1,5 +1,4 @@
-"""Locks the run folder, restores the newest checkpoint, and saves: by clocks, on request, at the
-end, and whatever ends the run."""
+"""Restores the newest checkpoint; saves periodically, on request, at the end and on failure."""
 
 import contextlib
 from typing import TYPE_CHECKING, Any
@@ -9,12 +8,13 @@ from dreamer.checkpoint import folder, manager, paths, shared
 from dreamer.checkpoint.manager import Checkpointer, SaveError
 from dreamer.config import serialization
 from dreamer.datasets import initial
+from dreamer.datasets.initial import Initial
 from dreamer.distributed import hosts
 from dreamer.envs import saved_spaces
 from dreamer.errors import EnvironmentFault, UserError, describe
 from dreamer.logs.writers import VIDEOS
 from dreamer.system import files
-from dreamer.training.callbacks import Callback
+from dreamer.training.callbacks import Callback, StatefulHook
 from dreamer.training.hooks.retry import Retry
 from dreamer.training.hooks.rollback import Exhausted
 from dreamer.training.schedules import EverySeconds, EverySteps
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 REFUSED = (UserError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 
 
+def start_without_checkpoint(run: "Trainer") -> Initial | None:
+    """Starts the loop of a run that has no checkpoint; None where it has one."""
+    if paths.holds_checkpoints(paths.checkpoint_folder(run.config)):
+        return None
+    first = initial.choose(run.config, run.loop.agent, run.loop.learner.params)
+    run.loop.start(first)
+    return first
+
+
 class Checkpoints(Callback):
     """The checkpoints of a run, restored and saved.
 
@@ -32,12 +41,15 @@ class Checkpoints(Callback):
       run: with its loop, which is started or restored; its folder is locked.
       stack: waits for the last save.
       fresh: whether the folder is new.
+      started: what the loop was started from, None where there was a checkpoint to restore.
 
     Raises:
       UserError: the checkpoint does not fit, or the folder cannot be written.
     """
 
-    def __init__(self, run: "Trainer", stack: contextlib.ExitStack, fresh: bool) -> None:
+    def __init__(
+        self, run: "Trainer", stack: contextlib.ExitStack, fresh: bool, started: Initial | None
+    ) -> None:
         self._run = run
         files.refuse_links(run.path, paths.CHECKPOINTS, VIDEOS)
         if fresh:
@@ -50,22 +62,23 @@ class Checkpoints(Callback):
         self._retry = Retry(self.manager, self._save, run.console.note)
         self._unsaved = -1  # the last step that could not be saved
         self.saved: dict[str, Any] = {}  # counters of the checkpoint that was restored
-        self.origin = self._restore(fresh)  # what the run starts from, in words
+        self.origin = self._restore(fresh, started)  # what the run starts from, in words
         if not fresh:  # only now is it known that the checkpoint fits a changed configuration
             folder.prepare(run.path, serialization.to_yaml(run.config))
 
     # ------------------------------------------------------------------------------- restoring
 
-    def _restore(self, fresh: bool) -> str:
-        """Restores the newest checkpoint, or starts where there is none."""
+    def _restore(self, fresh: bool, started: Initial | None) -> str:
+        """Restores the newest checkpoint that all hosts have; returns what the run starts from."""
         run = self._run
         if self.manager.latest_step() is not None:
             run.console.progress.print("restoring the newest checkpoint")
         found = shared.restore(self.manager, run.loop.learner.state, fresh)
         if found is None:
-            first = initial.choose(run.config, run.loop.agent, run.loop.learner.params)
-            run.loop.start(first)
-            return str(first) if fresh else f"{run.path} had saved nothing yet and restarts"
+            if started is None:  # what some other host does not have
+                started = initial.choose(run.config, run.loop.agent, run.loop.learner.params)
+                run.loop.start(started)
+            return str(started) if fresh else f"{run.path} had saved nothing yet and restarts"
         state, arrays, self.saved = found
         path = self.manager.directory / str(self.manager.latest_step())
         if arrays is None:
@@ -146,7 +159,7 @@ class Checkpoints(Callback):
         own = {"run": str(run.path.absolute()), "hosts": hosts.count(), "spaces": spaces}
         counters = own | loop.get_counters()
         for hook in run.hooks:
-            counters |= hook.get_state()
+            counters |= hook.get_state() if isinstance(hook, StatefulHook) else {}
         step = run.step
         if self.manager.holds(step):  # since when no array has changed
             self.manager.amend(step, counters, score)
@@ -190,8 +203,8 @@ class Checkpoints(Callback):
     def keep(self, cause: BaseException) -> str:
         """Saves what was learned until something ended the training; returns what is saved then.
 
-        Of several hosts, the others do not know of it and do not save. What an update that failed
-        had taken, or left incomplete, cannot be saved, and the newest checkpoint remains.
+        One of several hosts does not save alone. Buffers that were donated to a failed update
+        cannot be saved: the newest checkpoint remains.
         """
         run = self._run
         if self._unsaved == run.step:  # as the cause says

@@ -7,11 +7,14 @@ import numpy as np
 from dreamer.logs import summary
 from dreamer.rollout.evaluate import evaluate
 from dreamer.rollout.policy import Policy
-from dreamer.training.callbacks import Callback
+from dreamer.training.callbacks import StatefulHook
 from dreamer.training.schedules import EverySteps
 
 if TYPE_CHECKING:
     from dreamer.training.trainer import Trainer
+
+
+EVALUATION, EPISODE, PREDICTIONS = 1, 2, 3  # purposes of random numbers
 
 
 def seed_of(run: "Trainer", purpose: int) -> int:
@@ -20,7 +23,7 @@ def seed_of(run: "Trainer", purpose: int) -> int:
     return int(sequence.generate_state(1)[0])
 
 
-class Evaluation(Callback):
+class Evaluation(StatefulHook):
     """Evaluates every `eval.every` steps and at the end; saves the best."""
 
     def __init__(self, run: "Trainer") -> None:
@@ -80,7 +83,7 @@ class Evaluation(Callback):
             run.loop.learner.params,
             run.config.env,
             run.config.eval.episodes,
-            seed_of(run, 1),
+            seed_of(run, EVALUATION),
             interrupted=lambda: run.stop.requested,
         )
         if result is None:

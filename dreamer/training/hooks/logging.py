@@ -10,7 +10,7 @@ from dreamer.logs.metrics import SKIPPED, Reading
 from dreamer.logs.plan import plan
 from dreamer.logs.writers import Logger, Silent
 from dreamer.rollout.driver import transition_spec
-from dreamer.training.callbacks import Callback
+from dreamer.training.callbacks import StatefulHook
 from dreamer.training.schedules import EverySeconds
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SHOWN = ("loss/total", "loss/reward", "kl", "imagined_return", "value")
 
 
-class Logging(Callback):
+class Logging(StatefulHook):
     """Writes what happened since, and reads the metrics of updates every `log.every_seconds`.
 
     Args:
@@ -39,7 +39,8 @@ class Logging(Callback):
         self.reading: Reading | None = None  # of this iteration
         self.skipping = False  # the last update that was read was skipped
         self.skipped = run.checkpoints.saved.get("skipped", 0)  # updates that were not finite
-        self._restarts = len(run.loop.restarts)  # those that were reported
+        # Those that were reported, by the line on what could be restored.
+        self._restarts = len(run.loop.restarts) if run.checkpoints.saved else 0
         self._run = run
 
     def get_state(self) -> dict[str, Any]:
@@ -89,7 +90,7 @@ class Logging(Callback):
         self.reading = self.read() if self._clock() else None
 
     def on_end(self, run: "Trainer") -> None:
-        self.read(wait=True)
+        run.console.attempt("the last metrics are lost", self.read, True)
 
     def read(self, wait: bool = False) -> Reading:
         """Reads and logs the metrics of updates, see `LateMetrics.read`."""

@@ -19,7 +19,7 @@ from dreamer.checkpoint.manager import Checkpointer, SaveError
 from dreamer.config import Config
 from dreamer.distributed import hosts
 from dreamer.errors import UserError
-from dreamer.training.callbacks import Callback
+from dreamer.training.callbacks import StatefulHook
 
 if TYPE_CHECKING:
     from dreamer.training.trainer import Trainer
@@ -31,7 +31,7 @@ ADVICE = (
 )
 
 
-class Rollback(Callback):
+class Rollback(StatefulHook):
     """Rolls back after more than `run.max_skipped` skipped updates in a row.
 
     Args:

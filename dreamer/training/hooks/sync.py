@@ -19,7 +19,7 @@ class HostSync(Callback):
 
     def _barrier(self, run: "Trainer", now: bool = False) -> None:
         for message in run.sync.barrier(run.updates, run.checkpoints.overdue, now):
-            if len(message) == 1:
+            if len(message) == 1:  # a line; others are episodes
                 run.console.print(*message)
             else:
                 run.notify("on_episode", *message)

@@ -9,7 +9,7 @@ from dreamer.rollout.evaluate import evaluate
 from dreamer.rollout.policy import Policy
 from dreamer.rollout.video import FPS, open_loop_grids
 from dreamer.training.callbacks import Callback
-from dreamer.training.hooks.evaluation import seed_of
+from dreamer.training.hooks.evaluation import EPISODE, PREDICTIONS, seed_of
 from dreamer.training.schedules import EverySteps
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Videos(Callback):
 
     def __init__(self, run: "Trainer") -> None:
         agent, config = run.loop.agent, run.config
-        self._clock = EverySteps(config.log.video_every if run.sync.first else 0, run.step)
+        self._clock = EverySteps(config.log.video_every, run.step)
         self._policy = Policy(agent, 1, config.eval.greedy)
         self._open_loop = jax.jit(agent.open_loop, static_argnums=2)
 
@@ -31,7 +31,7 @@ class Videos(Callback):
         return self._clock.next
 
     def on_step(self, run: "Trainer") -> None:
-        if not self._clock(run.step):
+        if not self._clock(run.step) or not run.sync.first:
             return
         failure = f"no video of step {run.step:,}"
         with run.console.progress.beside("recording videos"):
@@ -50,7 +50,7 @@ class Videos(Callback):
             run.loop.learner.params,
             run.config.env,
             1,
-            seed_of(run, 2),
+            seed_of(run, EPISODE),
             record=True,
             interrupted=lambda: run.stop.requested,
         )
@@ -64,11 +64,11 @@ class Videos(Callback):
         agent, config = run.loop.agent, run.config
         if not agent.images:
             return
-        batch = run.loop.learner.sequences(SEQUENCES, (config.seed, run.step, 3))
+        batch = run.loop.learner.sequences(SEQUENCES, (config.seed, run.step, PREDICTIONS))
         if batch is None:
             return
         context = config.replay.batch_length // 2
-        key = jax.random.key(seed_of(run, 3))
+        key = jax.random.key(seed_of(run, PREDICTIONS))
         predictions = self._open_loop(run.loop.learner.params, batch, context, key)
         for name, grid in open_loop_grids(agent, batch, predictions, context).items():
             run.logging.logger.video(run.step, f"open_loop/{name}", grid, FPS)

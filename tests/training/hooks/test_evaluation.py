@@ -10,7 +10,7 @@ import pytest
 
 from dreamer.envs.base import Restart
 from dreamer.replay import host
-from dreamer.rollout.evaluate import Evaluation
+from dreamer.rollout.evaluate import EvaluationResult
 from dreamer.training.hooks.videos import Videos
 from dreamer.training.trainer import Trainer
 from tests import tiny, tiny_run
@@ -66,7 +66,7 @@ def test_evaluations_are_logged_and_differ_by_step_and_seed(
 def test_environments_restarted_in_an_evaluation_are_reported(
     run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = Evaluation(np.ones(3), np.ones(3), None, (Restart(0, "it broke", True),))
+    broken = EvaluationResult(np.ones(3), np.ones(3), None, (Restart(0, "it broke", True),))
     monkeypatch.setattr("dreamer.training.hooks.evaluation.evaluate", lambda *_, **__: broken)
     assert run.evaluation._summary(at(run, 40, monkeypatch)) is not None
     assert capsys.readouterr().err == "warning: in the evaluation, it broke\n"
