@@ -65,7 +65,7 @@ def native_actions(saved: Mapping[str, Any], actions: Any) -> Any:
       UserError: it does not fit the actions.
     """
     try:
-        return recorded.fitting(saved_spaces.load_space(saved["native"]), actions)
+        return recorded.fitting(saved_spaces.load_space(saved.get("native")), actions)
     except ValueError as error:
         raise UserError(f"the checkpoint has actions that cannot be: {error}") from None
 

@@ -195,7 +195,8 @@ class Progress:
 
     def _report(self, line: str) -> None:
         if not self._display.live.is_started:  # the display shows the state
-            self.print(line)
+            with contextlib.suppress(Exception):  # jax is compiling, and must not fail
+                self.print(line)
 
     def _set(self, **values: Any) -> None:
         self._printed = False
