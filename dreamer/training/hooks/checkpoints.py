@@ -27,8 +27,11 @@ REFUSED = (UserError, ValueError, TypeError, LookupError, ArithmeticError, Attri
 
 def start_without_checkpoint(run: "Trainer") -> Initial | None:
     """Starts the loop of a run that has no checkpoint; None where it has one."""
-    if paths.holds_checkpoints(paths.checkpoint_folder(run.config)):
-        return None
+    held = paths.holds_checkpoints(paths.checkpoint_folder(run.config))
+    return None if held else _start(run)
+
+
+def _start(run: "Trainer") -> Initial:
     first = initial.choose(run.config, run.loop.agent, run.loop.learner.params)
     run.loop.start(first)
     return first
@@ -75,10 +78,8 @@ class Checkpoints(Callback):
             run.console.progress.print("restoring the newest checkpoint")
         found = shared.restore(self.manager, run.loop.learner.state, fresh)
         if found is None:
-            if started is None:  # what some other host does not have
-                started = initial.choose(run.config, run.loop.agent, run.loop.learner.params)
-                run.loop.start(started)
-            return str(started) if fresh else f"{run.path} had saved nothing yet and restarts"
+            first = started or _start(run)  # a checkpoint that some other host does not have
+            return str(first) if fresh else f"{run.path} had saved nothing yet and restarts"
         state, arrays, self.saved = found
         path = self.manager.directory / str(self.manager.latest_step())
         if arrays is None:

@@ -51,11 +51,10 @@ class Logging(StatefulHook):
         run = self._run
         if run.loop.where == "device":
             run.console.progress.learning = "the device loop"
-        weights = sum(x.size for x in jax.tree.leaves(run.loop.learner.params))
-        spec, loop = transition_spec(run.loop.agent), run.loop
-        devices = mesh.everywhere(run.devices)
-        stored = loop.learner.stored
         if run.sync.first and not run.leader:
+            loop, devices = run.loop, mesh.everywhere(run.devices)
+            weights = sum(x.size for x in jax.tree.leaves(loop.learner.params))
+            spec, stored = transition_spec(loop.agent), loop.learner.stored
             run.console.print(plan(run.config, weights, spec, devices, stored, loop.loaded))
         if run.checkpoints.origin:
             run.console.print(run.checkpoints.origin)
