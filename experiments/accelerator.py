@@ -1,17 +1,17 @@
-"""Measures everything on an accelerator in a few minutes, the most valuable first.
+"""Runs all benchmarks on an accelerator within minutes, most important first.
 
     python experiments/accelerator.py OUT --minutes 10 [--stages updates,tests] [--reference PATH]
     python experiments/accelerator.py OUT --smoke          every stage at tiny sizes, on CPU
-    python experiments/accelerator.py OUT --table          the table of what was measured
+    python experiments/accelerator.py OUT --table          prints the table of results
 
-Stages run one after the other, each in processes and with a limit of its own. What one measured is
-written before the next starts, so a run that is cut off loses the stage under way alone; one that
-fails says why. OUT has a folder for every kind of machine:
+Stages run sequentially, each in subprocesses with a time limit. Rows are written before the next
+command starts, so an interrupted run only loses the current command. OUT has a folder per kind of
+machine:
 
-    rows.jsonl   a line for every command: options, how it ended, rows or facts; only added to
-    cache/       compiled programs, so that a second visit starts warm
-    logs/        all that the commands printed
-    pong/        the run of the last stage, which the next visit resumes
+    rows.jsonl   one line per command: options, status, rows or facts; append-only
+    cache/       compiled programs, reused by the next run
+    logs/        output of the commands
+    pong/        the run of the last stage, resumed by the next run
 """
 
 import argparse
@@ -51,7 +51,7 @@ TINY = (
     *("agent.actor.layers=1", "agent.critic.layers=1", "agent.returns.imagination=3"),
     *("replay.batch_size=4", "replay.batch_length=8"),
 )
-# Compiles in four fifths of the time, to slower programs.
+# Compiles in four fifths of the time, to slower code.
 QUICK = (("JAX_DISABLE_MOST_OPTIMIZATIONS", "1"),)
 ENDING = 20.0  # seconds that a command has to end after SIGTERM
 LEAST = 15.0  # seconds below which no stage starts
@@ -75,11 +75,11 @@ class Visit:
 
 @dataclass(frozen=True)
 class Command:
-    """One process: what it runs, and how to read what it measured."""
+    """One process: its command and how to parse its results."""
 
     argv: Sequence[str]
     read: Callable[[Path, str], dict[str, Any]]  # of its folder and output: results or facts
-    options: tuple[str, ...] = ()  # KEY=VALUE, by which its rows are told apart
+    options: tuple[str, ...] = ()  # KEY=VALUE, to distinguish its rows
     env: tuple[tuple[str, str], ...] = ()
 
 
@@ -97,7 +97,7 @@ class Stage:
 
 
 def stages(visit: Visit, reference: Path | None) -> list[Stage]:
-    """All of them, the most valuable first."""
+    """All stages, most important first."""
     smoke, both = visit.smoke, "vector,image"
     small, large = ("nano", "nano") if smoke else ("1m", "12m")
     bench = _bench_smoke if smoke else _bench
@@ -123,7 +123,7 @@ def stages(visit: Visit, reference: Path | None) -> list[Stage]:
         ),
         Stage(
             "factors",
-            "updates with one thing changed",
+            "updates with one setting changed",
             300,
             [
                 bench("update", large, both, option)
@@ -153,7 +153,7 @@ def stages(visit: Visit, reference: Path | None) -> list[Stage]:
     if reference:
         rows = [_reference(reference, size) for size in ("1m", "12m")]
         found.append(Stage("reference", "updates of the published code", 300, rows))
-    found.append(Stage("pong", "Atari 100k for the time that is left", 1e9, [_pong(visit)]))
+    found.append(Stage("pong", "Atari 100k for the remaining time", 1e9, [_pong(visit)]))
     return found
 
 
@@ -187,7 +187,7 @@ def _read_bench(folder: Path, output: str) -> dict[str, Any]:
 def _tests(visit: Visit) -> Command:
     files = TESTS[-1:] if visit.smoke else TESTS
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
-    # Products of float32 are rounded to fewer bits on accelerators unless said otherwise.
+    # By default accelerators compute float32 products at lower precision.
     platforms = {"cpu": "cpu", "gpu": "cuda,cpu"}.get(visit.platform, f"{visit.platform},cpu")
     precise = ("JAX_DEFAULT_MATMUL_PRECISION", "highest")
     return Command(argv, _read_tests, env=(precise, ("DREAMER_TEST_PLATFORMS", platforms)))
@@ -213,7 +213,7 @@ def _profile(bench: Callable[..., Command], size: str, observation: str) -> Comm
 
 
 def profile(folder: Path, calls: int) -> dict[str, Any]:
-    """What a trace of some equal calls says of one of them.
+    """Statistics per call from a trace of several equal calls.
 
     Returns:
       launches: kernels that a call starts; busy: share of the time in which one runs; kernels: the
@@ -259,7 +259,7 @@ def profile(folder: Path, calls: int) -> dict[str, Any]:
 
 
 def _loops(bench: Callable[..., Command], small: str, large: str, smoke: bool) -> Iterator[Command]:
-    """At the train ratios that people use."""
+    """At usual replay ratios."""
     atari = ("env=atari100k", "env.task=pong", *(("replay.capacity=2000",) if smoke else ()))
     yield bench("loop", large, "image", *atari)
     jax_envs = [("gymnax", "CartPole-v1"), ("craftax", "Craftax-Symbolic-v1"), ("brax", "ant")]
@@ -290,7 +290,7 @@ def _reference(path: Path, size: str) -> Command:
 
 
 def _pong(visit: Visit) -> Command:
-    """Trains until the time is over; the same folder resumes."""
+    """Trains until the time limit; the same folder resumes."""
     tiny = (*TINY, "run.steps=200", "size=nano", "replay.train_ratio=8") if visit.smoke else ()
     seconds = max(1.0, min(60.0, visit.left / 4))
     argv = [
@@ -338,7 +338,7 @@ def curve(run: Path) -> dict[str, Any]:
 
 
 def perform(visit: Visit, stage: Stage) -> None:
-    """Runs the commands of a stage until its limit, and writes what each measured at once."""
+    """Runs the commands of a stage within its limit and writes the rows of each at once."""
     end = time.monotonic() + min(stage.seconds, visit.left)
     print(f"\n== {stage.name}: {stage.about}, at most {end - time.monotonic():.0f} s", flush=True)
     for command in stage.commands:
@@ -347,9 +347,9 @@ def perform(visit: Visit, stage: Stage) -> None:
             status, seconds, found = "not started: no time is left", 0.0, {}
         else:
             with tempfile.TemporaryDirectory() as folder:
-                begun = time.monotonic()
+                started = time.monotonic()
                 status, output = execute(visit, stage.name, command, Path(folder), left)
-                seconds = time.monotonic() - begun
+                seconds = time.monotonic() - started
                 try:
                     found = command.read(Path(folder), output)
                 except Exception as error:
@@ -378,7 +378,7 @@ def perform(visit: Visit, stage: Stage) -> None:
 def execute(
     visit: Visit, stage: str, command: Command, folder: Path, seconds: float
 ) -> tuple[str, str]:
-    """Runs one command; how it ended, and what it printed, which is shown and kept as well."""
+    """Runs one command; returns its status and output, which is also printed and logged."""
     argv = [argument.replace("{folder}", str(folder)) for argument in command.argv]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(visit.folder / "cache")}
     env = os.environ | cache | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": _python_path()}
@@ -409,7 +409,7 @@ def execute(
 
 
 def _end(process: subprocess.Popen, seconds: float) -> None:
-    """Ends a process, which may save first, and all that it started."""
+    """Ends a process, which may save first, and its children."""
     with contextlib.suppress(ProcessLookupError):
         if process.poll() is None:
             process.terminate()
@@ -444,10 +444,10 @@ def find_device(smoke: bool) -> tuple[str, str, int]:
 
 
 def table(out: Path) -> str:
-    """What was measured, as Markdown.
+    """The results as Markdown.
 
     Raises:
-      UserError: nothing was.
+      UserError: there are none.
     """
     files = sorted(out.glob("*/rows.jsonl"))
     if not files:

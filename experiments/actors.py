@@ -1,12 +1,12 @@
-"""Measures how steps per second grow with actors on Ray whose environments are slow.
+"""Measures how steps per second scale with Ray actors for slow environments.
 
     python experiments/actors.py FOLDER [--actors 1 2 4] [--milliseconds 20] [--seconds 40]
         [-- OPTION ...]
 
-Each actor has one environment, whose step sleeps for so long and computes next to nothing. The same
-environments are also stepped without actors, one after the other in the process that learns, and
-there in a process each. Prints a Markdown table of environment steps per second over the second
-half of each run; FOLDER keeps the runs. OPTIONs change them.
+Each actor has one environment whose step sleeps. The same environments are also stepped without
+actors, sequentially in the learner process and in one process each. Prints a Markdown table of
+environment steps per second over the second half of each run. FOLDER contains the runs; OPTIONs
+are passed to training.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from gymnasium import spaces
 ROOT = Path(__file__).resolve().parent.parent
 EPISODE = 20  # steps; a line of metrics comes with every end
 FORMS = {
-    "one after the other": ("env.workers=serial",),
-    "a process each": ("env.workers=process",),
+    "sequentially": ("env.workers=serial",),
+    "one process each": ("env.workers=process",),
     "in actors": ("run.actors=ray",),
 }
 
 
 class Slow(gymnasium.Env):
-    """Sleeps in its step; shows and rewards nothing of interest."""
+    """Sleeps in each step; observations and rewards are constant."""
 
     observation_space = spaces.Box(-1, 1, (4,), np.float32)
     action_space = spaces.Discrete(2)

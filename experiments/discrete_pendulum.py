@@ -1,4 +1,4 @@
-"""Pendulum-v1 with five torques to choose from: a discrete task whose every step is rewarded.
+"""Pendulum-v1 with five torques: a discrete task with dense rewards.
 
 `env.task=experiments.discrete_pendulum:DiscretePendulum-v0`, from the root of the project.
 """
@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import TransformAction
 
-TORQUES = np.linspace(-2, 2, 5, dtype=np.float32)  # newton metres, all that Pendulum-v1 takes
+TORQUES = np.linspace(-2, 2, 5, dtype=np.float32)  # newton metres, the range of Pendulum-v1
 
 
 def make(render_mode: str | None = None) -> gymnasium.Env:

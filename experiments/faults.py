@@ -1,13 +1,12 @@
-"""Does to a training run what may happen to it, and tells what came of it.
+"""Injects faults into training runs and reports the outcome.
 
     python experiments/faults.py FOLDER [--times 5] [--seed 0] [--only WORD]
 
-The run is the tiny one of `kill_anywhere.py`, which also has the kills. It is trained once
-undisturbed; then each fault is tried on runs like it, each time at another random moment, and the
-run is started again by the same command where the fault ended it. Prints a Markdown table: how
-often, how many runs reached their end, the most steps that had to be done again, and how many
-runs equal the undisturbed one bit for bit. Status 1 if a run did not reach its end, or if one that
-should be equal is not: only an environment that was made anew plays on differently.
+The run is the small one of `kill_anywhere.py`, which tests kills. It is trained once undisturbed;
+then each fault is injected into equal runs at random moments, and a run that ended is resumed by
+the same command. Prints a Markdown table: how often, how many runs completed, the most steps
+repeated, and how many runs are bit-identical to the undisturbed one. Status 1 if a run did not
+complete, or differs although it should not: only restarted environments continue differently.
 """
 
 import argparse
@@ -34,12 +33,12 @@ LONGEST = 300.0  # seconds to wait for anything
 
 @dataclass
 class Run:
-    """A run to which something is done."""
+    """A run with a fault."""
 
     trial: Trial
     rng: random.Random
     process: subprocess.Popen | None = None
-    lost: int = 0  # steps done again
+    lost: int = 0  # steps repeated
 
     def start(self) -> subprocess.Popen:
         self.process = self.trial.start()
@@ -52,13 +51,13 @@ class Run:
         return max((int(line[9:].split(",")[0]) for line in lines if line[9:]), default=0)
 
     def begin(self) -> subprocess.Popen:
-        """Starts it and waits for some moment after its first checkpoint."""
+        """Starts it and waits for a random moment after its first checkpoint."""
         process, moment = self.start(), self.rng.randint(100, 500)
         self.wait(lambda: self.step >= moment)
         return process
 
     def wait(self, come: Callable[[], bool]) -> None:
-        """Until something has come about, or the process has ended."""
+        """Waits for a condition, or for the process to end."""
         end = time.monotonic() + LONGEST
         while self.process and self.process.poll() is None and not come():
             if time.monotonic() > end:
@@ -71,7 +70,7 @@ class Run:
         return self.process.wait(LONGEST)
 
     def resume(self) -> None:
-        """Starts it again, and counts what it does again."""
+        """Resumes it and counts the repeated steps."""
         before = self.step
         self.start()
         self.wait(lambda: "resumed" in self.trial.said())
@@ -79,7 +78,7 @@ class Run:
         self.lost = before - int(found.split()[0].rstrip(";").replace(",", ""))
 
     def worker(self) -> psutil.Process:
-        """A process in which an environment lives."""
+        """A worker process of an environment."""
         assert self.process
         below = psutil.Process(self.process.pid).children(recursive=True)
         return self.rng.choice([each for each in below if each.ppid() != self.process.pid])
@@ -129,7 +128,7 @@ def folder_removed(run: Run) -> None:
 
 
 def no_room(run: Run) -> None:
-    """For some seconds, in which a checkpoint is due, no file may grow beyond 100 bytes."""
+    """Limits files to 100 bytes for some seconds in which a checkpoint is due."""
     process = psutil.Process(run.begin().pid)
     process.rlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
     process.send_signal(signal.SIGUSR1)
@@ -158,7 +157,7 @@ def worker_hangs(run: Run) -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that may happen."""
+    """A fault to inject."""
 
     name: str
     happens: Callable[[Run], None]
@@ -171,9 +170,9 @@ FAULTS = (
     Fault("SIGTERM", terminated),
     Fault("SIGUSR1", saved_on_request),
     Fault("Ctrl-C twice", interrupted_twice),
-    Fault("a file of the newest checkpoint flipped in one bit, cut or removed", damaged),
+    Fault("one file of the newest checkpoint with a flipped bit, truncated or removed", damaged),
     Fault("run folder removed while it trains", folder_removed),
-    Fault("no room for files while it trains", no_room),
+    Fault("disk full while it trains", no_room),
     Fault("started a second time while it trains", started_twice),
     Fault("worker of an environment killed", worker_killed, False, WORKERS),
     Fault("worker of an environment hangs", worker_hangs, False, WORKERS),
@@ -194,7 +193,7 @@ def main() -> int:
         raise SystemExit(f"{whole.output}: {whole.said().splitlines()[-1]}")
     expected, rng, well = fingerprint(whole.folder), random.Random(args.seed), True
 
-    print("| what happens | times | reached the end | most steps done again | equal to the end |")
+    print("| fault | times | completed | most steps repeated | bit-identical |")
     print("|---|---|---|---|---|")
     for fault in (fault for fault in FAULTS if args.only in fault.name):
         reached = equal = lost = 0

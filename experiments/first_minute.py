@@ -2,10 +2,10 @@
 
     python experiments/first_minute.py FOLDER [--seconds 60] [KEY=VALUE ...]
 
-Runs `python -m dreamer.train` in a terminal of its own, cold (nothing compiled before) and warm,
-and presses Ctrl-C at the end; a third run, cold as well, while the update compiles. Into FOLDER
-come NAME.txt, every new line of output with its seconds since the start, and NAME.cast, which
-asciinema plays. Prints when each thing was seen first.
+Runs `python -m dreamer.train` in a pseudo terminal, with an empty compilation cache (cold) and a
+full one (warm), and sends Ctrl-C at the end; a third run, also cold, gets it while the update
+compiles. Writes NAME.txt, each new line of output with its time, and NAME.cast for asciinema to
+FOLDER, and prints the time of each first event.
 """
 
 import argparse

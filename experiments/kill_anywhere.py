@@ -2,13 +2,12 @@
 
     python experiments/kill_anywhere.py FOLDER [--kills 100] [--seed 0] [-- OPTION ...]
 
-A run of tiny sizes is trained once without interruption (FOLDER/whole). Others like it (FOLDER/0,
-FOLDER/1, ...) are killed again and again on their way, from the first second to the last: half of
-the kills at any moment, the others while a certain file is being written. After every kill each
-checkpoint there is compared with its checksums, and the next start must resume the newest. A run
-that is done must equal the uninterrupted one bit for bit: weights, optimiser, replay, counters and
-environments. Prints a Markdown table of what the run was doing when it was killed, and ends with
-status 1 if anything was not as it should be. OPTIONs change the run.
+A small run is trained once without interruption (FOLDER/whole). Equal runs (FOLDER/0, FOLDER/1,
+...) are killed repeatedly: half of the kills at random moments, the others while a given file is
+being written. After every kill all checkpoints are compared with their checksums, and the next
+start must resume the newest. A completed run must be bit-identical to the uninterrupted one:
+weights, optimiser, replay, counters and environments. Prints a Markdown table of what the run was
+doing when it was killed, and exits with status 1 on any mistake. OPTIONs are passed to training.
 """
 
 import argparse
@@ -43,24 +42,24 @@ TINY = [
     *("checkpoint.every_steps=40", "log.video_every=60", "log.every_seconds=0"),
     *("log.progress=plain", "eval.num_envs=1"),
 ]
-# The same program, which also notes its stack when it is asked, right before it is killed.
+# The same program, which dumps its stack on a signal right before it is killed.
 START = """
 import faulthandler, runpy, signal, sys
 faulthandler.register(signal.SIGUSR2, open(sys.argv.pop(1), "w"))
 runpy.run_module("dreamer.train", run_name="__main__", alter_sys=True)
 """
-# What files there are while something is written.
+# Files that exist while something is written.
 WRITES = {
     "a checkpoint": "checkpoints/*.tmp/state",
     "the replay": "checkpoints/*.tmp/replay",
     "the checksums": "checkpoints/*.tmp/.*.tmp",
     "a video": "videos/.*.tmp",
 }
-# Part of the stack -> what is going on; the first that fits.
+# Part of the stack -> activity; the first match counts.
 DOING = {
     r"video\.py|writers\.py.* in video": "writing a video",
-    r"hooks/videos\.py|hooks/evaluation\.py": "playing for a video",
-    r"in (_save|save|get_arrays)$": "beginning to save",
+    r"hooks/videos\.py|hooks/evaluation\.py": "recording a video",
+    r"in (_save|save|get_arrays)$": "starting to save",
     r"in (train|sample|_take)$": "updating",
     r"policy\.py": "acting",
     r"in advance": "stepping and adding to replay",
@@ -71,16 +70,16 @@ DOING = {
 
 @dataclass
 class Row:
-    """What came of the kills of one kind."""
+    """Results of the kills during one activity."""
 
     kills: int = 0
     lost: int = 0  # steps, at most
-    again: float = 0.0  # seconds from the next start until it goes on, at most
+    again: float = 0.0  # seconds from the next start until it has resumed, at most
 
 
 @dataclass
 class Trial:
-    """One run that is killed on its way."""
+    """A run that is killed."""
 
     folder: Path
     options: list[str]
@@ -101,13 +100,13 @@ class Trial:
             )
 
     def said(self) -> str:
-        """What the last start has shown so far."""
+        """The output of the last start so far."""
         with open(self.output) as output:
             output.seek(self.offset)
             return output.read()
 
     def kill(self, process: subprocess.Popen) -> None:
-        """Notes what the process does, kills it, and looks at what it leaves."""
+        """Records what the process does, kills it, and checks its files."""
         process.send_signal(signal.SIGUSR2)
         end = time.monotonic() + 0.02
         while size(self.stack) == 0 and time.monotonic() < end:
@@ -134,7 +133,7 @@ class Trial:
         return next(name for part, name in DOING.items() if re.search(part, main, re.MULTILINE))
 
     def check_files(self) -> None:
-        """Every checkpoint is whole, and none is gone that was the newest before."""
+        """Checks that every checkpoint is intact, and that the newest before still exists."""
         there = manager.steps(self.folder / "checkpoints")
         for step in there:
             path = self.folder / "checkpoints" / str(step)
@@ -148,7 +147,7 @@ class Trial:
         self.newest = newest
 
     def check_start(self) -> None:
-        """The last start resumed the newest checkpoint, without a warning."""
+        """Checks that the last start resumed the newest checkpoint without a warning."""
         said = self.said()
         resumed = re.search(r"resumed \S+ at step ([\d,]+)", said)
         if self.newest >= 0 and (not resumed or int(resumed[1].replace(",", "")) != self.newest):
@@ -167,13 +166,13 @@ def text(path: Path) -> str:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """That of a process which finds its compiled programs again."""
+    """The environment of a process that shares the compilation cache."""
     cache = {"JAX_COMPILATION_CACHE_DIR": str((folder / "cache").absolute())}
     return os.environ | cache | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def moment(trial: Trial, rng: random.Random, seconds: float) -> Callable[[], bool]:
-    """A random moment of a start, as a question whether it has come.
+    """A random moment of a start, as a predicate.
 
     Args:
         trial: the run.
@@ -200,7 +199,7 @@ def moment(trial: Trial, rng: random.Random, seconds: float) -> Callable[[], boo
 
 
 def fingerprint(folder: Path) -> dict[str, Any]:
-    """All that a run has saved at its end but for its name, arrays as bytes."""
+    """The final checkpoint of a run without its name, arrays as bytes."""
     path = folder / "checkpoints" / str(manager.newest(folder / "checkpoints"))
     about = storage.read(path)
     arrays = {part: storage.read_arrays(path, part) for part in ("state", "replay")}
@@ -210,7 +209,7 @@ def fingerprint(folder: Path) -> dict[str, Any]:
 
 
 def train(trial: Trial, rng: random.Random, seconds: float, kills: int, rows: dict) -> int:
-    """Kills a run at most so many times, each time resuming it; returns how often."""
+    """Kills and resumes a run up to `kills` times; returns how often."""
     done = 0
     while True:
         process = trial.start()
@@ -222,7 +221,7 @@ def train(trial: Trial, rng: random.Random, seconds: float, kills: int, rows: di
             time.sleep(0.0005)
         if again:
             rows[trial.doing].again = max(rows[trial.doing].again, again)
-        if again or process.poll() is not None or "anew" in trial.said():
+        if again or process.poll() is not None or "and restarts" in trial.said():
             trial.check_start()
         if process.poll() is not None:
             if process.returncode:
@@ -232,7 +231,7 @@ def train(trial: Trial, rng: random.Random, seconds: float, kills: int, rows: di
         done += 1
         row = rows[trial.doing]
         row.kills += 1
-        if trial.doing != "starting":  # which loses nothing more than the kill before
+        if trial.doing != "starting":  # which loses no more than the previous kill
             row.lost = max(row.lost, trial.logged - max(trial.newest, 0))
 
 
@@ -269,14 +268,12 @@ def main() -> int:
         runs += 1
         print(f"{kills} kills, {runs} runs, {len(mistakes)} mistakes", file=sys.stderr)
 
-    print("| killed while | times | most steps lost | most seconds until it went on |")
+    print("| killed while | times | most steps lost | most seconds until resumed |")
     print("|---|---|---|---|")
     for doing, row in sorted(rows.items(), key=lambda item: -item[1].kills):
         print(f"| {doing} | {row.kills} | {row.lost} | {row.again:.1f} |")
     equal = runs - len({line for line in mistakes if " differs in " in line})
-    print(
-        f"\n{kills} kills of {runs} runs; {equal} ended equal to the uninterrupted one, bit for bit"
-    )
+    print(f"\n{kills} kills of {runs} runs; {equal} are bit-identical to the uninterrupted one")
     for line in mistakes:
         print(f"mistake: {line}", file=sys.stderr)
     return 1 if mistakes else 0

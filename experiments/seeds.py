@@ -2,9 +2,9 @@
 
     python experiments/seeds.py FOLDER [--seeds 0 1 2] [--cores 2] [--vary KEY=A,B] -- OPTION ...
 
-Every combination of a varied value and a seed is one run in FOLDER/VALUES-sSEED, `--cores` of them
-at a time with one processor each. A run that was stopped is resumed, one that is complete is only
-read. Prints a Markdown table with the mean return of every seed's last evaluation.
+Each combination of varied values and a seed is one run in FOLDER/VALUES-sSEED, `--cores` runs at a
+time on one core each. Stopped runs are resumed, complete ones only read. Prints a Markdown table
+with the mean return of every seed's last evaluation.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from queue import Queue
 
 
 def run(folder: Path, options: list[str], cores: "Queue[int]") -> None:
-    """Trains in `folder` on one processor; notes the seconds of this start in seconds.txt."""
+    """Trains in `folder` on one core; appends the seconds of this start to seconds.txt."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "dreamer.train", f"run.dir={folder}/run", *options]
     core = cores.get()
@@ -51,12 +51,12 @@ def evaluations(folder: Path) -> list[tuple[int, float]]:
 
 
 def minutes_of(folder: Path) -> float:
-    """Minutes that a run took over all its starts."""
+    """Minutes of a run over all its starts."""
     return sum(map(float, (folder / "seconds.txt").read_text().split())) / 60
 
 
 def split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before and after `--`: for this script, for the training command."""
+    """The arguments before and after `--`: of this script, and of training."""
     end = argv.index("--") if "--" in argv else len(argv)
     return argv[:end], argv[end + 1 :]
 
@@ -83,7 +83,7 @@ def main() -> None:
             jobs[values, seed] = folder
             running.append(pool.submit(run, folder, full, cores))
         for job in as_completed(running):
-            if job.exception():  # the others would go on for hours
+            if job.exception():  # the others might run for hours
                 pool.shutdown(cancel_futures=True)
                 job.result()
     seeds = [f"seed {seed}" for seed in args.seeds]

@@ -1,13 +1,13 @@
-"""Trains for long with every feature on, and draws how much memory all its processes take.
+"""Trains for a long time with all features enabled and plots the memory of all processes.
 
     python experiments/soak.py FOLDER [--steps 200000] [--every 1] [-- OPTION ...]
 
-A tiny agent plays CartPole from pixels in worker processes: the replay is sampled by a thread,
-actions are computed from older weights, and evaluations, videos, checkpoints and every log come
-often. FOLDER gets the run, memory.csv (seconds, environment steps, bytes) and memory.svg. Memory is
-what the processes hold in RAM, pages that they share counted once. Warm-up is the first quarter of
-the steps, in which the replay fills. Prints by how much the median of the last tenth is above that
-of the tenth after the warm-up; status 1 if that is more than 2%, or if the run fails.
+A small agent trains on CartPole from pixels in worker processes, with prefetching, lagged policy
+weights, and frequent evaluations, videos, checkpoints and logs. FOLDER contains the run, memory.csv
+(seconds, environment steps, bytes) and memory.svg. Memory is resident memory, shared pages counted
+once. Warm-up is the first quarter of the steps, while replay fills. Prints how much the median of
+the last tenth exceeds that of the tenth after the warm-up; status 1 if by more than 2%, or if the
+run fails.
 """
 
 import argparse
@@ -42,18 +42,18 @@ Sample = tuple[float, int, int]  # seconds, steps, bytes
 
 
 def memory(process: psutil.Process) -> int:
-    """Bytes in RAM of a process and of all that it started."""
+    """Resident bytes of a process and its descendants."""
     total = 0
     for each in [process, *process.children(recursive=True)]:
         try:
             total += each.memory_full_info().pss
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # it has ended
             continue
     return total
 
 
 def step_of(run: Path) -> int:
-    """The environment step of the last whole line of metrics."""
+    """The environment step of the last complete line of metrics."""
     path = run / "metrics.jsonl"
     if not path.exists():
         return 0
@@ -64,7 +64,7 @@ def step_of(run: Path) -> int:
 
 
 def watch(command: list[str], run: Path, every: float) -> tuple[list[Sample], int]:
-    """Memory while a command runs, and its exit status."""
+    """Samples memory while a command runs; returns the samples and its exit status."""
     began, samples = time.monotonic(), []
     with open(run.with_suffix(".txt"), "w") as output:
         training = subprocess.Popen(command, stdout=output, stderr=output)
@@ -79,7 +79,7 @@ def watch(command: list[str], run: Path, every: float) -> tuple[list[Sample], in
 
 
 def median(samples: list[Sample], steps: int, first: float, last: float) -> float:
-    """Of the memory between two parts of the steps."""
+    """Median memory between two fractions of the steps."""
     chosen = [size for _, step, size in samples if first * steps <= step <= last * steps]
     return statistics.median(chosen)
 
@@ -120,7 +120,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=200_000)
-    parser.add_argument("--every", type=float, default=1.0, help="seconds between two looks")
+    parser.add_argument("--every", type=float, default=1.0, help="seconds between samples")
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args = parser.parse_args(sys.argv[1:end])
     given = dict(option.split("=", 1) for option in (*EVERYTHING, *sys.argv[end + 1 :]))
