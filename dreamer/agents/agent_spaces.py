@@ -1,4 +1,4 @@
-"""What an agent sees and does: kept with what it learned, and compared with an environment's."""
+"""Spaces of an agent: saved with its weights and compared with those of an environment."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ WHOLE = {np.dtype(np.uint8): 255, np.dtype(bool): 1}  # highest values of images
 
 
 def dump(agent: Agent) -> dict[str, Any]:
-    """Its observations and actions by key, made of JSON types. Their order is that of channels."""
+    """Observations and actions of an agent by key, as JSON types, in the order of channels."""
     parts = {"observations": agent.observations, "actions": agent.actions}
     return {name: {key: _form(spec) for key, spec in part.items()} for name, part in parts.items()}
 
@@ -30,15 +30,15 @@ def load(saved: Mapping[str, Any]) -> tuple[dict[str, Spec], dict[str, Spec]]:
 
 
 def check(agent: Agent, observations: Specs, actions: Specs, whole: bool = False) -> None:
-    """Refuses an environment that is not like the agent's; it may have more observations.
+    """Refuses an environment whose spaces differ from the agent's; it may have more observations.
 
     Args:
       agent: networks.
       observations, actions: of the environment, by key.
-      whole: whether it must also have those that are only predicted.
+      whole: whether observations that are only predicted are required too.
 
     Raises:
-      UserError: naming the first key that is missing or of another form.
+      UserError: names the first key that is missing or differs.
     """
     needed = agent.observations if whole else agent.seen
     for what, expected, found in (
@@ -51,7 +51,7 @@ def check(agent: Agent, observations: Specs, actions: Specs, whole: bool = False
             if wanted != got:
                 raise UserError(
                     f"{what} {key!r}: the agent expects {wanted}, but the environment has {got}; "
-                    "take the environment that the agent was trained in"
+                    "use the environment that the agent was trained in"
                 )
 
 

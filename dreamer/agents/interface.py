@@ -18,14 +18,14 @@ from dreamer.nets.spaces import Specs
 Params = Mapping[str, Any]  # parameters of each network, by its name
 Carry = Any  # pytree, leaves [N, ...]
 Actions = Mapping[str, Array]
-Latent = Mapping[str, Array]  # what replay keeps of acting, leaves [N, ...]
+Latent = Mapping[str, Array]  # what acting adds to replay rows, leaves [N, ...]
 Act = Callable[..., tuple[Carry, Actions, Latent]]
 TrainStep = Callable[..., tuple[Any, Latent, dict[str, Array]]]
 Ended = Sequence[tuple[int, float, int]]  # environment, return and length of each episode
 
 
 class State(Protocol):
-    """All that learning changes: a pytree, the same on every device."""
+    """What learning changes: a pytree, the same on every device."""
 
     @property
     def params(self) -> Params: ...
@@ -38,17 +38,17 @@ class State(Protocol):
 
 @dataclass(frozen=True)
 class Phase:
-    """A stage of learning. It is over when both limits that it has are reached.
+    """A stage of learning, which ends when each limit that it has is reached.
 
     Attributes:
       name: for the display and checkpoints.
       act: as `Agent.act`; None where no environment is stepped.
       train_step: as `Agent.train_step`; None where nothing is learned from replay. Without `act`,
         every iteration is one call of updates.
-      steps: environment steps of the run after which the phase is over.
-      updates: updates of the run after which it is over.
-      evolve: (state, carry, episodes that ended) to (state, carry): learning from returns, in which
-        the carry may have the weights that each environment acts with.
+      steps: environment steps of the run at which the phase ends.
+      updates: updates of the run at which it ends.
+      evolve: maps (state, carry, episodes that ended) to (state, carry), to learn from returns; the
+        carry may contain the weights of each environment.
     """
 
     name: str
@@ -59,21 +59,21 @@ class Phase:
     evolve: Callable[[Any, Carry, Ended], tuple[Any, Carry]] | None = None
 
     def over(self, step: int, updates: int) -> bool:
-        """Whether the next phase begins; a phase without limits lasts until the run ends."""
+        """Whether the next phase starts; a phase without limits lasts until the run ends."""
         limits = [(self.steps, step), (self.updates, updates)]
         reached = [done >= limit for limit, done in limits if limit is not None]
         return bool(reached) and all(reached)
 
 
 class Agent(Protocol):
-    """Networks and settings, which never change; what changes is in `State` and `Carry`.
+    """Networks and settings, immutable; `State` and `Carry` hold what changes.
 
     Attributes:
-      config: its section of the configuration.
-      observations: specs of those that it uses, by key; rows of replay have no others.
-      actions: specs of its actions, by key.
-      dtype: of its activations.
-      acting: names of the networks that acting needs.
+      config: the `agent` section.
+      observations: specs by key of the observations it uses; replay stores only these.
+      actions: specs by key.
+      dtype: of activations.
+      acting: names of the networks used by `act`.
     """
 
     config: AgentConfig
@@ -84,28 +84,28 @@ class Agent(Protocol):
 
     @property
     def seen(self) -> Specs:
-        """The observations that acting needs."""
+        """The observations used by `act`."""
         return self.observations
 
     @property
     def latent(self) -> Mapping[str, tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of what `act` gives for replay, for one environment."""
+        """Shape and dtype per environment of what `act` returns for replay."""
         return {}
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """Its stages of learning, in order."""
+        """Stages of learning, in order."""
         return (Phase("train", self.act, self.train_step),)
 
     @property
     def single_phase(self) -> bool:
-        """Whether it acts and learns all the time, in one phase."""
+        """Whether there is one phase, which acts and learns."""
         first = self.phases[0]
         own = (first.act, first.train_step, first.evolve) == (self.act, self.train_step, None)
         return len(self.phases) == 1 and own
 
     def init(self, key: Array) -> Any:
-        """Fresh `State`; compiled."""
+        """An initial `State`; jitted."""
         ...
 
     def state_of(self, params: Params) -> Any:
@@ -113,7 +113,7 @@ class Agent(Protocol):
         ...
 
     def initial_carry(self, num_envs: int) -> Carry:
-        """What acting remembers before the first step."""
+        """The carry before the first step."""
         ...
 
     def noise(self, key: Array, num_envs: int, greedy: bool) -> dict[str, Array]:
@@ -128,7 +128,7 @@ class Agent(Protocol):
         is_first: Array,
         noise: Mapping[str, Array],
     ) -> tuple[Carry, Actions, Latent]:
-        """One step of the policy in N environments, a function of its arguments alone.
+        """One step of the policy in N environments; a pure function.
 
         Args:
           params: at least those of `acting`.
@@ -152,7 +152,7 @@ class Agent(Protocol):
         greedy: bool,
         share: tuple[int, int] = (0, 1),
     ) -> tuple[Carry, Actions, Latent]:
-        """`act_with` the noise of a random key.
+        """`act_with` noise drawn from a random key.
 
         Args:
           params, carry, observation, is_first: as of `act_with`.
@@ -202,7 +202,7 @@ class Agent(Protocol):
         return ()
 
     def open_loop(self, params: Params, batch: Mapping, context: int, key: Array) -> Any:
-        """Predictions of every observation [B, T, ...] by key: the first `context` steps are seen.
+        """Predictions of observations [B, T, ...] by key; the first `context` steps are observed.
 
         Raises:
           UserError: the agent predicts no observations.

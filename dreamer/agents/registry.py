@@ -1,4 +1,4 @@
-"""The agents by name."""
+"""Agents by name."""
 
 from collections.abc import Callable
 
@@ -8,22 +8,23 @@ from dreamer.config.agent import AgentConfig
 from dreamer.errors import UserError, nearest
 from dreamer.nets.spaces import Specs
 
-Make = Callable[[AgentConfig, Specs, Specs], Agent]
+Make = Callable[[AgentConfig, Specs, Specs, int], Agent]
 
 AGENTS: dict[str, Make] = {"dreamer": dreamer.make}
 
 
-def make_agent(config: AgentConfig, observations: Specs, actions: Specs) -> Agent:
+def make_agent(config: AgentConfig, observations: Specs, actions: Specs, updates: int = 0) -> Agent:
     """The agent that `agent.kind` names, for an environment's spaces.
 
     Args:
       config: the agent's section.
       observations, actions: dm_env specs by key.
+      updates: gradient updates of the whole run, for schedules; not needed to act.
 
     Raises:
-      UserError: there is no such agent, or the spaces do not suit it.
+      UserError: no such agent, or unsupported spaces.
     """
     if config.kind not in AGENTS:
         close = nearest(config.kind, AGENTS)
         raise UserError(f"agent.kind={config.kind}: expected one of {', '.join(AGENTS)}{close}")
-    return AGENTS[config.kind](config, observations, actions)
+    return AGENTS[config.kind](config, observations, actions, updates)

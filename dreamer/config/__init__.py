@@ -51,6 +51,14 @@ class Config(Section):
         of_each = -(-sequences // self.env.num_envs)  # rounded up
         return self.env.num_envs * (of_each + self.replay.batch_length)
 
+    @property
+    def updates(self) -> int:
+        """Gradient updates of the whole run."""
+        if self.run.offline:
+            return self.run.steps
+        per_step = self.replay.train_ratio / (self.replay.batch_size * self.replay.batch_length)
+        return int(max(0, self.run.steps - self.first_update) * per_step)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for message, is_wrong in self._rules().items():

@@ -167,9 +167,10 @@ class OptimizerConfig(Section):
 
     learning_rate: Positive = Field(4e-5, description="for every parameter")
     warmup: Whole = Field(1000, description="updates of linear warm-up from 0")
-    anneal: Whole = Field(
-        0,
-        description="update at which the rate, falling linearly, reaches its last tenth; 0: never",
+    anneal: Fraction = Field(
+        0.0,
+        description="share of the run's updates over which the rate falls linearly to a tenth, "
+        "from the end of the warm-up on; 0: never",
     )
     agc: Positive = Field(
         0.3, description="largest gradient norm of a tensor as a share of its weight norm"
@@ -177,12 +178,6 @@ class OptimizerConfig(Section):
     beta1: Decay = Field(0.9, description="decay of the momentum")
     beta2: Decay = Field(0.999, description="decay of the mean square")
     eps: Positive = Field(1e-20, description="added to the root mean square")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.anneal and self.anneal <= self.warmup:
-            raise ValueError(f"anneal={self.anneal} must be 0 or more than warmup={self.warmup}")
-        return self
 
 
 class AgentConfig(Section):

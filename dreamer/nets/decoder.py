@@ -24,7 +24,7 @@ from dreamer.nets.layers import (
 
 
 class Decoder(nn.Module):
-    """Predictions for every observation, each as its loss wants it.
+    """Predictions of every observation, in the form its loss takes.
 
     Images are in [0, 1], continuous vectors in symlog space, discrete ones logits with a last axis
     of classes.
@@ -97,7 +97,7 @@ class Decoder(nn.Module):
     def _project(
         self, deter: Array, stoch: Array, channels: int, size: spaces.Size, name: str
     ) -> Array:
-        """The smallest image [N, H, W, C]: blocks of deter write own channels, stoch writes all."""
+        """The smallest image [N, H, W, C]; a block of deter gives its own channels, stoch all."""
         blocks, shape = self.config.blocks, (*size, channels)
         out = BlockLinear(
             deter.shape[-1], math.prod(shape), blocks, self.dtype, name=f"{name}space_deter"
@@ -110,6 +110,6 @@ class Decoder(nn.Module):
 
 
 def crop(x: Array, size: spaces.Size) -> Array:
-    """Without the rows and columns beyond an odd side: [N, *size, C]."""
+    """Crops the extra row and column of odd sides: [N, *size, C]."""
     chex.assert_rank(x, 4)
     return x[:, : size[0], : size[1]]

@@ -15,8 +15,8 @@ from dreamer.ops.transforms import symlog
 
 
 class Encoder(nn.Module):
-    """Images through convolutions, vectors and masks through an MLP, concatenated with the vectors
-    first. Images of one size are the channels of one; each size has its own convolutions."""
+    """Images through convolutions, vectors and masks through an MLP; concatenated, vectors
+    first. Images of equal size are stacked as channels; each size has its own convolutions."""
 
     config: EncoderConfig
     observations: tuple[tuple[str, spaces.Spec], ...]
@@ -67,5 +67,5 @@ class Encoder(nn.Module):
 
 
 def prefix(size: spaces.Size, sizes: Collection) -> str:
-    """What the names of an image size's layers begin with: nothing where there is only one."""
+    """Prefix of the layer names of an image size; empty if there is only one size."""
     return f"{size[0]}x{size[1]}_" if len(sizes) > 1 else ""

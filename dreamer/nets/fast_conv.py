@@ -1,4 +1,4 @@
-"""Convolutions of the image networks in faster forms, each with the parameters of its plain one."""
+"""Faster forms of the image convolutions, with the parameters of the plain ones."""
 
 import chex
 import flax.linen as nn
@@ -16,8 +16,8 @@ FEW_CHANNELS = 16  # below, a convolution on CPU is bound by memory rather than 
 class CPUPooledConv(nn.Module):
     """`layers.PooledConv`, faster on CPU.
 
-    With few channels, the pixels of a square are computed as channels: 1.4 times the products
-    (`size` 5), but from less than half as many gathered inputs.
+    With few channels, the pixels of a 2x2 block are computed as channels: 1.4 times the FLOPs
+    (`size` 5), but less than half the gathered inputs.
     """
 
     channels: int
@@ -45,7 +45,7 @@ class SubPixelConv(nn.Module):
     """`layers.UpsampleConv` in its exact sub-pixel form.
 
     One convolution of the small image, 3x3 for `size` 5, gives the four pixels as channels, with
-    2.8 times fewer products.
+    2.8 times fewer FLOPs.
     """
 
     channels: int
@@ -66,7 +66,7 @@ class SubPixelConv(nn.Module):
 
 
 class CPUSubPixelConv(SubPixelConv):
-    """`SubPixelConv`, its gradient faster on CPU."""
+    """`SubPixelConv` with a gradient that is faster on CPU."""
 
     def _convolve(self, x: Array, kernel: Array, padding: convolution.Padding) -> Array:
         return convolve_in_slices(x, kernel, padding)

@@ -1,4 +1,4 @@
-"""The step of the RSSM in faster forms, with the parameters that the plain one creates."""
+"""Faster forms of the RSSM step, with the parameters of the plain one."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,18 @@ _MAX_PIECES = 8
 
 
 class CPURSSM(RSSM):
-    """Faster on CPU: the two embeddings share a norm, and the GRU is computed block by block."""
+    """Faster on CPU: the two embeddings share a norm, and the GRU is computed per block."""
 
     def _embed_state(self, feat: Array) -> Array:
         return merge_blocks(twin_blocks(_embeddings(self), feat, self.dtype))
 
     def _gru(self, deter: Array, x: Array) -> Array:
-        # Computed block by block, which is fastest, and not by the shape in which it is read.
+        # Keeps XLA from fusing it into its consumer, in whose layout it is slower.
         return jax.lax.optimization_barrier(super()._gru(deter, x))
 
 
 class AcceleratorRSSM(RSSM):
-    """Faster where the number of operations decides: the two embeddings are one product."""
+    """Faster on accelerators: the two embeddings are one product."""
 
     def _embed_state(self, feat: Array) -> Array:
         return merge_blocks(twin_blocks_as_one(_embeddings(self), feat, self.dtype))
@@ -56,8 +56,8 @@ def twin_blocks(params: Sequence[Mapping], x: Array, dtype: DTypeLike) -> Array:
 def twin_blocks_as_one(params: Sequence[Mapping], x: Array, dtype: DTypeLike) -> Array:
     """`twin_blocks` by one product, where the sizes of a and b allow.
 
-    Kernels and x are cut into pieces of equal length, each piece is multiplied by its own, and the
-    products of each part are added up.
+    Kernels and x are split into pieces of equal length and multiplied piecewise; the
+    products of each part are summed.
     """
     first, second, bias, scale = _weights(params, dtype)
     chex.assert_shape(x, (..., len(first) + len(second)))

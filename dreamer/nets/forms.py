@@ -1,4 +1,4 @@
-"""The forms of layers and steps: plain, or faster on one kind of device; equal but for rounding."""
+"""Forms of layers and steps: plain, or optimised for a kind of device; equal up to rounding."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -31,17 +31,17 @@ UNROLLS = {"scan": scan, "batched": recurrence}
 
 
 def choose(name: str) -> Forms:
-    """The form of a name; auto is that of the platform on which jax runs."""
+    """The form with this name; auto depends on the platform of JAX."""
     if name == "auto":
         name = "cpu" if jax.default_backend() == "cpu" else "accelerator"
     return FORMS[name]
 
 
 def choose_unroll(name: str) -> Callable[[Step, Tree, Tree, Tree], Tree]:
-    """A recurrence over time by the name of its gradient.
+    """A recurrence over time, by the name of its gradient.
 
-    auto is scan on CPU, where computing everything again costs more than it saves (measured), and
-    batched elsewhere, where the number of operations in the loop decides.
+    auto is scan on CPU, where recomputation costs more than it saves (measured), and batched
+    elsewhere, where the number of operations in the loop dominates.
     """
     if name == "auto":
         name = "scan" if jax.default_backend() == "cpu" else "batched"

@@ -20,8 +20,8 @@ from dreamer.ops.distributions import Distribution
 class Head(nn.Module):
     """An MLP and a linear output: [..., F] to [..., outputs].
 
-    The output is computed in float32: two-hot logits rounded to bfloat16 would not cancel in the
-    mean over bins as far out as 5e8.
+    The output is float32: bfloat16 two-hot logits do not cancel in the mean over bins as large as
+    5e8.
     """
 
     layers: int
@@ -38,7 +38,7 @@ class Head(nn.Module):
 
 
 class MaskHead(nn.Module):
-    """Which classes of each masked action may be taken, as logits."""
+    """Logits of which classes of each masked action are valid."""
 
     layers: int
     masks: tuple[tuple[str, spaces.Spec], ...]  # by action key
@@ -57,7 +57,7 @@ class MaskHead(nn.Module):
 
 
 class Actor(nn.Module):
-    """The policy: one distribution per action key, all on one MLP."""
+    """The policy: one distribution per action key on a shared MLP."""
 
     config: ActorConfig
     actions: tuple[tuple[str, spaces.Spec], ...]
@@ -90,13 +90,12 @@ class Actor(nn.Module):
 
         Discrete actions are one-hot [..., *shape, classes] with a uniform part mixed in. Continuous
         ones are normal with mean tanh(x) and a bounded standard deviation, neither clipped nor
-        squashed: the environment clips them and the model scales them down. The event is the whole
+        squashed: the environment clips them, and the model scales them down. The event is the whole
         action.
 
         Args:
           outputs: of this module.
-          masks: bool [..., *shape, classes] of the actions that have one, False for the classes
-            that get no probability.
+          masks: bool [..., *shape, classes] of masked actions; False gives probability zero.
         """
         policies = {}
         for key, spec in self.actions:

@@ -1,5 +1,4 @@
-"""Layers shared by all networks: linear, block-linear, convolution, RMS norm and the MLP made of
-them, in their plain forms.
+"""Layers shared by all networks, in plain form: linear, block-linear, convolution, RMS norm, MLP.
 
 Parameters are float32; activations have the dtype of the module. Kernels start as a truncated
 normal of standard deviation 1/sqrt(fan_in), biases at zero (Hafner et al. 2025).
@@ -22,8 +21,8 @@ Initializer = Callable[..., Array]
 def kernel_init(scale: float = 1.0) -> Initializer:
     """Truncated normal of standard deviation scale/sqrt(fan_in); all zeros when `scale` is 0.
 
-    For a block kernel [G, in/G, out/G] the fan-in is the whole input, as in the published code: the
-    blocks start sqrt(G) smaller than their own fan-in would make them.
+    For a block kernel [G, in/G, out/G] the fan-in is the whole input, as in the reference code, so
+    blocks are sqrt(G) smaller than by their own fan-in.
     """
     if not scale:
         return nn.initializers.zeros
@@ -38,9 +37,9 @@ def linear(
 
 
 class PooledConv(nn.Module):
-    """Convolution of stride 1 that keeps the image size, then the largest of every 2x2 square.
+    """Same-padded convolution of stride 1, then 2x2 max pooling.
 
-    The bias, the same for all of a square, is added to the largest.
+    The bias is added after pooling, which is equivalent.
     """
 
     channels: int
@@ -58,7 +57,7 @@ class PooledConv(nn.Module):
 
 
 class UpsampleConv(nn.Module):
-    """Repeats every row and column twice, then a convolution of stride 1 that keeps that size."""
+    """Repeats every row and column, then applies a same-padded convolution of stride 1."""
 
     channels: int
     size: int
@@ -90,7 +89,7 @@ def rms_norm(x: Array, scale: Array, dtype: DTypeLike) -> Array:
     """x / sqrt(mean(x^2) + 1e-4) times `scale`, over the last axis and computed in float32."""
     chex.assert_shape(x, (..., scale.shape[-1]))
     x = x.astype(jnp.float32)
-    # First x by one number, then by the scale: in this order XLA makes one kernel of the norm.
+    # First x by a scalar, then by the scale: in this order XLA fuses the norm into one kernel.
     x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-4)
     return (x * jnp.broadcast_to(scale, x.shape)).astype(dtype)
 
@@ -120,8 +119,8 @@ def merge_blocks(x: Array) -> Array:
 def block_product(x: Array, kernel: Array) -> Array:
     """[..., G, I] by [G, I, O] to [..., G, O].
 
-    As one product of x from the left: `jnp.einsum` swaps the two, and CPUs then spend more time on
-    transposing the result than on the product.
+    x is the left operand: `jnp.einsum` swaps the two, and transposing the result then takes longer
+    on CPU than the product.
     """
     chex.assert_shape(x, (..., *kernel.shape[:2]))
     free = x.ndim - 1
@@ -130,7 +129,7 @@ def block_product(x: Array, kernel: Array) -> Array:
 
 
 class TwoInputLinear(nn.Module):
-    """y = [a, b] W + c, of which the product of b may be computed beforehand, and for many a."""
+    """y = [a, b] W + c; the product of b can be computed once for many a."""
 
     first: int  # size of a
     features: int
@@ -153,10 +152,10 @@ class TwoInputLinear(nn.Module):
 
 
 class BlockLinear(nn.Module):
-    """Linear layer with a block-diagonal kernel: block k of the input makes block k of y.
+    """Linear layer with a block-diagonal kernel: block k of y depends on block k of x.
 
-    A shared input enters every block, as if it were appended to each; its product is computed
-    apart, and possibly in several pieces.
+    A shared input enters every block, as if appended to each; its product is computed separately,
+    possibly in several pieces.
     """
 
     inputs: int
@@ -189,7 +188,7 @@ class BlockLinear(nn.Module):
 
 
 class Block(nn.Module):
-    """Linear, RMS norm, SiLU: the unit that every MLP is made of. [..., in] to [..., features]."""
+    """Linear, RMS norm, SiLU: the block of every MLP. [..., in] to [..., features]."""
 
     features: int
     dtype: DTypeLike
@@ -215,8 +214,7 @@ class MLP(nn.Module):
 
 
 def max_pool(x: Array) -> Array:
-    """Largest of every 2x2 square, of what there is of it at odd sides: [B, H, W, C] to
-    [B, H/2, W/2, C], rounded up."""
+    """2x2 max pooling, windows cropped at odd sides: [B, H, W, C] to [B, H/2, W/2, C], ceil."""
     chex.assert_rank(x, 4)
     *batch, height, width, channels = x.shape
     if height % 2 or width % 2:

@@ -30,8 +30,8 @@ Latent = Mapping[str, Array]  # deter [..., D] and stoch [..., S, K] (gaussian: 
 class RSSM(nn.Module):
     """Deterministic state by a block GRU and a stochastic latent, categorical or gaussian.
 
-    A step is made of parts: what it needs of actions and tokens is computed for all steps at once,
-    before the loop over time.
+    A step is split into parts, so that those of actions and tokens are computed for all steps
+    at once before the loop over time.
 
     Statistics of a latent are the raw outputs of a network: logits [..., S, K] when categorical,
     mean and raw standard deviation [..., S, 2] when gaussian.
@@ -88,14 +88,14 @@ class RSSM(nn.Module):
         return deter, self.posterior(deter, token_part)
 
     def action_part(self, action: Array) -> Array:
-        """What `core` needs of an action, before any state is known: [..., A] to [..., D]."""
-        # Entries beyond [-1, 1] are scaled down.
+        """The part of `core` that depends on the action alone: [..., A] to [..., D]."""
+        # Entries beyond [-1, 1] are scaled into it.
         action /= jax.lax.stop_gradient(jnp.maximum(1.0, jnp.abs(action)))
         embedded = self.embed_action(action)
         return self.dynamics_hidden[0].share(embedded, start=2 * self.config.hidden)
 
     def token_part(self, token: Array) -> Array:
-        """What `posterior` needs of a token, before any state is known: [..., E] to [..., H]."""
+        """The part of `posterior` that depends on the token alone: [..., E] to [..., H]."""
         return self.posterior_in.second(token)
 
     def core(self, feat: Array, action_part: Array) -> Array:
@@ -121,8 +121,8 @@ class RSSM(nn.Module):
         return jnp.concatenate([self.embed_deter(deter), self.embed_stoch(stoch)], -1)
 
     def _gru(self, deter: Array, x: Array) -> Array:
-        """The next deterministic state by blocks, [..., G, D/G], from this one and the product x
-        of the first layer, [..., D]."""
+        """Block GRU: the next deterministic state [..., G, D/G] from the current one and the
+        product x [..., D] of the first layer."""
         x = nn.silu(self.dynamics_norm[0](x))
         for layer, norm in zip(self.dynamics_hidden[1:], self.dynamics_norm[1:], strict=True):
             x = nn.silu(norm(layer(x)))
@@ -175,7 +175,7 @@ class RSSM(nn.Module):
 
 
 def init(config: RSSMConfig, key: Array, action: Array, token: Array) -> Mapping:
-    """The parameters, float32 and the same for every form of the step.
+    """The parameters, float32, the same for every form of the step.
 
     Args:
       config: sizes.
@@ -200,7 +200,7 @@ def feature(latent: Latent) -> Array:
 
 
 def pack(config: RSSMConfig, latent: Latent) -> Latent:
-    """The latent as replay stores it: one-hot groups become class numbers, [..., S] uint8."""
+    """The latent as stored in replay: one-hot groups become class indices, uint8 [..., S]."""
     chex.assert_tree_shape_prefix(dict(latent), latent["deter"].shape[:-1])
     if config.latent == "gaussian":
         return latent

@@ -1,4 +1,4 @@
-"""How observations and actions look to the networks, from their dm_env specs."""
+"""Observations and actions as inputs and outputs of networks, from their dm_env specs."""
 
 import re
 from collections.abc import Mapping
@@ -58,31 +58,31 @@ def check_observations(observations: Specs) -> None:
 
 
 def chosen(observations: Specs, pattern: str, option: str) -> dict[str, Spec]:
-    """The observations whose whole key matches a regular expression; masks are not asked.
+    """The observations whose full key matches a regular expression, masks excluded.
 
     Raises:
-      UserError: none does, or it is no regular expression.
+      UserError: no match, or an invalid regular expression.
     """
     keys = [key for key, spec in observations.items() if kind(spec) != "mask"]
     try:
         found = {key: observations[key] for key in keys if re.fullmatch(pattern, key)}
     except re.error as error:
-        raise UserError(f"{option}={pattern}: no regular expression: {error}") from None
+        raise UserError(f"{option}={pattern}: invalid regular expression: {error}") from None
     if not found:
         raise UserError(f"{option}={pattern} matches no observation; there are {', '.join(keys)}")
     return found
 
 
 def mask_key(action: str) -> str:
-    """The observation that says which classes of an action may be taken."""
+    """Key of the observation that masks an action."""
     return "action_mask" if action == "action" else f"action_mask_{action}"
 
 
 def masked(observations: Specs, actions: Specs) -> dict[str, Spec]:
-    """The specs of masks, by the action key that each is for.
+    """The specs of masks by action key.
 
     Raises:
-      UserError: a mask of the wrong shape, or of no discrete action.
+      UserError: a mask has the wrong shape, or its action is not discrete.
     """
     found = {}
     for key, spec in actions.items():
@@ -109,7 +109,7 @@ def masked(observations: Specs, actions: Specs) -> dict[str, Spec]:
 
 
 def by_size(observations: Specs) -> dict[Size, dict[str, Spec]]:
-    """The images, those of one height and width together."""
+    """The images, grouped by height and width."""
     groups: dict[Size, dict[str, Spec]] = {}
     for key, spec in observations.items():
         if kind(spec) == "image":
@@ -118,10 +118,10 @@ def by_size(observations: Specs) -> dict[Size, dict[str, Spec]]:
 
 
 def stages(size: Size, mults: tuple[int, ...]) -> tuple[tuple[int, ...], list[Size]]:
-    """The stages of the networks for images of a size, each of which halves both sides, rounded up.
+    """The stages of the image networks, each of which halves both sides, rounded up.
 
-    As many as there are `mults`; without the first ones while the smallest image would have a side
-    below 3 pixels, and with the first one repeated while it would have a side above 16.
+    One per entry of `mults`; the first ones are dropped while the smallest image would have a side
+    below 3 pixels, and the first is repeated while it would have a side above 16.
 
     Returns:
       The channels' multiples of each stage, and the sizes before, between and after the stages.
@@ -135,13 +135,13 @@ def stages(size: Size, mults: tuple[int, ...]) -> tuple[tuple[int, ...], list[Si
 
 
 def halved(size: Size, times: int) -> Size:
-    """Height and width after so many halvings, rounded up."""
+    """Height and width after a number of halvings, rounded up."""
     height, width = (-(-side // 2**times) for side in size)
     return height, width
 
 
 def flat(value: Array, spec: Spec, dtype: DTypeLike) -> Array:
-    """One vector per step, of one-hot classes or the numbers: [..., *shape] to [..., n]."""
+    """One vector per step, one-hot classes or numbers: [..., *shape] to [..., n]."""
     chex.assert_shape(value, (..., *spec.shape))
     batch = value.shape[: value.ndim - len(spec.shape)]
     if kind(spec) == "discrete":

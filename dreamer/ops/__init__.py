@@ -1,1 +1,1 @@
-"""Pure mathematics on arrays: no parameters, no configuration, no flax."""
+"""Pure functions on arrays: no parameters, no configuration, no flax."""

@@ -1,9 +1,9 @@
-"""A recurrence over time whose gradient does in its loop only what must be in a loop.
+"""A recurrence over time whose gradient keeps as little as possible inside the loop.
 
 Differentiating `jax.lax.scan` stores every intermediate result at every step, and adds the gradient
-of every weight up step by step. But once all states are known, every step's intermediate results
-and weight gradients can be computed for all steps at once; only the gradient of the state has to
-travel backwards in time. So the loops are short, and the weights meet large matrix products.
+of every weight up step by step. But once all states are known, intermediate results and weight
+gradients can be computed for all steps at once; only the gradient of the state is propagated
+backwards in time. The loops are short, and weight gradients are large matrix products.
 
 Legend: T steps.
 """
@@ -31,9 +31,8 @@ def _recurrence(step: Step, params: Tree, start: Tree, inputs: Tree) -> Tree:
     return _forward(step, params, start, inputs)[0]
 
 
-# In both loops every step reads and writes its rows of the one array of all steps, which therefore
-# is the only thing that they carry: a step's result is not written once more for the next step. Two
-# steps per iteration halve the operations that count iterations.
+# Both loops carry only the array of all steps, of which each step reads and writes its rows, so a
+# result is not copied for the next step. Two steps per iteration halve the loop overhead.
 
 
 def _forward(step: Step, params: Tree, start: Tree, inputs: Tree) -> tuple[Tree, tuple]:
@@ -84,7 +83,7 @@ def _pullbacks(
 
     Returns:
       A function from the residuals of one step to its pullback, and the residuals of all steps:
-      leaves [T, ...]. What does not depend on the step, weights above all, is not repeated.
+      leaves [T, ...]. What does not depend on the step, such as weights, is not repeated.
     """
     structure = None
 
@@ -110,11 +109,11 @@ def _pullbacks(
 
 
 def _hoist(step: Step, params: Tree, state: Tree, now: Tree) -> tuple[Step, list]:
-    """Computes what depends on the weights alone now, and so not again in every step.
+    """Hoists what depends on the weights alone out of the step.
 
     Returns:
-      A step of what remains, and the weights that it takes. XLA itself would leave the slices and
-      transposes of weights in the loop, a kernel each.
+      The remaining step and the weights it takes. XLA would leave slices and transposes of weights
+      in the loop, one kernel each.
     """
     program, shape = jax.make_jaxpr(step, return_shape=True)(params, state, now)
     jaxpr, structure = program.jaxpr, jax.tree.structure(shape)
@@ -137,7 +136,7 @@ def _hoist(step: Step, params: Tree, state: Tree, now: Tree) -> tuple[Step, list
 
 
 def _computed_from(inputs: Iterable, jaxpr: Any) -> set:
-    """The variables that are computed from these inputs, the inputs themselves included."""
+    """The variables computed from these inputs, including the inputs."""
     found = set(inputs)
     for equation in jaxpr.eqns:
         if found.intersection(_variables(equation.invars)):
@@ -146,5 +145,5 @@ def _computed_from(inputs: Iterable, jaxpr: Any) -> set:
 
 
 def _variables(atoms: Iterable) -> list:
-    """Those that are no literals, each once."""
+    """The variables among them, without literals or duplicates."""
     return list(dict.fromkeys(x for x in atoms if isinstance(x, jax.extend.core.Var)))

@@ -1,4 +1,4 @@
-"""Convolutions of stride 1, in their plain form; see `fast_convolution` for others.
+"""Convolutions of stride 1 in plain form; `fast_convolution` has others.
 
 Images have the layout [B, H, W, channels], kernels [rows, columns, in, out].
 """
@@ -33,5 +33,5 @@ def convolve(x: Array, kernel: Array, padding: Padding) -> Array:
 
 
 def same(size: int) -> Padding:
-    """The padding by which a kernel of this side keeps the image size."""
+    """The same-padding of a kernel of this side."""
     return (size - 1) // 2, size // 2

@@ -1,8 +1,7 @@
 """The distributions of latents and actions; the only file that imports distrax.
 
-Samples are made from noise that is drawn beforehand, outside of any scan: a sample is a
-deterministic, differentiable function of the distribution and its noise. Noise of None stands for
-the mode.
+Noise is drawn in advance, outside any scan: a sample is a deterministic, differentiable function of
+the distribution and its noise. Noise of None gives the mode.
 """
 
 from typing import TypeAlias
@@ -20,7 +19,7 @@ jax.core.pytype_aval_mappings = jax._src.core.pytype_aval_mappings
 import distrax  # noqa: E402
 
 Distribution: TypeAlias = distrax.Distribution
-INVALID = -1e9  # logit of a class that cannot be; exp of it is zero
+INVALID = -1e9  # logit of an invalid class; exp of it is zero
 
 
 def one_hot(logits: Array, unimix: float, valid: Array | None = None) -> Distribution:
@@ -50,8 +49,8 @@ def one_hot(logits: Array, unimix: float, valid: Array | None = None) -> Distrib
 
 
 def _masked(logits: Array, unimix: float, valid: Array) -> Distribution:
-    """By logits that are finite everywhere: those of invalid classes are so low that their
-    probability is zero, in value and gradient, and so is their share of the entropy."""
+    """With finite logits everywhere: those of invalid classes are low enough that their
+    probability and entropy are zero in value and gradient."""
     log_probs = jax.nn.log_softmax(jnp.where(valid, logits, INVALID))
     if unimix:
         uniform = valid / valid.sum(-1, keepdims=True)
@@ -62,7 +61,7 @@ def _masked(logits: Array, unimix: float, valid: Array) -> Distribution:
 
 
 class _Mixed(distrax.OneHotCategorical):
-    """Probabilities that sum up to 1 already; distrax would divide them by their sum again."""
+    """Probabilities, which already sum to 1; distrax would normalise them again."""
 
     def __init__(self, probs: Array) -> None:
         super().__init__(probs=probs, dtype=jnp.float32)
@@ -113,7 +112,7 @@ def draw(dist: Distribution, noise: Array | None) -> Array:
 
 @jax.custom_jvp
 def _straight_through(value: Array, soft: Array) -> Array:
-    """value + soft - stop_gradient(soft), of which nothing is computed but the value."""
+    """value + soft - stop_gradient(soft), computing only the value."""
     return value
 
 

@@ -1,4 +1,4 @@
-"""Convolutions of stride 1 in faster forms, each equal to a plain one of `convolution`.
+"""Faster forms of convolutions of stride 1, equal to the plain ones in `convolution`.
 
 Images have the layout [B, H, W, channels], kernels [rows, columns, in, out].
 """
@@ -13,14 +13,14 @@ from jax import Array
 
 from dreamer.ops.convolution import Padding, convolve, same
 
-MOST_SLICES = 64  # each is compiled by itself
+MOST_SLICES = 64  # each is compiled separately
 
 
 def convolve_in_slices(x: Array, kernel: Array, padding: Padding) -> Array:
-    """`convolution.convolve`, the gradient of the kernel added up over a few images at a time.
+    """`convolution.convolve` whose kernel gradient is accumulated over a few images at a time.
 
-    That gradient is itself a convolution, and on CPU its arguments are read once for every tap:
-    in slices that stay in the cache it takes a half to a third of the time (measured).
+    The kernel gradient is itself a convolution, which on CPU reads its arguments once per tap: in
+    slices that fit the cache it takes a half to a third of the time (measured).
     """
     chex.assert_rank([x, kernel], 4)
     chex.assert_shape(x, (..., kernel.shape[2]))
@@ -53,7 +53,7 @@ _sliced.defvjp(_forward, _backward)
 
 
 def space_to_depth(x: Array) -> Array:
-    """The pixels of every 2x2 square as channels: [B, H, W, C] to [B, H/2, W/2, 4 C]."""
+    """The pixels of every 2x2 block as channels: [B, H, W, C] to [B, H/2, W/2, 4 C]."""
     chex.assert_rank(x, 4)
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
@@ -85,10 +85,10 @@ def between_squares(kernel: Array) -> tuple[Array, Padding]:
 
 
 def from_repeated(kernel: Array) -> tuple[Array, Padding]:
-    """The same convolution of images whose every row and column is repeated twice.
+    """The same convolution for images whose rows and columns are all repeated once.
 
-    The 2x2 output pixels over one input pixel see the same few input pixels, each through the sum
-    of those taps that fall on it.
+    The 2x2 output pixels of one input pixel depend on the same few input pixels, each through the
+    sum of the taps that fall on it.
 
     Args:
       kernel: [size, size, I, O], which keeps the image size.
@@ -105,7 +105,7 @@ def from_repeated(kernel: Array) -> tuple[Array, Padding]:
 
 
 def _square_taps(size: int) -> tuple[np.ndarray, Padding]:
-    """Which taps of a kernel fall on which pixel of a row that is cut into pairs.
+    """Which taps of a kernel fall on which pixel of a row split into pairs.
 
     Returns:
       [2, A, 2, size] of 0 and 1: the even and the odd output pixel of a pair, A pairs of input

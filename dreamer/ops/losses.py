@@ -10,7 +10,7 @@ from dreamer.ops.transforms import symlog
 
 
 def free_kl(p: Distribution, q: Distribution, free_nats: float) -> Array:
-    """max(free_nats, KL(p || q)): no gradient flows where the divergence is below `free_nats`.
+    """max(free_nats, KL(p || q)): zero gradient where the divergence is below `free_nats`.
 
     Args:
       p, q: distributions of the same batch shape [...].

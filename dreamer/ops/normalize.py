@@ -1,4 +1,4 @@
-"""Running percentiles that give returns a common scale (Hafner et al. 2025, equation 8)."""
+"""Running percentiles to normalise returns (Hafner et al. 2025, equation 8)."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from jax import Array
 
 
 class Percentiles(NamedTuple):
-    """Running lower and upper percentile, float32 scalars, from 0 without bias correction."""
+    """Running lower and upper percentile, float32 scalars, initially 0, not bias-corrected."""
 
     low: Array
     high: Array

@@ -1,8 +1,8 @@
-"""A tree of tensors as the rows of one array, so that an operation on all of them is one operation.
+"""A tree of tensors packed into the rows of one array.
 
-An optimiser that visits a hundred small tensors launches several kernels for each; on one array it
-launches a handful in all. Every tensor starts a row of its own, which is what keeps the norm of one
-tensor computable: rows first, then the rows of each tensor.
+An optimiser over a hundred small tensors launches several kernels for each; on one array it
+launches a handful in total. Each tensor starts a new row, so that its norm can be computed from
+the norms of its rows.
 
 Legend: R rows, W values per row, P tensors.
 """
@@ -23,14 +23,14 @@ WIDTH = 512
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the array [R, W] stores each tensor of a tree; the ends of last rows are zeros."""
+    """Layout of a tree of tensors in an array [R, W]; last rows are padded with zeros."""
 
     treedef: jax.tree_util.PyTreeDef
     shapes: Sequence[tuple[int, ...]]
 
     @classmethod
     def of(cls, tree: Tree) -> Self:
-        """The layout for trees like this one, arrays or their shapes."""
+        """The layout of trees like this one, of arrays or shapes."""
         leaves, treedef = jax.tree.flatten(tree)
         return cls(treedef, tuple(leaf.shape for leaf in leaves))
 

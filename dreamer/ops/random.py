@@ -1,4 +1,4 @@
-"""Random numbers of `jax.random`, the same bits, computed in a form that is faster on CPU."""
+"""Random numbers of `jax.random`, bit for bit, computed faster on CPU."""
 
 import math
 
@@ -14,23 +14,25 @@ _TINY = float(jnp.finfo(jnp.float32).tiny)
 def gumbel(key: Array, shape: tuple[int, ...]) -> Array:
     """`jax.random.gumbel`: float32 of that shape."""
     chex.assert_shape(key, ())
-    # 23 random bits as a float in [1, 2), moved to [0, 1) and away from 0, whose logarithm is none.
+    # 23 random bits as a float in [1, 2), shifted to [0, 1) and away from 0, where log is infinite.
     mantissa = (bits(key, (math.prod(shape),)) >> 9) | jnp.uint32(0x3F800000)
     uniform = jax.lax.bitcast_convert_type(mantissa, jnp.float32) - 1
     noise = -jnp.log(-jnp.log(jnp.maximum(uniform, _TINY)))
-    # Several axes at once would cost XLA the vector instructions of the CPU.
+    # XLA does not vectorise this over several axes on CPU.
     return jax.lax.optimization_barrier(noise).reshape(shape)
 
 
 def bits(key: Array, shape: tuple[int, ...]) -> Array:
     """`jax.random.bits`: uint32 of that shape.
 
-    jax computes the rounds of Threefry in a loop on CPU, where each round reads and writes all the
-    numbers. Without the loop they are one operation, ten times faster (measured at 1m).
+    On CPU, JAX computes the rounds of Threefry in a loop, each of which reads and writes all
+    numbers. Unrolled, they are one fused operation, ten times faster (measured at 1m).
     """
     chex.assert_shape(key, ())
     count = math.prod(shape)
-    known = isinstance(count, int) and count < 2**32  # else a dimension of an export has a name
+    known = (
+        isinstance(count, int) and count < 2**32
+    )  # otherwise a dimension is symbolic, in an export
     if not known or str(jax.random.key_impl(key)) != "threefry2x32":
         return jax.random.bits(key, shape)
     index = jax.lax.iota(jnp.uint32, count)

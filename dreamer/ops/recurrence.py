@@ -1,4 +1,4 @@
-"""A recurrence over time in its plain form; see `batched_recurrence` for another gradient.
+"""A recurrence over time in plain form; `batched_recurrence` has another gradient.
 
 Legend: T steps.
 """
@@ -13,11 +13,11 @@ Step = Callable[[Tree, Tree, Tree], Tree]  # (params, state, input) to the next 
 
 
 def scan(step: Step, params: Tree, start: Tree, inputs: Tree) -> Tree:
-    """All states of state[t] = step(params, state[t - 1], inputs[t]), differentiated by jax.
+    """All states of state[t] = step(params, state[t - 1], inputs[t]), differentiated by JAX.
 
     Args:
-      step: a function of its arguments alone.
-      params: what all steps share.
+      step: a pure function.
+      params: shared by all steps.
       start: the state before the first step.
       inputs: leaves [T, ...].
 

@@ -10,7 +10,7 @@ def lambda_return(reward: Array, discount: Array, lam: Array | float, bootstrap:
     """R[t] = r[t+1] + d[t+1] ((1 - lam[t+1]) v[t+1] + lam[t+1] R[t+1]), starting from R[T-1] =
     v[T-1].
 
-    Position 0 of `reward` and `discount` does not enter: they belong to the step before.
+    Position 0 of `reward` and `discount` is not used: it belongs to the previous step.
 
     Args:
       reward: r [T, ...], received on arriving at each state.
@@ -25,8 +25,8 @@ def lambda_return(reward: Array, discount: Array, lam: Array | float, bootstrap:
     chex.assert_is_broadcastable(jnp.shape(lam), reward.shape)
     chex.assert_type([reward, discount, bootstrap], float)
     lam = jnp.broadcast_to(lam, reward.shape)[1:]
-    # R[t] = offset[t] + gain[t] R[t+1]: composing such maps is associative, so pairs, then pairs of
-    # pairs ... are composed at once instead of one step after the other.
+    # R[t] = offset[t] + gain[t] R[t+1]: composition of affine maps is associative, so a parallel
+    # scan applies.
     offset = reward[1:] + discount[1:] * (1 - lam) * bootstrap[1:]
     gain = discount[1:] * lam
 

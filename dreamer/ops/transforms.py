@@ -37,7 +37,7 @@ def symexp_bins(count: int) -> Array:
 def two_hot_mean(logits: Array, bins: Array) -> Array:
     """Expected value of a distribution over symmetric bins.
 
-    The two halves are added bin against mirrored bin, so uniform probabilities give exactly 0.
+    Each bin is added to its mirror image first, so uniform probabilities give exactly 0.
 
     Args:
       logits: [..., M].
@@ -60,8 +60,8 @@ def two_hot_mean(logits: Array, bins: Array) -> Array:
 def two_hot(target: Array, bins: Array) -> tuple[Array, Array, Array, Array]:
     """The two neighbouring bins of a scalar and the weights that reproduce it.
 
-    A target on a bin has weight 1 there; a target outside the bins is held at the outermost one;
-    one that is NaN has weights that are.
+    A target on a bin has weight 1 there; a target outside is clipped to the outermost bin; NaN
+    gives NaN weights.
 
     Args:
       target: [...].
@@ -73,10 +73,10 @@ def two_hot(target: Array, bins: Array) -> tuple[Array, Array, Array, Array]:
     chex.assert_rank(bins, 1)
     chex.assert_type([target, bins], float)
     count = bins.shape[-1]
-    # All bins at once: a search that halves them would be a loop of small operations.
+    # Compares all bins at once: a binary search would be a loop of small operations.
     above = (target[..., None] >= jnp.expand_dims(bins, range(target.ndim))).sum(-1)
     low, high = jnp.clip(above - 1, 0, count - 1), jnp.clip(above, 0, count - 1)
-    outside = (low == high) & ~jnp.isnan(target)  # which must not pass for the lowest bin
+    outside = (low == high) & ~jnp.isnan(target)  # which must not count as the lowest bin
     to_low = jnp.where(outside, 0.0, jnp.abs(bins[low] - target))
     to_high = jnp.where(outside, 1.0, jnp.abs(bins[high] - target))
     total = to_low + to_high

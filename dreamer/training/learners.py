@@ -28,7 +28,7 @@ def agent_that_fits(
     Raises:
       UserError: its weights, or what it imagines in an update, need more than the memory there is.
     """
-    agent = make_agent(config.agent, *specs)
+    agent = make_agent(config.agent, *specs, config.updates)
     size, rssm, settings = config.agent, config.agent.rssm, config.replay
     try:
         shapes = jax.eval_shape(agent.init, purpose_key(config.seed, "init"))

@@ -32,6 +32,7 @@ class Cloning(Agent):
     config: AgentConfig
     observations: Specs
     actions: Specs
+    updates: int
     dtype: Any = jnp.float32
     acting = ("layer",)
     collected = 30  # steps

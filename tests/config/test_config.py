@@ -265,7 +265,7 @@ REFUSED = {
     "agent.returns.lam=2": ["agent.returns.lam=2", "number >= 0, <= 1"],
     "agent.returns.lam=nan": ["agent.returns.lam=nan", "number >= 0, <= 1"],
     "agent.returns.low=96": ["agent.returns", "low=96.0 must be below high=95.0"],
-    "agent.optimizer.anneal=50": ["agent.optimizer", "anneal=50 must be 0 or more than warmup=100"],
+    "agent.optimizer.anneal=4800": ["agent.optimizer.anneal=4800", "number >= 0, <= 1"],
     "agent.actor.min_std=2": ["agent.actor", "min_std=2.0 must be at most max_std=1.0"],
     "agent.actor.gradient=renforce": [
         "auto, analytic, reinforce, mixed",

@@ -1,3 +1,5 @@
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from tests.golden_names import FOLDER
 
 GOLDEN = dict(np.load(FOLDER / "functions.npz"))
 PUBLISHED = {"agc": 0.3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-20}
+TENTH = optim.scale_by_rate(0.1)
 
 
 def at(step, part):
@@ -21,7 +24,7 @@ def at(step, part):
 
 
 def test_golden_eight_steps():
-    rate = optim.schedule(float(GOLDEN["optimizer/lr"]), int(GOLDEN["optimizer/warmup"]))
+    rate = optim.scale_by_rate(float(GOLDEN["optimizer/lr"]), int(GOLDEN["optimizer/warmup"]))
     optimizer = optim.laprop(rate, **PUBLISHED)
     params = at(0, "before")
     state = optimizer.init(params)
@@ -61,7 +64,10 @@ def test_packed_weights_move_as_those_of_a_tree(scale):
         n: scale * jax.random.normal(k[1], shapes[n]) for n, k in zip(shapes, keys, strict=True)
     }
     packing = Packing.of(params)
-    plain, packed = optim.laprop(0.1, **PUBLISHED), optim.laprop(0.1, **PUBLISHED, packing=packing)
+    plain, packed = (
+        optim.laprop(TENTH, **PUBLISHED),
+        optim.laprop(TENTH, **PUBLISHED, packing=packing),
+    )
     state, packed_state = plain.init(params), packed.init(packing.pack(params))
     for _ in range(3):
         expected, state = plain.update(gradients, state, params)
@@ -73,23 +79,44 @@ def test_packed_weights_move_as_those_of_a_tree(scale):
 
 def test_without_warm_up_the_first_step_has_the_full_rate():
     for warmup, expected in ((0, 0.1), (10, 0.0)):
-        optimizer = optim.laprop(optim.schedule(0.1, warmup), **PUBLISHED)
+        optimizer = optim.laprop(optim.scale_by_rate(0.1, warmup), **PUBLISHED)
         updates, _ = optimizer.update(
             jnp.array(1.0), optimizer.init(jnp.array(100.0)), jnp.array(100.0)
         )
         np.testing.assert_allclose(updates, -expected, rtol=1e-5)
 
 
+def rates(
+    rate: optax.GradientTransformation, count: int, state: Any = None
+) -> tuple[list[float], Any]:
+    """The rates of so many updates, and the state after them."""
+    state, found = state or rate.init(1.0), []
+    for _ in range(count):
+        scaled, state = rate.update(1.0, state)
+        found.append(-float(scaled))
+    return found, state
+
+
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_the_rate_rises_falls_to_a_tenth_and_stays(warmup):
-    rate = optim.schedule(2.0, warmup, anneal=warmup + 10)
+    found, _ = rates(optim.scale_by_rate(2.0, warmup, end=warmup + 10), warmup + 13)
     rising = [2.0 * update / 4 for update in range(warmup)]
     falling = [2.0 - 0.18 * update for update in range(10)]
-    np.testing.assert_allclose(
-        [rate(update) for update in range(warmup + 13)], rising + falling + [0.2] * 3, rtol=1e-5
-    )
+    np.testing.assert_allclose(found, rising + falling + [0.2] * 3, rtol=1e-5)
 
 
-def test_without_anneal_the_rate_stays():
-    rate = optim.schedule(2.0, 4)
-    assert [float(rate(update)) for update in (4, 5, 1_000_000)] == [2.0, 2.0, 2.0]
+def test_without_an_end_the_rate_stays():
+    rate = optim.scale_by_rate(2.0, 4)
+    for count in (4, 5, 1_000_000):
+        scaled, _ = rate.update(1.0, optim.RateState(jnp.int32(count), jnp.ones(())))
+        assert float(scaled) == -2.0
+
+
+@pytest.mark.parametrize("done", [5, 10])
+def test_the_rate_is_continuous_where_the_end_moves(done):
+    before, state = rates(optim.scale_by_rate(2.0, end=10), done)
+    after, _ = rates(optim.scale_by_rate(2.0, end=20), 22 - done, state)
+    reached = 2.0 - 0.18 * done
+    falling = np.linspace(reached, 0.2, 21 - done).tolist()
+    np.testing.assert_allclose(after, [*falling, 0.2], rtol=1e-5)
+    assert before[-1] >= after[0]

@@ -32,7 +32,7 @@ sg = jax.lax.stop_gradient
 
 @dataclass(frozen=True)
 class Behavior:
-    """Actor and critic with their static facts; parameters are passed beside it."""
+    """Actor and critic modules and settings; parameters are passed separately."""
 
     actor: Actor
     critic: Head
@@ -67,11 +67,11 @@ class Behavior:
 
 @dataclass(frozen=True)
 class Imagined:
-    """What actor and critic learn from; time comes first and the start is at index 0."""
+    """An imagined rollout, time-major, with the start at index 0."""
 
     feat: Array  # [H + 1, N, F]
     action: Actions  # [H, N, ...]
-    masks: Masks  # [H, N, ...], the model's
+    masks: Masks  # [H, N, ...], predicted by the model
     returns: Array  # [H, N]
     value: Array  # [H + 1, N]
     weight: Array  # [H, N], probability that the imagined episode has not ended
@@ -89,10 +89,9 @@ def rollout(
 ) -> Imagined:
     """Imagines the future of every start and its returns.
 
-    Model and critic weights are held fixed. The only gradient that passes is that of returns to
-    actions, through value, reward, continuation and dynamics, for the action keys whose gradient is
-    not plain reinforce. The policy reads states without sending gradients back into them, as in
-    Hafner et al. 2020.
+    Model and critic weights are held fixed. The only gradient is that of returns with respect to
+    actions, through value, reward, continuation and dynamics, for action keys whose gradient is
+    not plain reinforce. States are inputs of the policy without gradient, as in Hafner et al. 2020.
 
     Args:
       behavior, model: networks.
@@ -133,7 +132,7 @@ def concat_actions(behavior: Behavior, action: Actions) -> Array:
 def actor_loss(
     behavior: Behavior, params: Params, imagined: Imagined, scale: Array
 ) -> tuple[Array, Metrics]:
-    """The policy's loss, its weights the only ones that it reaches.
+    """The actor loss; its gradient reaches the actor's parameters only.
 
     reinforce: -w (log pi(a) A + eta H); analytic: -w (R / S + eta H), with A = (R - v) / S, w the
     weight, S the scale of returns, H the entropy and eta its coefficient; mixed weighs both by
@@ -141,7 +140,7 @@ def actor_loss(
 
     Args:
       behavior: networks.
-      params: parameters; those of the actor are learned.
+      params: parameters, of which those of the actor are trained.
       imagined: the rollout.
       scale: scalar S.
 
@@ -162,8 +161,7 @@ def actor_loss(
     for key, dist in policy.items():
         if shares[key]:
             objective += shares[key] * dist.log_prob(sg(imagined.action[key])) * advantage
-    # Returns carry gradients only to the actions that want them, so one term serves every analytic
-    # key.
+    # Returns have gradients only with respect to analytic actions, so one term serves all keys.
     analytic = max(1.0 - s for s in shares.values())
     if analytic:
         objective += analytic * imagined.returns / scale
@@ -189,14 +187,14 @@ def actor_loss(
 def critic_loss(
     behavior: Behavior, params: Params, slow: Mapping, feat: Array, target: Array
 ) -> Array:
-    """Two-hot loss toward the target plus the regularisation toward the slow critic.
+    """Two-hot loss towards the target plus regularisation towards the slow critic.
 
     Args:
       behavior: networks.
-      params: parameters; those of the critic are learned.
+      params: parameters, of which those of the critic are trained.
       slow: parameters of the slow critic.
       feat: [..., F], with or without gradient.
-      target: returns [...], held.
+      target: returns [...], without gradient.
 
     Returns:
       [...].
@@ -213,7 +211,7 @@ def critic_loss(
 def imagined_critic_loss(
     behavior: Behavior, params: Params, slow: Mapping, imagined: Imagined
 ) -> Array:
-    """The critic's loss on imagined states, which it does not change: [H, N]."""
+    """The critic loss on imagined states, without gradient to them: [H, N]."""
     return imagined.weight * critic_loss(
         behavior, params, slow, sg(imagined.feat[:-1]), sg(imagined.returns)
     )
@@ -222,8 +220,7 @@ def imagined_critic_loss(
 def replay_critic_loss(
     behavior: Behavior, params: Params, slow: Mapping, batch: Mapping, feat: Array, bootstrap: Array
 ) -> Array:
-    """The critic's loss on the replayed sequence, bootstrapped by the imagined return of each of
-    its states.
+    """The critic loss on replayed sequences, bootstrapped by the imagined return of each state.
 
     Args:
       behavior: networks.

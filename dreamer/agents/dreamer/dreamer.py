@@ -52,6 +52,6 @@ class Dreamer(parts.Parts, interface.Agent):
         return tuple(key for key, spec in predicted if len(spec.shape) == 3)
 
 
-def make(config: AgentConfig, observations: Specs, actions: Specs) -> Dreamer:
+def make(config: AgentConfig, observations: Specs, actions: Specs, updates: int = 0) -> Dreamer:
     """Dreamer for the spaces of an environment, see `parts.build`."""
-    return Dreamer(**vars(parts.build(config, observations, actions)))
+    return Dreamer(**vars(parts.build(config, observations, actions, updates)))

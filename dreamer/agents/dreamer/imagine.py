@@ -1,4 +1,4 @@
-"""What the agent expects of the future: a rollout in imagination, to be looked at."""
+"""Imagined rollouts for inspection."""
 
 import math
 from typing import Any
@@ -20,12 +20,12 @@ from dreamer.ops import transforms
 def imagine(
     agent: Parts, params: Params, carry: Carry, horizon: int, key: Array, greedy: bool, decode: bool
 ) -> dict[str, Any]:
-    """Imagines the steps after a moment of play, the action already chosen first.
+    """Imagines the steps that follow a step of the policy, starting with its last action.
 
     Args:
       agent: networks.
       params: all of their parameters.
-      carry: the policy's memory, leaves [N, ...].
+      carry: of the policy, leaves [N, ...].
       horizon: steps H.
       key: random key.
       greedy: modes of the policy instead of samples; latents are sampled either way.
@@ -80,7 +80,7 @@ def model_actions(agent: Parts, vector: Array) -> dict[str, Array]:
 
 
 def observations_of(agent: Parts, params: Params, latents: Latent) -> dict[str, Array]:
-    """What the decoder makes of latents [..., D], in the units of the environment."""
+    """Decoded observations of latents [..., D], in the units of the environment."""
 
     def one(spec: spaces.Spec, x: Array) -> Array:
         if spaces.kind(spec) == "image":

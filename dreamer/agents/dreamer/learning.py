@@ -1,4 +1,4 @@
-"""How the agent learns: all losses, and one gradient update of everything at once."""
+"""The total loss and one gradient update of all networks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ Tree = TypeVar("Tree")
 
 @dataclass(frozen=True)
 class Draws:
-    """All the noise of one update: None everywhere stands for modes."""
+    """The noise of one update; None gives modes."""
 
     posterior: Array | None = None  # [B, T, S, K]
     prior: Array | None = None  # [H, N, S, K]
@@ -63,8 +63,7 @@ def draw_noise(agent: Parts, key: Array, batch: int, length: int, first: Array |
 
 
 def split_batch(agent: Parts, batch: Mapping) -> tuple[Latent, Array, dict[str, Any]]:
-    """Cuts the context step off a replayed batch [B, T + 1]: the one owner of time alignment in
-    training.
+    """Splits the context step off a replayed batch [B, T + 1]; the only time alignment in training.
 
     Row t holds observation, reward and flags of time t, the action then taken, and the latent of
     the policy.
@@ -97,11 +96,11 @@ def loss(
     draws: Draws,
     axis_name: str | None = None,
 ) -> tuple[Array, tuple[Latent, Percentiles, dict[str, Array], Metrics]]:
-    """The total loss of one update and all that comes with it.
+    """The total loss of one update.
 
     Args:
       agent: networks.
-      params: what is learned.
+      params: of all networks.
       slow_critic: parameters of the slow critic.
       percentiles: of the returns so far.
       batch: from replay, leaves [B, T + 1, ...], of `latent` only the first [B, 1, ...].
@@ -166,7 +165,7 @@ def train_step(
 
     Returns:
       The new state (the same on all devices), the new latents as replay stores them [B, T, ...],
-      which are of no use where the update was skipped, and scalar metrics.
+      invalid where the update was skipped, and scalar metrics.
     """
     chex.assert_rank(batch["is_first"], 2)
     chex.assert_shape(key, ())
@@ -182,7 +181,7 @@ def update(
     """`train_step` with its noise given."""
 
     def objective(params: Params) -> tuple[Array, tuple]:
-        # For speed: gradients that `descend` would leave unused.
+        # Saves computing gradients that `descend` would not use.
         fixed = set(agent.config.frozen)
         params = {
             name: jax.lax.stop_gradient(part) if name in fixed else part
@@ -190,7 +189,7 @@ def update(
         }
         return loss(agent, params, state.slow_critic, state.percentiles, batch, draws, axis_name)
 
-    # Tensors of one shape are cut out of the one array, and cast, in one kernel.
+    # Tensors of equal shape are sliced from the packed array, and cast, in one kernel.
     weights = packed(state.params)
     params = Packing.of(state.params).unpack(weights)
     gradients, (latents, percentiles, _, metrics) = jax.grad(objective, has_aux=True)(params)
@@ -216,7 +215,7 @@ def trained_rows(agent: Parts, packing: Packing) -> np.ndarray:
 
 
 def packed(tree: Params) -> Array:
-    """The tensors as one array of its own, not put together again by each who reads it."""
+    """The tensors as one packed array, materialised once."""
     return jax.lax.optimization_barrier(Packing.of(tree).pack(tree))
 
 
@@ -228,19 +227,19 @@ def descend(
     finite: Array,
     axis_name: str | None = None,
 ) -> tuple[State, Array, Metrics]:
-    """Moves the parameters against their gradients, averaged over devices, and the slow critic
-    after the critic; or nothing, where loss or gradient is not finite.
+    """Applies gradients averaged over devices, and moves the slow critic towards the critic; skips
+    both where loss or gradient is not finite.
 
     Args:
       agent: settings of the optimiser.
       state: before the update.
       weights: its parameters, packed.
       gradients: of the parameters, on this device.
-      finite: whether the loss is, the same on all devices.
+      finite: whether the loss is finite, the same on all devices.
       axis_name: device axis to average over, if any.
 
     Returns:
-      The new state, whether anything was moved, and the norms of gradients, change and weights.
+      The new state, whether the update was applied, and norms of gradient, update and weights.
     """
     chex.assert_rank([weights, finite], [2, 0])
     packing, gradient = Packing.of(gradients), packed(gradients)
@@ -248,10 +247,10 @@ def descend(
         gradient = jax.lax.pmean(gradient, axis_name)
     gradient_norm = jnp.linalg.norm(gradient)
     fine = finite & jnp.isfinite(gradient_norm)
-    optimizer = make_optimizer(agent.config.optimizer, packing)
+    optimizer = make_optimizer(agent, packing)
     updates, moments = optimizer.update(gradient, state.optimizer, weights)
     moved = fine & trained_rows(agent, packing) if agent.config.frozen else fine
-    updates = jnp.where(moved, updates, -0.0)  # which changes no bit when it is added
+    updates = jnp.where(moved, updates, -0.0)  # adding -0.0 leaves every bit unchanged
     weights += updates
     params = packing.unpack(weights)
     slow_critic = optax.incremental_update(

@@ -1,4 +1,4 @@
-"""The parts of Dreamer: how they are built, what changes in them, and how they act."""
+"""The networks and optimiser of Dreamer, its state, and one step of its policy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from dreamer.agents.dreamer import behavior as behaviors
 from dreamer.agents.dreamer import world_model as models
 from dreamer.agents.dreamer.behavior import Behavior
 from dreamer.agents.dreamer.world_model import Params, WorldModel
-from dreamer.config.agent import AgentConfig, OptimizerConfig
+from dreamer.config.agent import AgentConfig
+from dreamer.config.section import INT32
 from dreamer.errors import UserError
 from dreamer.nets import forms, rssm, spaces
 from dreamer.nets.decoder import Decoder
@@ -35,33 +36,34 @@ Tree = TypeVar("Tree")
 
 @dataclass(frozen=True)
 class Parts:
-    """Networks, optimiser and settings; all that changes is in `State` and `Carry`."""
+    """Networks and settings, immutable; `State` and `Carry` hold what changes."""
 
     config: AgentConfig
     model: WorldModel
     behavior: Behavior
-    observations: spaces.Specs  # those that are seen or predicted, and masks
+    observations: spaces.Specs  # encoded or decoded ones, and masks
     actions: spaces.Specs
     dtype: DTypeLike
+    updates: int  # of the whole run
 
     def __repr__(self) -> str:
         return f"Dreamer(sees {', '.join(self.observations)}; acts {', '.join(self.actions)})"
 
     @cached_property
     def init(self) -> Any:
-        """`init` of this agent, compiled when it is called; its shapes are known before."""
+        """`init` of this agent, jitted."""
         return jax.jit(partial(init, self))
 
 
 @struct.dataclass
 class State:
-    """All that learning changes, the same on every device."""
+    """What learning changes; the same on every device."""
 
     params: Params
     slow_critic: Mapping
     optimizer: optax.OptState
     percentiles: Percentiles
-    updates: Array  # int32, gradient updates done, those that were skipped included
+    updates: Array  # int32, gradient updates so far, skipped ones included
 
     def __repr__(self) -> str:
         return f"State({sum(map(np.size, jax.tree.leaves(self.params))):,} parameters)"
@@ -69,7 +71,7 @@ class State:
 
 @struct.dataclass
 class Carry:
-    """The memory of the policy between steps of its environments."""
+    """The recurrent state of the policy."""
 
     latent: Latent  # leaves [N, ...]
     action: Array  # [N, A], the last action as the model sees it
@@ -78,15 +80,18 @@ class Carry:
         return f"Carry({', '.join(map(str, np.shape(self.action)[:1]))} environments)"
 
 
-def build(config: AgentConfig, observations: spaces.Specs, actions: spaces.Specs) -> Parts:
+def build(
+    config: AgentConfig, observations: spaces.Specs, actions: spaces.Specs, updates: int
+) -> Parts:
     """Builds the networks for an environment's spaces.
 
     Args:
       config: the agent's section.
       observations, actions: dm_env specs by key.
+      updates: gradient updates of the whole run.
 
     Raises:
-      UserError: for observations that cannot be modelled, or a frozen network that is not there.
+      UserError: observations cannot be modelled, or a frozen network does not exist.
     """
     spaces.check_observations(observations)
     dtype = compute_dtype(config.compute_dtype)
@@ -122,12 +127,14 @@ def build(config: AgentConfig, observations: spaces.Specs, actions: spaces.Specs
         returns=config.returns,
     )
     used = {key: spec for key, spec in observations.items() if key in seen | predicted}
-    return Parts(config, model, behavior, used, dict(acted), dtype)
+    return Parts(config, model, behavior, used, dict(acted), dtype, updates)
 
 
-def make_optimizer(config: OptimizerConfig, packing: Packing) -> optax.GradientTransformation:
-    """The optimiser of parameters packed like that."""
-    rate = optim.schedule(config.learning_rate, config.warmup, config.anneal)
+def make_optimizer(agent: Parts, packing: Packing) -> optax.GradientTransformation:
+    """The optimiser of parameters in this layout."""
+    config = agent.config.optimizer
+    end = min(round(config.anneal * agent.updates), INT32) if config.anneal else None
+    rate = optim.scale_by_rate(config.learning_rate, config.warmup, end)
     return optim.laprop(rate, config.agc, config.beta1, config.beta2, config.eps, packing)
 
 
@@ -141,15 +148,15 @@ def state_of(agent: Parts, params: Params) -> State:
     packing = Packing.of(params)
     return State(
         params=params,
-        slow_critic=jax.tree.map(jnp.copy, params["critic"]),  # both are given away at an update
-        optimizer=make_optimizer(agent.config.optimizer, packing).init(packing.pack(params)),
+        slow_critic=jax.tree.map(jnp.copy, params["critic"]),  # both are donated to the update
+        optimizer=make_optimizer(agent, packing).init(packing.pack(params)),
         percentiles=normalize.init(),
         updates=jnp.zeros((), jnp.int32),
     )
 
 
 def init_params(agent: Parts, key: Array) -> Params:
-    """Parameters of every network, by the network's name."""
+    """Parameters by name of network."""
     model, behavior = agent.model, agent.behavior
     keys = dict(
         zip(
@@ -181,9 +188,9 @@ def init_params(agent: Parts, key: Array) -> Params:
 
 
 def cast_kernels(params: Tree, dtype: DTypeLike) -> Tree:
-    """Weights and biases in the dtype they are used in, once instead of in every step of a loop.
+    """Weights and biases cast to the compute dtype, once instead of in every step of a loop.
 
-    The scales of norms and the outputs of heads stay float32, as they are computed.
+    Scales of norms and outputs of heads stay float32.
     """
 
     def cast(path: tuple, x: Array) -> Array:
@@ -194,7 +201,7 @@ def cast_kernels(params: Tree, dtype: DTypeLike) -> Tree:
 
 
 def initial_carry(agent: Parts, num_envs: int) -> Carry:
-    """The carry before the first step of any environment; `is_first` resets it anyway."""
+    """The carry before the first step; `is_first` resets it in any case."""
     zeros = {
         name: jnp.zeros((num_envs, *spec.shape), spec.dtype) for name, spec in agent.actions.items()
     }
@@ -221,8 +228,8 @@ def act_with(
 ) -> tuple[Carry, dict[str, Array], Latent]:
     """One step of the policy with its noise given, see `Agent.act`.
 
-    Decoder and the reward, continuation and critic heads are not read. Environments that start an
-    episode start from the zero state.
+    Uses encoder, RSSM and actor. Environments at the first step of an episode start from the zero
+    state.
     """
     chex.assert_rank(is_first, 1)
     chex.assert_tree_shape_prefix([carry, dict(observation), dict(noise)], is_first.shape)
@@ -241,12 +248,12 @@ def act_with(
 
 
 def stored_latent(agent: Parts, latent: Latent) -> Latent:
-    """The latent as replay stores it: class numbers uint8 [..., S] in place of one-hot groups."""
+    """The latent as stored in replay: class indices uint8 [..., S] in place of one-hot groups."""
     return rssm.pack(agent.config.rssm, latent)
 
 
 def environment_action(agent: Parts, action: models.Actions) -> dict[str, Array]:
-    """From the model's actions to the environment's: one-hot parts become class numbers."""
+    """Actions of the environment from those of the model: one-hot parts become class indices."""
     return {
         key: value.argmax(-1).astype(jnp.int32)
         if spaces.kind(agent.actions[key]) == "discrete"

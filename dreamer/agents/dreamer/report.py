@@ -1,4 +1,4 @@
-"""Open-loop prediction: what the model expects to see when it only knows the actions."""
+"""Open-loop predictions: observations predicted from actions alone."""
 
 from collections.abc import Mapping
 

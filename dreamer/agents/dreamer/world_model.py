@@ -1,4 +1,4 @@
-"""The world model: its two scans, observe and imagine, and what it learns from replay."""
+"""The world model: its two scans, observe and imagine, and its losses on replay."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ Params = Mapping[str, Mapping]
 Metrics = dict[str, Array]
 Actions = Mapping[str, Array]  # of the model: discrete ones one-hot
 Noise = Mapping[str, Array] | None
-Masks = Mapping[str, Array]  # bool [..., *shape, classes] by action key, of those that have one
+Masks = Mapping[str, Array]  # bool [..., *shape, classes] by key of masked actions
 Tree = TypeVar("Tree")
 
 
 @dataclass(frozen=True)
 class WorldModel:
-    """The networks of the model and their static facts; parameters are passed beside it."""
+    """The networks of the model and their settings; parameters are passed separately."""
 
     encoder: Encoder
     rssm: RSSM
@@ -52,7 +52,7 @@ class WorldModel:
         return jax.nn.sigmoid(self.cont.apply(params["cont"], feat)[..., 0])
 
     def predict_masks(self, params: Params, feat: Array) -> Masks:
-        """The classes of actions that are more likely valid than not: feat [..., F]."""
+        """Action classes predicted as valid: feat [..., F]."""
         if not self.mask.masks:
             return {}
         return {key: x > 0 for key, x in self.mask.apply(params["mask"], feat).items()}
@@ -87,20 +87,20 @@ def observe(
     rssm = params["rssm"]
     token_parts, action_parts = parts(model, rssm, tokens, previous, is_first)
 
-    # Latents travel through the loop as one array: fewer operations in each step.
+    # The loop carries latents as one array: fewer operations per step.
     def step(rssm: Mapping, feat: Array, now: tuple) -> Array:
         return feature(observe_step(model, rssm, model.rssm.split(feat), *now))
 
     inputs = swap((token_parts, action_parts, is_first, noise))
     latents = model.rssm.split(swap(model.unroll(step, rssm, feature(start), inputs)))
-    # Once more and for all steps at once, so that the loop has nothing to keep but the latents.
+    # Recomputed for all steps at once, so that the loop stores only latents.
     return latents, model.rssm.apply(rssm, latents["deter"], token_parts, method="posterior")
 
 
 def parts(
     model: WorldModel, rssm: Mapping, tokens: Array, previous: Array, is_first: Array
 ) -> tuple[Array, Array]:
-    """What steps need of tokens and actions, before any state is known: [..., H] each."""
+    """The parts of all steps that depend on tokens and actions alone: [..., H] each."""
     chex.assert_equal_shape_prefix([tokens, previous, is_first], is_first.ndim)
     previous = mask(previous, ~is_first)
     return (
@@ -153,7 +153,7 @@ def imagine(
       model: networks.
       params: their parameters.
       start: leaves [N, ...].
-      policy: from a latent and its noise to the action vector [N, A] and what to collect of it.
+      policy: maps a latent and its noise to the action vector [N, A] and outputs to collect.
       horizon: steps H.
       noise: of the latents, [H, N, S, K] (gaussian: [H, N, S]), or None for their modes.
       policy_noise: leaves [H, N, ...], or None.
@@ -164,7 +164,7 @@ def imagine(
     chex.assert_rank(start["deter"], 2)
     chex.assert_tree_shape_prefix([noise, policy_noise], (horizon, start["deter"].shape[0]))
 
-    # As one array, like in `observe`.
+    # As one array, as in `observe`.
     def step(feat: Array, inputs: tuple[Array | None, Noise]) -> tuple[Array, tuple]:
         latent_noise, action_noise = inputs
         latent = model.rssm.split(feat)
@@ -186,8 +186,7 @@ def model_losses(
     stats: Array,
     discount: float,
 ) -> tuple[dict[str, Array], Metrics]:
-    """What the model learns from: reconstruction, reward, continuation and the two sides of the KL
-    balance.
+    """Losses of the model: reconstruction, reward, continuation and both sides of the KL balance.
 
     Args:
       model: networks.
@@ -264,7 +263,7 @@ def mask_loss(model: WorldModel, params: Params, feat: Array, batch: Mapping) ->
 
 
 def means(arrays: Mapping[str, Array]) -> Metrics:
-    """The mean of each array; those of one shape are averaged in one operation."""
+    """The mean of each array; arrays of equal shape are averaged in one operation."""
     found: Metrics = {}
     for shape in dict.fromkeys(x.shape for x in arrays.values()):
         names = [name for name, x in arrays.items() if x.shape == shape]
