@@ -1,8 +1,8 @@
-"""What can be trained on: lists suites and their tasks, checks an environment, measures its speed.
+"""Lists suites and their tasks, checks an environment, measures its speed.
 
 python -m dreamer.envs                                 suites, a task of each, what is installed
 python -m dreamer.envs SUITE                           the tasks of one
-python -m dreamer.envs check SUITE TASK [KEY=VALUE]    whether an environment keeps its promises
+python -m dreamer.envs check SUITE TASK [KEY=VALUE]    tests the contract of an environment
 python -m dreamer.envs speed SUITE TASK [KEY=VALUE]    its steps per second with random actions
 
 SUITE is what follows env= when training, and KEY=VALUE a key of env, such as repeat=2. Two keys are
@@ -28,18 +28,21 @@ from dreamer.errors import UserError, nearest
 from dreamer.system import files
 
 NEEDS = {"car_racing": ("box2d", "pip install 'dreamer[box2d]'")}  # packages beside the suite's
-STEPS = {"check": 300, "speed": 500}
+DEFAULTS = {  # of the commands
+    "check": {"steps": "300", "num_envs": "2"},
+    "speed": {"steps": "500", "num_envs": "1"},
+}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status; UserError is for the caller."""
+    """Returns the exit status; the caller handles UserError."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
         print(table())
     elif usage.answered(argv, lambda: str(__doc__)):
         pass
-    elif argv[0] in STEPS:
-        _run(argv)
+    elif argv[0] in DEFAULTS:
+        _run(*argv)
     elif len(argv) == 1:
         print("\n".join(registry.tasks(_group(argv[0])["suite"])))
     else:
@@ -48,33 +51,39 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def table() -> str:
-    """A line per suite: its name, an example of a task, and the version that is installed."""
+    """A line per suite: its name, an example of a task, and the installed version."""
     rows = [("env=", "for example env.task=", "installed")]
     for name in groups.choices("env"):
-        rows.append((name, _group(name)["task"], _installed(name)))
+        section = _group(name)
+        suite = registry.SUITES[section["suite"]]
+        package, install = NEEDS.get(name, (suite.package, suite.install))
+        try:
+            installed = f"{package} {metadata.version(package)}"
+        except metadata.PackageNotFoundError:
+            installed = f"no: {install}"
+        rows.append((name, section["task"], installed))
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return "\n".join(f"{a:<{wide[0]}}  {b:<{wide[1]}}  {c}" for a, b, c in rows)
 
 
-def _run(argv: list[str]) -> None:
-    command, *rest = argv
-    named = [word for word in rest if "=" not in word]
-    options = (word.split("=", 1) for word in rest if "=" in word)
-    given = {key.removeprefix("env."): value for key, value in options}
-    own = given.keys() & {"entry_point", "id"}
-    if own and not named:
-        named = ["gymnasium"]
-    if len(named) != (1 if own else 2):
+def _run(command: str, *words: str) -> None:
+    """Runs check or speed."""
+    names = [word for word in words if "=" not in word]
+    pairs = dict(word.removeprefix("env.").split("=", 1) for word in words if "=" in word)
+    given = DEFAULTS[command] | pairs
+    own = bool(given.keys() & {"entry_point", "id"})
+    if own and not names:
+        names = ["gymnasium"]
+    if len(names) != (1 if own else 2):
         raise UserError(
             f"write python -m dreamer.envs {command} SUITE TASK [KEY=VALUE ...], or for "
             "both entry_point=MODULE:FUNCTION"
         )
-    suite, *task = named
+    suite, *task = names
     _group(suite)
-    steps = _number(given.pop("steps", str(STEPS[command])), "steps")
-    num_envs = _number(given.pop("num_envs", "2" if command == "check" else "1"), "num_envs")
-    keys = [*(f"env.task={one}" for one in task), *(f"env.{k}={v}" for k, v in given.items())]
-    config = compose.compose([f"env={suite}", *keys]).env
+    steps, num_envs = (_number(key, given.pop(key)) for key in ("steps", "num_envs"))
+    options = [*(f"env.task={one}" for one in task), *(f"env.{k}={v}" for k, v in given.items())]
+    config = compose.compose([f"env={suite}", *options]).env
     name = f"{suite} {config.name}"
 
     def make(**changes: Any) -> Any:
@@ -91,14 +100,17 @@ def _run(argv: list[str]) -> None:
 
 
 def report(env: Any, endings: Any, steps: int) -> str:
-    """What was checked of an environment that passed."""
-    lines = [f"{what} {_named(spec)}" for what, spec in _specs(env)]
+    """Describes the checks that an environment passed."""
+    lines = []
+    for what, spec in (("observation", env.observation_spec()), ("action", env.action_spec())):
+        leaves = ", ".join(f"{key} {leaf.dtype} {leaf.shape}" for key, leaf in spec.items())
+        lines.append(f"{what:11} {leaves}")
     env.close()
-    seen = f"{endings.terminated} terminated, {endings.truncated} truncated"
+    ended = f"{endings.terminated} terminated, {endings.truncated} truncated"
     resumed = " and after a resume" if endings.repeats else "; a resume starts new episodes"
     lines += [
         f"spaces      {steps} steps of {env.num_envs} environments within their specs, finite",
-        f"episodes    first, last and terminal right; ended: {seen}",
+        f"episodes    first, last and terminal right; ended: {ended}",
         f"seeds       the same seed repeats, in another environment{resumed}",
     ]
     if endings.limited:
@@ -109,10 +121,10 @@ def report(env: Any, endings: Any, steps: int) -> str:
 
 
 def speed(env: Any, steps: int) -> float:
-    """Steps per second over all environments, with random actions, without the first twentieth."""
+    """Steps per second over all environments, with random actions, after some untimed steps."""
     rng = np.random.default_rng(0)
-    time_step, start, early = env.reset(), 0.0, max(2, steps // 20)
-    for number in range(-early, steps):
+    time_step, start = env.reset(), 0.0
+    for number in range(-max(2, steps // 20), steps):
         if number == 0:
             start = time.perf_counter()
         spec = env.action_spec()
@@ -126,7 +138,7 @@ def _group(name: str) -> dict[str, Any]:
     """The section env of a group's file.
 
     Raises:
-      UserError: there is no such group.
+      UserError: There is no such group.
     """
     choices = groups.choices("env")
     if name not in choices:
@@ -136,28 +148,11 @@ def _group(name: str) -> dict[str, Any]:
     return section
 
 
-def _installed(name: str) -> str:
-    suite = registry.SUITES[_group(name)["suite"]]
-    package, install = NEEDS.get(name, (suite.package, suite.install))
-    try:
-        return f"{package} {metadata.version(package)}"
-    except metadata.PackageNotFoundError:
-        return f"no: {install}"
-
-
-def _specs(env: Any) -> list[tuple[str, dict[str, Any]]]:
-    return [("observation", env.observation_spec()), ("action     ", env.action_spec())]
-
-
-def _named(spec: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {leaf.dtype} {leaf.shape}" for key, leaf in spec.items())
-
-
-def _number(text: str, key: str) -> int:
-    found = files.number(text.replace("_", ""))
-    if not found:
+def _number(key: str, text: str) -> int:
+    number = files.number(text.replace("_", ""))
+    if not number:
         raise UserError(f"{key}={text}: must be a whole number of at least 1")
-    return found
+    return number
 
 
 if __name__ == "__main__":

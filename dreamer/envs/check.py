@@ -1,4 +1,4 @@
-"""A check that any environment must pass: `python -m dreamer.envs check`, before training on one.
+"""The contract test of environments: `python -m dreamer.envs check`, before training on one.
 
 Legend: N environments.
 """
@@ -6,51 +6,52 @@ Legend: N environments.
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import dm_env
 import numpy as np
 from dm_env import specs
 
-from dreamer.envs.base import FIRST, LAST, MID, BatchedEnv, Specs, mask_key, random_action
+from dreamer.envs.base import FIRST, LAST, MID, BatchedEnv, mask_key, random_action
 from dreamer.envs.faults import AGAIN
 from dreamer.errors import EnvironmentFault, UserError
 
-Path = list[tuple[dm_env.TimeStep, dict[str, np.ndarray]]]  # time steps, and what was done there
+Path = list[tuple[dm_env.TimeStep, dict[str, np.ndarray]]]  # time steps and the actions there
 LIMIT = 5  # steps of the time limit that is tried
-SAME = 50  # steps that two environments of one seed are compared for
+SAME = 50  # steps for which two environments of one seed are compared
 FIX = "an environment must not fail: fix it, and check again"
 
 
 class CheckError(UserError):
-    """What is wrong with an environment: where, what was expected and what was got."""
+    """What is wrong with an environment: where, what was expected and what it returned."""
 
 
 @dataclass(frozen=True)
 class Endings:
-    """How many episodes were seen to end, and how; what could be tried of the promises."""
+    """Number of episodes that ended, by kind, and which checks were possible."""
 
     terminated: int
     truncated: int
     repeats: bool = True  # whether the environment can repeat its episodes
-    limited: bool = False  # whether one ended by the time limit that was tried
+    limited: bool = False  # whether an episode ended by the time limit that was tried
 
 
 def check_all(make: Callable[..., BatchedEnv], steps: int = 300, seed: int = 0) -> Endings:
-    """Everything that is promised of an environment, and of others made like it.
+    """Checks an environment, and that others of the same seed behave alike.
 
     Args:
-      make: N environments, always of one seed; `make(time_limit=5)` with another limit.
-      steps, seed: as in `check`.
+      make: Makes N environments, always of one seed; `make(time_limit=5)` with another limit.
+      steps, seed: As in `check`.
 
     Raises:
-      CheckError: A promise is broken; the message says which.
+      CheckError: The contract is broken; the message says where.
     """
     path: Path = []
     with _checked(make()) as env:
         endings = check(env, steps, seed, path)
     with _checked(make()) as env:
         _check_same(env, path)
-    if not endings.repeats:  # nor is there a time limit for several environments made at once
+    if not endings.repeats:  # user-made vector environments have no time limit either
         return endings
     with _checked(make(time_limit=LIMIT)) as env:
         return replace(endings, limited=_check_limit(env, path))
@@ -58,7 +59,7 @@ def check_all(make: Callable[..., BatchedEnv], steps: int = 300, seed: int = 0) 
 
 @contextlib.contextmanager
 def _checked(env: BatchedEnv) -> Iterator[BatchedEnv]:
-    """Closes it in the end; what fails is a broken promise."""
+    """Closes it in the end; a failure breaks the contract."""
     try:
         with contextlib.closing(env):
             yield env
@@ -67,21 +68,20 @@ def _checked(env: BatchedEnv) -> Iterator[BatchedEnv]:
 
 
 def check(env: BatchedEnv, steps: int = 100, seed: int = 0, path: Path | None = None) -> Endings:
-    """Steps `env` with random actions and checks every promise of `BatchedEnv`.
+    """Steps `env` with random actions and checks the contract of `BatchedEnv`.
 
     Args:
       env: N environments; it is reset, and left in the middle of an episode.
       steps: Steps to take; enough for some episodes to end, so that endings are checked too.
       seed: Of the actions.
-      path: gets the first time steps and what was done there.
+      path: Collects the first time steps and their actions.
 
     Raises:
-      CheckError: A promise is broken; the message says which.
+      CheckError: The contract is broken; the message says where.
     """
     rng = np.random.default_rng(seed)
     terminated = truncated = 0
-    _check_actions(env.action_spec())
-    _check_masks(env.observation_spec(), env.action_spec())
+    _check_specs(env)
     time_step = env.reset()
     _require_whole(env, "reset")
     _require_all(time_step.step_type == FIRST, "reset must give FIRST everywhere", "reset")
@@ -98,8 +98,7 @@ def check(env: BatchedEnv, steps: int = 100, seed: int = 0, path: Path | None = 
             unchanged = np.array_equal(value, time_step.observation[key], equal_nan=True)
             _require(unchanged, f"{where}: observation '{key}' of the step before was overwritten")
         _check_time_step(env, following, where)
-        first = following.step_type == FIRST
-        as_due = first == (time_step.step_type == LAST)
+        as_due = (following.step_type == FIRST) == (time_step.step_type == LAST)
         _require_all(as_due, "FIRST must follow LAST, and only LAST", where)
         last = following.step_type == LAST
         terminated += int((last & (following.discount == 0)).sum())
@@ -117,89 +116,63 @@ def _random(
     return random_action(env.action_spec(), env.num_envs, rng, time_step.observation)
 
 
-# ----------------------------------------------------------------------------------------- specs
-
-
-def _check_actions(spec: Specs) -> None:
-    _require(bool(spec), "there is no action")
-    for key, leaf in spec.items():
-        _require(isinstance(leaf, specs.BoundedArray), f"action '{key}' has no bounds")
+def _check_specs(env: BatchedEnv) -> None:
+    """Actions must be bounded, and boolean observations masks of discrete actions."""
+    actions, masks = env.action_spec(), {}
+    _require(bool(actions), "there is no action")
+    for key, leaf in actions.items():
+        if not isinstance(leaf, specs.BoundedArray):
+            raise CheckError(f"action '{key}' has no bounds")
         if np.issubdtype(leaf.dtype, np.floating):
             unit = (leaf.minimum == -1).all() and (leaf.maximum == 1).all()
             _require(unit, f"action '{key}' is continuous and must be in [-1, 1]")
-
-
-def _check_masks(observations: Specs, actions: Specs) -> None:
-    """Every observation of booleans must be the mask of a discrete action."""
-    expected = {
-        mask_key(key): (*leaf.shape, int(np.max(leaf.maximum)) + 1)
-        for key, leaf in actions.items()
-        if isinstance(leaf, specs.BoundedArray) and np.issubdtype(leaf.dtype, np.integer)
-    }
-    for key, leaf in observations.items():
-        if leaf.dtype == np.bool_:
-            allowed = ", ".join(f"{name} {shape}" for name, shape in expected.items()) or "none"
-            _require(
-                expected.get(key) == leaf.shape,
+        else:
+            masks[mask_key(key)] = (*leaf.shape, int(np.max(leaf.maximum)) + 1)
+    allowed = ", ".join(f"{name} {shape}" for name, shape in masks.items()) or "none"
+    for key, leaf in env.observation_spec().items():
+        if leaf.dtype == np.bool_ and masks.get(key) != leaf.shape:
+            raise CheckError(
                 f"observation '{key}' of booleans {leaf.shape} is the mask of no action; expected "
-                f"{allowed}",
+                f"{allowed}"
             )
 
 
-# ------------------------------------------------------------------------------------ time steps
-
-
 def _check_time_step(env: BatchedEnv, time_step: dm_env.TimeStep, where: str) -> None:
-    shape = (env.num_envs,)
-    for name, dtype in (("step_type", np.int32), ("reward", np.float32), ("discount", np.float32)):
-        value = getattr(time_step, name)
-        right = value.dtype == dtype and value.shape == shape
-        _require(
-            right,
-            f"{where}: {name} is {value.dtype} {value.shape}, must be {np.dtype(dtype)} {shape}",
-        )
-    first = time_step.step_type == FIRST
-    known = np.isin(time_step.step_type, (FIRST, MID, LAST))
-    _require_all(known, "unknown step_type", where, time_step.step_type)
-    finite = np.isfinite(time_step.reward)
-    _require_all(finite, "reward is not finite", where, time_step.reward)
-    no_reward = ~first | (time_step.reward == 0)
-    _require_all(no_reward, "reward must be 0 at FIRST", where, time_step.reward)
-    binary = np.isin(time_step.discount, (0, 1))
-    _require_all(binary, "discount must be 0 or 1", where, time_step.discount)
-    alive = ~first | (time_step.discount == 1)
-    _require_all(alive, "discount must be 1 at FIRST", where, time_step.discount)
+    step_type, reward, discount, observation = time_step
+    dtypes = {"step_type": np.int32, "reward": np.float32, "discount": np.float32}
+    for name, dtype in dtypes.items():
+        _check_form(getattr(time_step, name), dtype, (env.num_envs,), f"{where}: {name}")
+    first = step_type == FIRST
+    for fine, rule, value in (
+        (np.isin(step_type, (FIRST, MID, LAST)), "unknown step_type", step_type),
+        (np.isfinite(reward), "reward is not finite", reward),
+        (~first | (reward == 0), "reward must be 0 at FIRST", reward),
+        (np.isin(discount, (0, 1)), "discount must be 0 or 1", discount),
+        (~first | (discount == 1), "discount must be 1 at FIRST", discount),
+    ):
+        _require_all(fine, rule, where, value)
     spec = env.observation_spec()
-    keys = time_step.observation.keys()
-    _require(
-        keys == spec.keys(), f"{where}: observation has keys {sorted(keys)}, spec {sorted(spec)}"
-    )
+    keys = f"{where}: observation has keys {sorted(observation)}, spec {sorted(spec)}"
+    _require(observation.keys() == spec.keys(), keys)
     for key, leaf in spec.items():
-        value, name = time_step.observation[key], f"observation '{key}'"
-        _check_value(value, leaf, env.num_envs, name, where)
-        if leaf.dtype == np.bool_:
-            some = value.reshape(env.num_envs, -1).any(-1)  # one part of it may have none
-            over = time_step.step_type == LAST
-            _require_all(some | over, f"{name} allows no class of an action", where)
+        value, name = observation[key], f"observation '{key}'"
+        _check_form(value, leaf.dtype, (env.num_envs, *leaf.shape), f"{where}: {name}")
+        each = value.reshape(env.num_envs, -1)
+        _require_all(np.isfinite(each).all(-1), f"{name} is not finite", where)
+        if isinstance(leaf, specs.BoundedArray):
+            inside = (value >= leaf.minimum) & (value <= leaf.maximum)
+            bounds = f"[{np.min(leaf.minimum)}, {np.max(leaf.maximum)}]"
+            got = f"has values in [{value.min()}, {value.max()}], outside its spec"
+            rule = f"{name} {got}, expected {bounds}"
+            _require_all(inside.reshape(env.num_envs, -1).all(-1), rule, where)
+        if leaf.dtype == np.bool_:  # a single entry of it may allow none
+            valid = each.any(-1) | (step_type == LAST)
+            _require_all(valid, f"{name} allows no class of an action", where)
 
 
-def _check_value(
-    value: np.ndarray, leaf: specs.Array, num_envs: int, name: str, where: str
-) -> None:
-    shape = (num_envs, *leaf.shape)
-    right = value.dtype == leaf.dtype and value.shape == shape
-    got, expected = f"{value.dtype} {value.shape}", f"{leaf.dtype} {shape}"
-    _require(right, f"{where}: {name} is {got}, spec says {expected}")
-    each = value.reshape(num_envs, -1)
-    _require_all(np.isfinite(each).all(-1), f"{name} is not finite", where)
-    if isinstance(leaf, specs.BoundedArray):
-        inside = ((value >= leaf.minimum) & (value <= leaf.maximum)).reshape(num_envs, -1).all(-1)
-        bounds = f"expected [{np.min(leaf.minimum)}, {np.max(leaf.maximum)}]"
-        got = f"has values in [{value.min()}, {value.max()}], outside its spec"
-        _require_all(inside, f"{name} {got}, {bounds}", where)
-
-
-# ------------------------------------------------------------------------------------- repetition
+def _check_form(value: np.ndarray, dtype: Any, shape: tuple[int, ...], name: str) -> None:
+    right = value.dtype == dtype and value.shape == shape
+    _require(right, f"{name} is {value.dtype} {value.shape}, must be {np.dtype(dtype)} {shape}")
 
 
 def _check_restores(env: BatchedEnv, time_step: dm_env.TimeStep) -> None:
@@ -215,7 +188,7 @@ def _check_restores(env: BatchedEnv, time_step: dm_env.TimeStep) -> None:
 
 
 def _check_same(env: BatchedEnv, path: Path) -> None:
-    """Another environment of the same seed goes the same way."""
+    """Another environment of the same seed must repeat the path."""
     found = env.reset()
     for number, (expected, action) in enumerate(path):
         _require_whole(env, f"step {number} of another environment")
@@ -226,19 +199,19 @@ def _check_same(env: BatchedEnv, path: Path) -> None:
 
 
 def _check_limit(env: BatchedEnv, path: Path) -> bool:
-    """One with a time limit of `LIMIT` steps goes the same way up to it, and is truncated there.
+    """An environment with a time limit must repeat the path up to it, and truncate there.
 
-    Returns whether that was seen, which it is not where an episode ends before.
+    Returns:
+      Whether the limit was reached: an episode may end before.
     """
     where = f"with a time limit of {LIMIT} steps"
     found = env.reset()
     for number, (expected, action) in enumerate(path[: LIMIT + 1]):
         _require_whole(env, where)
         if number == LIMIT:
-            _require_all(found.step_type == LAST, "the episode goes on", where)
-            alike = found.discount == expected.discount
+            _require_all(found.step_type == LAST, "the episode continues", where)
             what = f"the discount must be {expected.discount}, as without: it is no termination"
-            _require_all(alike, what, where, found.discount)
+            _require_all(found.discount == expected.discount, what, where, found.discount)
             found = found._replace(step_type=expected.step_type)
         differing = _differing(expected, found)
         _require(not differing, f"{where}: {differing} of step {number} differs from without")
@@ -249,21 +222,15 @@ def _check_limit(env: BatchedEnv, path: Path) -> bool:
 
 
 def _differing(left: dm_env.TimeStep, right: dm_env.TimeStep) -> str:
-    """What is not the same in two time steps, bit for bit; empty if all is."""
-    fields = [
-        name
-        for name in ("step_type", "reward", "discount")
-        if not np.array_equal(getattr(left, name), getattr(right, name))
+    """Names what is not the same in two time steps, bit for bit; empty if all is."""
+    parts = [
+        {"step_type": one.step_type, "reward": one.reward, "discount": one.discount}
+        | {f"observation '{key}'": value for key, value in one.observation.items()}
+        for one in (left, right)
     ]
-    keys = [
-        f"observation '{key}'"
-        for key in left.observation
-        if not np.array_equal(left.observation[key], right.observation[key])
-    ]
-    return ", ".join(fields + keys)
-
-
-# ---------------------------------------------------------------------------------------- errors
+    return ", ".join(
+        name for name, value in parts[0].items() if not np.array_equal(value, parts[1][name])
+    )
 
 
 def _require(condition: bool | np.bool_, message: str) -> None:
@@ -272,7 +239,7 @@ def _require(condition: bool | np.bool_, message: str) -> None:
 
 
 def _require_whole(env: BatchedEnv, where: str) -> None:
-    """Refuses one that failed, although a run would restart it."""
+    """Refuses an environment that failed, although a run would restart it."""
     for restart in env.restarts:
         raise CheckError(f"{where}: {restart.cause}; {FIX}")
 

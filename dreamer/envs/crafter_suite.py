@@ -6,7 +6,6 @@ out of the 10,000 steps is a truncation.
 
 import collections
 import contextlib
-import functools
 import io
 from typing import Any
 
@@ -15,54 +14,47 @@ import numpy as np
 from gymnasium import spaces
 
 from dreamer.config.env import CrafterEnv
-from dreamer.envs.base import BatchedEnv
-from dreamer.envs.single import batch, check_task, finish
-from dreamer.envs.wrappers import Size
+from dreamer.envs.wrappers import Size, finish
 from dreamer.errors import UserError
 
-with contextlib.redirect_stderr(io.StringIO()):  # gym, if it is there, complains of its own age
+with contextlib.redirect_stderr(io.StringIO()):  # gym, if installed, warns that it is unmaintained
     import crafter
 
 TASKS = ("reward", "noreward")
 SMALLEST = 18  # pixels a side of an image: two for each of the 9 cells
 
 
-def make(config: CrafterEnv, num_envs: int, seed: int, render: bool = False) -> BatchedEnv:
-    """Makes the environments; see `registry.make`.
+def make_env(config: CrafterEnv, render: bool) -> gymnasium.Env:
+    """Makes one environment.
 
     Raises:
-      UserError: the task is unknown, or images are too small for what is drawn.
+      UserError: Images are too small for the 9 by 9 cells.
     """
-    check_task(config, "crafter", TASKS)
     if min(config.image_size) < SMALLEST:
         raise UserError(
             f"env.image_size={list(config.image_size)} is too small for Crafter, which draws 9 by "
             f"9 cells; give it at least {SMALLEST} pixels a side"
         )
-    return batch(functools.partial(_make_one, config), config, num_envs, seed, render)
-
-
-def _make_one(config: CrafterEnv) -> gymnasium.Env:
     return finish(Crafter(config.task == "reward", config.image_size), config)
 
 
 class Crafter(gymnasium.Env):
-    """Crafter by gymnasium's interface; images of `size`, 17 actions."""
+    """Crafter with gymnasium's interface; images of `size`, 17 actions."""
+
+    metadata = {"render_modes": ["rgb_array"]}
+    render_mode = "rgb_array"
 
     def __init__(self, reward: bool, size: Size) -> None:
         height, width = size
         self._env = crafter.Env(size=(width, height), reward=reward)
         self._env._world.__class__ = World
-        self._image = np.zeros((height, width, 3), np.uint8)
-        self.observation_space = spaces.Box(0, 255, self._image.shape, np.uint8)
+        self._image: Any = None
+        self.observation_space = spaces.Box(0, 255, (height, width, 3), np.uint8)
         self.action_space = spaces.Discrete(len(self._env.action_names))
-        self.metadata = {"render_modes": ["rgb_array"]}
-        self.render_mode = "rgb_array"
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
         if seed is not None:
             self._env._seed, self._env._episode = seed, 0
         self._image = self._env.reset()
@@ -78,10 +70,10 @@ class Crafter(gymnasium.Env):
 
 
 class World(crafter.engine.World):
-    """The world with what lives in a part of it in order of arrival.
+    """The world with the creatures of each chunk in order of arrival.
 
-    Crafter draws one of them to vanish from a set, whose order is that of addresses in memory: the
-    same seed would not give the same episode again.
+    Crafter draws one of them to vanish from a set, whose order is that of memory addresses: the
+    same seed would not repeat the episode.
     """
 
     def reset(self, seed: int | None = None) -> None:
@@ -90,7 +82,7 @@ class World(crafter.engine.World):
 
 
 class Ordered(dict):
-    """As much of a set as Crafter uses, in order of arrival."""
+    """The methods of a set that Crafter uses, in order of arrival."""
 
     def add(self, item: Any) -> None:
         self[item] = None

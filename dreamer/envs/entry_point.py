@@ -1,4 +1,4 @@
-"""Environments that a function of the user's makes: `env.entry_point=package.module:function`."""
+"""Environments that a function of the user makes: `env.entry_point=package.module:function`."""
 
 import importlib
 import inspect
@@ -17,12 +17,11 @@ from dreamer.system import importing
 
 Made = gymnasium.Env | gymnasium.vector.VectorEnv
 ALLOWED = "a gymnasium.Env, a gymnasium.vector.VectorEnv or a dm_env.Environment"
-NOTABLE = ("reset", "step", "possible_agents", "agent_iter", "step_async", "step_wait")
 
 
 @dataclass(frozen=True)
 class EntryPoint:
-    """A function and its arguments that are configured."""
+    """A function and its configured arguments."""
 
     function: Callable[..., Any]
     kwargs: Mapping[str, Any]
@@ -34,13 +33,14 @@ class EntryPoint:
         return name in self.takes and name not in self.kwargs
 
     def make(self, **arguments: Any) -> Made:
-        """What the function makes; of `arguments` it gets those that it `wants`.
+        """Calls the function with those of `arguments` that it `wants`.
 
-        A dm_env environment is adapted. One that takes a seed is recreated for every episode, by
-        which it repeats.
+        A dm_env environment is adapted. If the function takes a seed, every episode recreates the
+        environment, so that it repeats.
 
         Raises:
-          UserError: it needs an argument that is not configured, fails, or makes something else.
+          UserError: The function needs an argument that is not configured, fails, or returns
+            something else.
         """
         given = {name: value for name, value in arguments.items() if self.wants(name)}
         given = {"render_mode": None} | given if "render_mode" in self.needs else given
@@ -53,23 +53,23 @@ class EntryPoint:
             )
         made = attempt("cannot be made:", self.function, **given)
         if isinstance(made, dm_env.Environment):
-            return self._adapt(made, given)
+            if not self.wants("seed"):
+                return FromDMEnv(lambda seed: made, reseed=lambda env, seed: None)
+            made.close()
+            return FromDMEnv(lambda seed: self.function(**given | {"seed": seed}))
         if not isinstance(made, Made):
-            raise UserError(f"{_name(self.function)} makes {_described(made)}")
+            raise UserError(
+                f"{_name(self.function)} makes {_kind(made)}, which must be {ALLOWED}; "
+                f"{_advice(made)}"
+            )
         return made
-
-    def _adapt(self, made: dm_env.Environment, given: dict[str, Any]) -> FromDMEnv:
-        if not self.wants("seed"):
-            return FromDMEnv(lambda seed: made, reseed=lambda env, seed: None)
-        made.close()
-        return FromDMEnv(lambda seed: self.function(**given | {"seed": seed}))
 
 
 def find(entry_point: str, kwargs: Mapping[str, Any]) -> EntryPoint:
     """Finds `module:function`; modules of the working directory can be imported too.
 
     Raises:
-      UserError: there is no such function, or it does not take the arguments.
+      UserError: There is no such function, or it does not take the arguments.
     """
     module, colon, name = entry_point.partition(":")
     if not (module and colon and name):
@@ -81,24 +81,23 @@ def find(entry_point: str, kwargs: Mapping[str, Any]) -> EntryPoint:
         raise UserError(f"{module} has no function {name}{nearest(name, callables)}")
     if not callable(function):
         raise UserError(
-            f"{module} has no function {name}, but {_a(function)} of that name; name the class or "
-            "a function that makes the environment"
+            f"{module} has no function {name}, but {_kind(function)} of that name; name the class "
+            "or a function that makes the environment"
         )
     return of(function, kwargs)
 
 
 def of(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> EntryPoint:
-    """A function with arguments.
+    """Checks the arguments of a function.
 
     Raises:
-      UserError: it does not take them.
+      UserError: It does not take them.
     """
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except (ValueError, TypeError):  # one that is not written in Python
+    except (ValueError, TypeError):  # a function that is not written in Python
         return EntryPoint(function, kwargs, ("**",), ())
-    named = [x for x in parameters if x.kind in (x.POSITIONAL_OR_KEYWORD, x.KEYWORD_ONLY)]
-    takes = [x.name for x in named]
+    takes = [x.name for x in parameters if x.kind in (x.POSITIONAL_OR_KEYWORD, x.KEYWORD_ONLY)]
     unknown = sorted(kwargs.keys() - set(takes))
     if any(x.kind is x.VAR_KEYWORD for x in parameters):
         takes.append("**")
@@ -107,81 +106,82 @@ def of(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> EntryPoint:
             f"env.kwargs has {unknown[0]}, but {_name(function)} takes "
             f"{', '.join(takes) or 'no arguments'}{nearest(unknown[0], takes)}"
         )
-    required = [x.name for x in named if x.default is x.empty]
-    required += [x.name for x in parameters if x.kind is x.POSITIONAL_ONLY and x.default is x.empty]
-    return EntryPoint(function, kwargs, tuple(takes), tuple(required))
+    variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    needs = [x.name for x in parameters if x.default is x.empty and x.kind not in variable]
+    return EntryPoint(function, kwargs, tuple(takes), tuple(needs))
 
 
 def import_module(name: str) -> Any:
-    """Imports a module of the user's.
+    """Imports a module of the user.
 
     Raises:
-      UserError: there is none, or it fails.
+      UserError: There is none, or it fails.
     """
     try:
         return attempt(f"{name} cannot be imported:", importlib.import_module, name)
     except EnvironmentFault as error:
-        missing = error.__cause__
-        lacks = isinstance(missing, ModuleNotFoundError) and missing.name
-        if lacks and f"{name}.".startswith(f"{lacks}."):
-            here, places = os.getcwd(), "among installed packages"
-            if importing.leaves_out(here):
-                places += (
-                    f", and modules of {here} are not imported, for it holds saved files or is "
-                    "inside of a folder that does: start in a folder of your own"
-                )
-            else:
-                places = f"in {here} or {places}"
-            raise UserError(
-                f"there is no module {lacks} {places}; if it is of a package, pip install {lacks}"
-            ) from None
-        raise
+        cause = error.__cause__
+        missing = isinstance(cause, ModuleNotFoundError) and cause.name
+        if not (missing and f"{name}.".startswith(f"{missing}.")):
+            raise
+        here = os.getcwd()
+        places = f"in {here} or among installed packages"
+        if importing.leaves_out(here):
+            places = (
+                f"among installed packages, and modules of {here} are not imported, for it holds "
+                "saved files or is inside of a folder that does: start in a folder of your own"
+            )
+        raise UserError(
+            f"there is no module {missing} {places}; if it is of a package, pip install {missing}"
+        ) from None
 
 
-def _described(made: Any) -> str:
-    """What a function made that is no environment, and what to do about it."""
-    packages = {kind.__module__.split(".")[0] for kind in type(made).__mro__}
-    has = {name for name in NOTABLE if hasattr(made, name)}
-    if made is None:
-        advice = "it may lack its `return`"
-    elif isinstance(made, type):
-        advice = f"return {made.__name__}(), one that is made"
-    elif inspect.isgenerator(made) or inspect.iscoroutine(made) or inspect.isasyncgen(made):
-        advice = "return the environment from a function without `yield` and `async`"
+def _advice(made: Any) -> str:
+    """What to do about an object that is no environment: the first rule that applies."""
+    name, packages = type(made).__name__, {x.__module__.split(".")[0] for x in type(made).__mro__}
+    generator = inspect.isgenerator(made) or inspect.iscoroutine(made) or inspect.isasyncgen(made)
+    if generator:
         getattr(made, "close", lambda: None)()
-    elif "pettingzoo" in packages or "possible_agents" in has or "agent_iter" in has:
-        advice = (
+
+    def has(*names: str) -> bool:
+        return all(hasattr(made, one) for one in names)
+
+    rules = (
+        (made is None, "it may lack its `return`"),
+        (isinstance(made, type), f"return {getattr(made, '__name__', '')}(), an instance of it"),
+        (generator, "return the environment from a function without `yield` and `async`"),
+        (
+            "pettingzoo" in packages or has("possible_agents") or has("agent_iter"),
             "environments of PettingZoo have several agents, and one is trained here: wrap it as a "
-            "gymnasium.Env that sees and acts for one of them"
-        )
-    elif "stable_baselines3" in packages or {"step_async", "step_wait"} <= has:
-        advice = (
+            "gymnasium.Env that sees and acts for one of them",
+        ),
+        (
+            "stable_baselines3" in packages or has("step_async", "step_wait"),
             "a VecEnv of Stable-Baselines3 is stepped otherwise: make one gymnasium.Env, of which "
-            "env.num_envs are stepped together"
-        )
-    elif packages & {"gym", "gym_notices"}:
-        advice = (
+            "env.num_envs are stepped together",
+        ),
+        (
+            packages & {"gym", "gym_notices"},
             "environments of the package gym, which gymnasium replaced, have another interface: "
-            "derive it from gymnasium.Env, or convert it with gymnasium.make('GymV26Environment-v0'"
-            ", env=...) of the package shimmy"
-        )
-    elif {"reset", "step"} <= has:
-        advice = f"derive {type(made).__name__} from gymnasium.Env"
-    elif callable(made):
-        advice = "call it, and return what it makes"
-    else:
-        advice = "return the environment alone"
-    return f"{_a(made)}, which must be {ALLOWED}; {advice}"
+            "derive it from gymnasium.Env, or convert it with "
+            "gymnasium.make('GymV26Environment-v0', env=...) of the package shimmy",
+        ),
+        (has("reset", "step"), f"derive {name} from gymnasium.Env"),
+        (callable(made), "call it, and return what it makes"),
+        (True, "return the environment alone"),
+    )
+    return next(advice for applies, advice in rules if applies)
 
 
-def _a(value: Any) -> str:
-    if value is None:
-        return "None"
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    kind = type(value)
-    name = kind.__qualname__
-    return f"a {name}" if kind.__module__ == "builtins" else f"a {kind.__module__}.{name}"
+def _kind(value: Any) -> str:
+    match value:
+        case None:
+            return "None"
+        case type():
+            return f"the class {value.__name__}"
+        case _:
+            name = f"{type(value).__module__}.{type(value).__qualname__}"
+            return f"a {name.removeprefix('builtins.')}"
 
 
 def _name(function: Any) -> str:

@@ -1,5 +1,10 @@
-"""One environment, played episode by episode: every episode has a seed of its own and can be
-repeated, and what goes wrong is reported in one line."""
+"""One environment episode by episode: each has its own seed and can be repeated.
+
+Every failure is reported in one line. Observations do not go through pipes: each environment writes
+them to its row of shared arrays [N, ...], nested as its space.
+
+Legend: N environments.
+"""
 
 import copy
 import hashlib
@@ -9,31 +14,33 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from dreamer.envs import masks, slots
+from dreamer.envs import masks
 from dreamer.envs.base import FIRST, LAST, MID, TERMINAL, episode_seed
 from dreamer.envs.faults import Checker, attempt, checker, wrong_reward
-from dreamer.envs.slots import Slots
+from dreamer.envs.spaces import children
 from dreamer.errors import EnvironmentFault, UserError
 
+Memory = Any  # nested dicts of bytes
+Slots = Any  # nested dicts of arrays [N, ...]
 Row = tuple[int, float, float]  # step type, reward and discount, as in `BatchedEnv`
 
 
 class Episodes:
-    """Plays environment `index`, whose observations go into its rows of `place`.
+    """Plays environment `index` and writes its observations to its rows of `place`.
 
     Of `info` only `base.TERMINAL` is used.
 
     Args:
-      make: makes the environment, when its first episode begins; one that keeps to gymnasium's
-        interface, as `wrappers.Checked` does.
-      seed: of the whole batch.
-      index: of this environment in it.
-      place: see `slots`; observations that a space does not allow never get there.
-      number: by which its seeds derive; None is the index.
+      make: Makes the environment, when its first episode starts; one that keeps to gymnasium's
+        interface, as `wrappers.Checked` ensures.
+      seed: Of the whole batch.
+      index: Of this environment in it.
+      place: See `view_rows`; observations outside of the space are never written.
+      number: From which its seeds derive; None is the index.
 
     Raises:
-      EnvironmentFault: from all methods: the environment raised an exception, or gave an
-        observation or reward that its spaces do not allow.
+      EnvironmentFault: By all methods: the environment raised an exception, or returned an
+        observation outside of its space, or an infinite reward.
     """
 
     def __init__(
@@ -50,27 +57,27 @@ class Episodes:
         self._wrong: Checker
 
     def begin(self, episode: int) -> Row:
-        """Begins the episode of this number."""
+        """Starts the episode of this number."""
         if self.env is None:
             self.env = self._try("cannot be made:", self._make)
             self._wrong = checker(self.env.observation_space)
         seed = episode_seed(self._seed, self._number, episode)
         self.env.action_space.seed(seed)  # some environments draw from it
-        seen = self._try("failed in its reset with", self._reset, seed)
-        self._accept(seen, self._wrong(seen))
+        observation, info = self._try("failed in its reset with", self.env.reset, seed=seed)
+        self._accept(observation, info)
         return FIRST, 0.0, 1.0
 
     def step(self, action: Any) -> Row:
         """Takes a step of the episode."""
-        seen, reward, over, terminal = self._try(
-            "failed in its step with", self._step, copy.deepcopy(action)
+        observation, reward, terminated, truncated, info = self._try(
+            "failed in its step with", self.env.step, copy.deepcopy(action)
         )
-        self._accept(seen, self._wrong(seen) or wrong_reward(reward))
-        return LAST if over else MID, reward, 1.0 - terminal
+        self._accept(observation, info, float(reward))
+        over = bool(terminated) or bool(truncated)
+        return LAST if over else MID, float(reward), 1.0 - bool(info.get(TERMINAL, terminated))
 
     def repeat(self, episode: int, actions: Sequence[Any]) -> bool | None:
-        """Plays an episode again; returns whether it is over then, None when it went another
-        way."""
+        """Repeats an episode; returns whether it is over, None if it took another course."""
         over = False
         try:
             self.begin(episode)
@@ -78,7 +85,7 @@ class Episodes:
                 if over:
                     return None
                 over = self.step(action)[0] == LAST
-        except EnvironmentFault:  # it was changed since; a new episode shows whether it works
+        except EnvironmentFault:  # its code changed since; a new episode shows whether it works
             return None
         return over
 
@@ -91,35 +98,55 @@ class Episodes:
         if self.env is not None:
             self._try("failed in its close with", self.env.close)
 
-    def _reset(self, seed: int) -> Any:
-        seen, info = self.env.reset(seed=seed)
-        _refuse_masks(info)
-        return seen
-
-    def _step(self, action: Any) -> tuple[Any, float, bool, bool]:
-        seen, reward, terminated, truncated, info = self.env.step(action)
-        _refuse_masks(info)
-        terminal = bool(info.get(TERMINAL, terminated))
-        return seen, float(reward), bool(terminated) or bool(truncated), terminal
-
-    def _try(self, failed: str, function: Callable, *arguments: Any) -> Any:
+    def _try(self, failed: str, function: Callable, *arguments: Any, **options: Any) -> Any:
         try:
-            return attempt(failed, function, *arguments)
+            return attempt(failed, function, *arguments, **options)
         except UserError as error:
             raise EnvironmentFault(f"environment {self._index} {error}") from error
 
-    def _accept(self, observation: Any, wrong: str) -> None:
+    def _accept(self, observation: Any, info: Mapping[str, Any], reward: float = 0.0) -> None:
+        """Writes an observation, or raises what is wrong with it or its reward."""
+        wrong = self._wrong(observation) or wrong_reward(reward)
+        if masks.KEY in info:  # masks of its first reset are in the observation by now
+            wrong = (
+                f"gave {masks.KEY} in its info, but not at its first reset; give it at each reset"
+            )
         if wrong:
             raise EnvironmentFault(f"environment {self._index} {wrong}")
-        slots.write(self._place, self._index, observation)
+        write_row(self._place, self._index, observation)
 
 
-def _refuse_masks(info: Mapping[str, Any]) -> None:
-    """Those that the environment began with are in its observation by now."""
-    if masks.KEY in info:
-        raise EnvironmentFault(
-            f"gave {masks.KEY} in its info, but none at its first reset; give it at every one"
-        )
+def allocate_rows(space: gymnasium.Space, num_envs: int, take: Callable[[int], Any]) -> Memory:
+    """Allocates memory for N observations of a space; `take(size)` returns that many zero bytes."""
+    parts = children(space)
+    if parts is None:
+        one = np.dtype(space.dtype).itemsize * int(np.prod(space.shape or ()))
+        return take(max(1, num_envs * one))
+    return {name: allocate_rows(part, num_envs, take) for name, part in parts}
+
+
+def view_rows(space: gymnasium.Space, num_envs: int, memory: Memory) -> Slots:
+    """Returns the arrays in memory of `allocate_rows`; of a Tuple they are a dict by number."""
+    parts = children(space)
+    if parts is None:
+        return np.ndarray((num_envs, *(space.shape or ())), space.dtype, memory)
+    return {name: view_rows(part, num_envs, memory[name]) for name, part in parts}
+
+
+def write_row(slots: Slots, index: int, observation: Any) -> None:
+    """Writes the observation of one environment into its rows."""
+    if isinstance(slots, dict):
+        for name, part in slots.items():
+            write_row(part, index, observation[name])
+    else:
+        slots[index] = observation
+
+
+def read_row(slots: Slots, index: int) -> Any:
+    """Returns the rows of one environment."""
+    if isinstance(slots, dict):
+        return {name: read_row(part, index) for name, part in slots.items()}
+    return slots[index]
 
 
 def digest_of(observation: Any) -> str:

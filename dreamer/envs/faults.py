@@ -1,8 +1,9 @@
-"""What an environment did wrong, in words: what it gave, what it had promised, and where.
+"""Checks of what an environment returns, and its failures in words.
 
-Legend: the arrays of a space may stand for one environment, or for several in a batched space.
+Legend: the arrays of a space are of one environment, or of several in a batched space.
 """
 
+import functools
 import multiprocessing
 import re
 import sysconfig
@@ -34,9 +35,9 @@ Checker = Callable[[Any], str]
 
 
 def checker(space: gymnasium.Space, key: str = "") -> Checker:
-    """Makes a function that says what is wrong with an observation of a space: '' if nothing.
+    """Makes a function that describes what is wrong with an observation of a space, or ''.
 
-    It is called at every step, so all that can be known before is.
+    It runs at every step, so all that depends on the space alone is computed here.
     """
     parts = children(space)
     name = f"observation '{key}'" if key else "observation"
@@ -72,7 +73,7 @@ def _leaf_checker(space: gymnasium.Space, name: str) -> Checker:
         if array is None:
             return f"gave {name} {wrong}, expected shape {shape} and type {dtype}"
         same = array.dtype == dtype or np.can_cast(array.dtype, dtype, "same_kind")
-        number = not shape and whole and array.dtype.kind in "iub"  # a Discrete takes any
+        number = not shape and whole and array.dtype.kind in "iub"  # valid for a Discrete
         if array.shape != shape or not (same or number):
             return (
                 f"gave {name} of shape {array.shape} and type {array.dtype}, expected shape "
@@ -81,57 +82,56 @@ def _leaf_checker(space: gymnasium.Space, name: str) -> Checker:
         if dtype.kind == "f" and not (np.abs(array) <= largest).all():
             return f"gave NaN or infinity as {name}, {UNDEFINED}"
         if limits:
-            low, high, promised = limits
+            low, high, expected = limits
             outside = (array < low) | (array > high)
             if outside.any():
                 wrong = array[outside].flat[0]
-                return f"gave {name} with the value {wrong}, expected {promised}"
+                return f"gave {name} with the value {wrong}, expected {expected}"
         return ""
 
     return check
 
 
 def _bounds(space: gymnasium.Space) -> tuple[np.ndarray, np.ndarray, str] | None:
-    """Those of a Box with a little more for rounding, and in words; None where it has none."""
+    """The bounds of a Box with a margin for rounding, and in words; None where it has none."""
     if not isinstance(space, spaces.Box) or is_bytes(space):
         return None
     low, high = (bound.astype(np.float64) for bound in (space.low, space.high))
     if not (np.isfinite(low).any() or np.isfinite(high).any()):
         return None
-    promised = f"{_range(space.low, space.high)}{BOUNDS}"
-    return low - 1e-5 * (1 + np.abs(low)), high + 1e-5 * (1 + np.abs(high)), promised
+    expected = f"{_range(space.low, space.high)}{BOUNDS}"
+    return low - 1e-5 * (1 + np.abs(low)), high + 1e-5 * (1 + np.abs(high)), expected
 
 
 def numbers(reward: Any, shape: tuple[int, ...] = ()) -> np.ndarray:
-    """The reward of one environment, or of several, float64 of this shape.
+    """Returns the reward of one environment, or of several, as float64 of this shape.
 
     Raises:
-      EnvironmentFault: it is something else.
+      EnvironmentFault: It is something else.
     """
-    what = "rewards" if shape else "a reward"
-    expected = f"{shape[0]} numbers" if shape else "one number"
-    return _array(reward, what, "biuf", shape, expected).astype(np.float64)
+    what, expected = ("rewards", f"{shape[0]} numbers") if shape else ("a reward", "one number")
+    return _array(reward, what, shape, expected).astype(np.float64)
 
 
 def flags(value: Any, name: str, shape: tuple[int, ...] = ()) -> np.ndarray:
-    """Whether one environment, or several, `terminated` or `truncated`, bool of this shape.
+    """Returns `terminated` or `truncated` of one environment, or of several, as bool of this shape.
 
     Raises:
-      EnvironmentFault: it is something else.
+      EnvironmentFault: It is something else.
     """
     expected = f"True or False{f' for each of {shape[0]}' if shape else ''}"
-    array = _array(value, name, "biuf", shape, expected)
+    array = _array(value, name, shape, expected)
     other = array[(array != 0) & (array != 1)]
     if other.size:
         raise EnvironmentFault(f"gave {name} with the value {other.flat[0]}, expected {expected}")
     return array.astype(bool)
 
 
-def _array(value: Any, what: str, kinds: str, shape: tuple[int, ...], expected: str) -> np.ndarray:
+def _array(value: Any, what: str, shape: tuple[int, ...], expected: str) -> np.ndarray:
     array, wrong = _as_array(value)
     if array is None:
         raise EnvironmentFault(f"gave {what} {wrong}, expected {expected}")
-    if array.shape != shape or array.dtype.kind not in kinds:
+    if array.shape != shape or array.dtype.kind not in "biuf":
         raise EnvironmentFault(
             f"gave {what} of shape {array.shape} and type {array.dtype}, expected {expected}"
         )
@@ -139,7 +139,7 @@ def _array(value: Any, what: str, kinds: str, shape: tuple[int, ...], expected: 
 
 
 def _as_array(value: Any) -> tuple[np.ndarray | None, str]:
-    """An array, or None and why it is none, which a class of the user's may decide."""
+    """Returns an array, or None and the reason, which may be any exception of the user's class."""
     try:
         return np.asarray(value), ""
     except ValueError:
@@ -149,10 +149,10 @@ def _as_array(value: Any) -> tuple[np.ndarray | None, str]:
 
 
 def two(result: Any) -> tuple[Any, Mapping[str, Any]]:
-    """What a reset returns: observation and info.
+    """Returns the result of a reset: observation and info.
 
     Raises:
-      EnvironmentFault: it is something else.
+      EnvironmentFault: It is something else.
     """
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping):
         return result
@@ -163,10 +163,10 @@ def two(result: Any) -> tuple[Any, Mapping[str, Any]]:
 
 
 def five(result: Any) -> tuple[Any, Any, Any, Any, Mapping[str, Any]]:
-    """What a step returns: observation, reward, terminated, truncated and info.
+    """Returns the result of a step: observation, reward, terminated, truncated and info.
 
     Raises:
-      EnvironmentFault: it is something else.
+      EnvironmentFault: It is something else.
     """
     if isinstance(result, tuple) and len(result) == 5 and isinstance(result[4], Mapping):
         return result
@@ -184,20 +184,22 @@ def _shape(result: Any) -> str:
 
 
 def check_space(space: Any, name: str) -> None:
-    """Refuses what an environment calls its `observation_space` or `action_space` and is none.
+    """Refuses an `observation_space` or `action_space` that is no space.
 
     Raises:
-      UserError: with what it is.
+      UserError: Naming its type.
     """
-    if isinstance(space, gymnasium.Space):
-        return
-    got = f"a {type(space).__module__}.{type(space).__qualname__}"
-    if space is None:
-        got = "missing, or None"
-    elif isinstance(space, type):
-        got = f"the class {space.__name__} itself"
-    elif callable(space):
-        got = "a function"
+    match space:
+        case gymnasium.Space():
+            return
+        case None:
+            got = "missing, or None"
+        case type():
+            got = f"the class {space.__name__} itself"
+        case _ if callable(space):
+            got = "a function"
+        case _:
+            got = f"a {type(space).__module__}.{type(space).__qualname__}"
     raise UserError(
         f"its {name} is {got}; set it, in the class or its __init__, to a space of "
         "gymnasium.spaces, such as Box(-1, 1, (3,)) or Discrete(2)"
@@ -205,18 +207,13 @@ def check_space(space: Any, name: str) -> None:
 
 
 def wrong_reward(reward: Any) -> str:
-    """What is wrong with the rewards of one or more environments: '' if nothing."""
+    """Describes what is wrong with the rewards of one or more environments, or ''."""
     fine = (np.abs(np.asarray(reward, np.float64)) <= LARGEST).all()
     return "" if fine else f"gave NaN or infinity as reward, {UNDEFINED}"
 
 
 def warn_of_large(rewards: np.ndarray, name: str) -> None:
-    """Warns, once, of rewards too large to be learned.
-
-    Args:
-      rewards: of any shape.
-      name: of the environment.
-    """
+    """Warns once of rewards, of any shape, that are too large to be learned."""
     if np.abs(rewards).max(initial=0) > LEARNED:
         warn_once(
             f"{name} gives rewards beyond {LEARNED:.3g}, the largest reward, return or value "
@@ -225,20 +222,16 @@ def warn_of_large(rewards: np.ndarray, name: str) -> None:
 
 
 def warn_of_empty(space: gymnasium.Space, name: str) -> None:
-    """Warns, once, of observations without elements, which are left out."""
+    """Warns once of observations without elements, which are left out."""
     parts = empty(space, "")
     if parts:
         warn_once(f"{name} observes {', '.join(parts)}: it has no elements and is left out")
 
 
-_warned: set[str] = set()
-
-
+@functools.cache
 def warn_once(line: str) -> None:
     """Prints a warning that this process has not printed before."""
-    if line not in _warned:
-        _warned.add(line)
-        warn(line)
+    warn(line)
 
 
 def _range(low: Any, high: Any) -> str:
@@ -249,19 +242,15 @@ def _sorted(names: Any) -> str:
     return ", ".join(sorted(map(str, names))) or "none"
 
 
-# ----------------------------------------------------------------------------------------------
-# exceptions
-
-
 def attempt(failed: str, function: Callable, *arguments: Any, **options: Any) -> Any:
-    """Calls a function of the user's, and gives what it returns.
+    """Calls a function of the user and returns its result.
 
     Args:
-      failed: what to say before the exception, such as "failed in its reset with".
+      failed: The words before the exception, such as "failed in its reset with".
 
     Raises:
-      EnvironmentFault: whatever it raises, `SystemExit` included, in one line. A UserError passes,
-        and a Ctrl-C, but not in a worker, which gets none.
+      EnvironmentFault: For any exception, `SystemExit` included, in one line. A UserError passes,
+        and a Ctrl-C, except in a worker, which receives none.
     """
     try:
         return function(*arguments, **options)
@@ -274,7 +263,7 @@ def attempt(failed: str, function: Callable, *arguments: Any, **options: Any) ->
 
 
 def story(error: BaseException) -> str:
-    """An exception in one line: its type, message, and the line of the user's file it came from.
+    """Describes an exception in one line: its type, its message, and the line of the user's file.
 
     That is the innermost line outside of this package, installed packages and Python itself, or
     else in an installed package.
@@ -297,23 +286,23 @@ class Restarts:
     """Decides whether environments that failed are restarted.
 
     Args:
-      most: failures of a run after which they are, `env.restarts`.
+      most: Failures of a run that lead to a restart, `env.restarts`.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._last: dict[int, str] = {}  # fault by environment, until it takes a step
+        self._last: dict[int, str] = {}  # fault by environment, until its next step
 
     def works(self, who: int) -> None:
         """Notes that an environment took a step."""
         self._last.pop(who, None)
 
     def line(self, who: int, fault: str, before: Sequence[Restart]) -> str:
-        """What to say of the restart of an environment.
+        """Returns the line that reports the restart of an environment.
 
         Raises:
-          EnvironmentFault: It is not restarted. There were as many failures `before`, or it fails
-            as it did before its restart, but for numbers, without a step between.
+          EnvironmentFault: It is not restarted. There were as many failures `before`, or the fault
+            equals the last, except for numbers, without a step in between.
         """
         if not self._most:
             raise EnvironmentFault(fault)

@@ -1,4 +1,4 @@
-"""Suite `gymnasium`: any id of an installed gymnasium package, or whatever a function makes.
+"""Suite `gymnasium`: any id of an installed gymnasium package, or the result of a function.
 
 An id of another package is written `package:id`, which imports the package first, for example
 `ale_py:ALE/Pong-v5`. A function is named by `entry_point`, see `entry_point.py`.
@@ -21,25 +21,24 @@ from dreamer.envs import entry_point, headless
 from dreamer.envs.base import BatchedEnv
 from dreamer.envs.entry_point import EntryPoint
 from dreamer.envs.faults import attempt, story
-from dreamer.envs.masks import with_masks
+from dreamer.envs.masks import Masked, with_masks
 from dreamer.envs.vector import VectorEnv
 from dreamer.envs.vectorized import Vectorized
-from dreamer.envs.wrappers import Checked, Pixels, Repeat, ResizeImages, Unbounded
+from dreamer.envs.wrappers import Checked, finish, unbounded
 from dreamer.errors import UserError, nearest
 
-RENDERED = (64, 64)  # height and width of renderings without `image_size`
-EXTRAS = {  # gymnasium's own folders and the extra of gymnasium each needs
+EXTRAS = {  # the extra of gymnasium that each of its folders needs
     "gymnasium.envs.box2d": "box2d",
     "gymnasium.envs.classic_control": "classic-control",
     "gymnasium.envs.mujoco": "mujoco",
     "gymnasium.envs.toy_text": "toy-text",
 }
 MISSING = (gymnasium.error.DependencyNotInstalled, ModuleNotFoundError)
-TASKS = gymnasium.registry  # the ids, those included that are registered later
+TASKS = gymnasium.registry  # the ids, including later ones
 
 
 def make(config: GymnasiumEnv, num_envs: int, seed: int, render: bool = False) -> BatchedEnv:
-    """Makes `num_envs` environments of one gymnasium id, or of what a function makes.
+    """Makes `num_envs` environments of one gymnasium id or function.
 
     Raises:
       UserError: The id or function is unknown, fails, needs a package that is not installed, has
@@ -60,25 +59,27 @@ def make(config: GymnasiumEnv, num_envs: int, seed: int, render: bool = False) -
 
 def _make_registered(spec: EnvSpec, config: GymnasiumEnv, render: bool) -> gymnasium.Env:
     """Makes one environment of an id."""
-    creator = _creator(spec)
-    seen = (config.pixels or render) and _can_render(spec, creator, config.pixels)
+    creator: Any = spec.entry_point
+    if isinstance(creator, str):
+        creator = attempt(f"its {creator} cannot be found:", load_env_creator, creator)
+    drawn = (config.pixels or render) and _can_render(spec, creator, config.pixels)
     function = entry_point.of(creator, spec.kwargs | config.kwargs)
-    if seen and {"render_mode", "**"} & set(function.takes):
+    if drawn and {"render_mode", "**"} & set(function.takes):
         function = replace(function, kwargs={"render_mode": "rgb_array", **function.kwargs})
     made = copy.copy(spec)
     made.entry_point, made.kwargs = cast(Any, function.make), {}
     env = gymnasium.make(made, max_episode_steps=-1, disable_env_checker=True)
-    env = Checked(headless.OwnContext(env) if seen else env)
+    env = Checked(headless.OwnContext(env) if drawn else env)
     if spec.max_episode_steps and not config.time_limit:
         env = TimeLimit(env, spec.max_episode_steps)
     return _wrapped(env, config)
 
 
 def _make_own(config: GymnasiumEnv, render: bool, seed: int | None = None) -> gymnasium.Env:
-    """Makes one environment of a function, which is found again in every process."""
+    """Makes one environment of a function; every process finds the function again."""
     function = entry_point.find(config.entry_point, config.kwargs)
-    seen = {"render_mode": "rgb_array"} if config.pixels or render else {}
-    env = function.make(seed=seed, **seen)
+    mode = {"render_mode": "rgb_array"} if config.pixels or render else {}
+    env = function.make(seed=seed, **mode)
     if not isinstance(env, gymnasium.Env):
         raise UserError("makes several environments; let it take their number as num_envs")
     return _wrapped(Checked(env), config)
@@ -106,31 +107,11 @@ def _make_vectorized(
 
 
 def _wrapped(env: gymnasium.Env, config: GymnasiumEnv) -> gymnasium.Env:
-    """With all that is configured; `time_limit`, in agent steps, replaces its own unless 0."""
-    if config.repeat > 1:
-        env = Repeat(env, config.repeat)
-    if config.time_limit:
-        env = TimeLimit(env, config.time_limit)
-    if not config.check_bounds:
-        env = Unbounded(env)
-    masked = with_masks(env)
-    if masked is not env and config.repeat > 1:
+    """Adds the configured wrappers; `time_limit`, in agent steps, replaces its own unless 0."""
+    env = with_masks(env if config.check_bounds else unbounded(env))
+    if isinstance(env, Masked) and config.repeat > 1:
         raise UserError("env.repeat repeats actions that a mask may then forbid; leave it at 1")
-    env = masked
-    if config.pixels:
-        return Pixels(env, config.image_size or RENDERED)
-    return ResizeImages(env, config.image_size) if config.image_size else env
-
-
-def _creator(spec: EnvSpec) -> Any:
-    """The function or class behind an id.
-
-    Raises:
-      UserError: it cannot be found.
-    """
-    if not isinstance(spec.entry_point, str):
-        return spec.entry_point
-    return attempt(f"its {spec.entry_point} cannot be found:", load_env_creator, spec.entry_point)
+    return finish(env, config, config.pixels)
 
 
 def _can_render(spec: EnvSpec, creator: Any, pixels: bool) -> bool:
@@ -144,7 +125,7 @@ def _can_render(spec: EnvSpec, creator: Any, pixels: bool) -> bool:
 
 
 def _find(task: str) -> EnvSpec:
-    """Returns the registered spec, which also serves processes that have not registered the id."""
+    """Returns the registered spec; it also works in processes without the id."""
     package, _, name = task.rpartition(":")
     if package:
         with _errors(f"env.task={task}"):
@@ -160,18 +141,17 @@ def _find(task: str) -> EnvSpec:
 
 @contextlib.contextmanager
 def _errors(option: str, entry: object = "") -> Iterator[None]:
-    """Turns a missing package into a UserError with the pip command; adds the option to others."""
+    """Adds the option to errors, and the pip command to those of a missing package."""
     try:
         yield
     except UserError as error:
         cause = error.__cause__
         if not isinstance(cause, MISSING):
             raise UserError(f"{option}: {error}") from error
-        folders = EXTRAS.items() if isinstance(entry, str) else ()
-        extra = next((extra for folder, extra in folders if str(entry).startswith(folder)), None)
-        command = f'pip install "gymnasium[{extra}]"' if extra else story(cause)
-        command = command.removeprefix("ModuleNotFoundError: ")
-        command = command.removeprefix("DependencyNotInstalled: ")
+        extras = (extra for folder, extra in EXTRAS.items() if str(entry).startswith(folder))
+        extra = next(extras, None)
+        reason = story(cause).removeprefix(f"{type(cause).__name__}: ")
+        command = f'pip install "gymnasium[{extra}]"' if extra else reason
         raise UserError(f"{option} needs a package that is not installed; {command}") from error
     except Exception as error:
         raise UserError(f"{option} cannot be made: {story(error)}") from error

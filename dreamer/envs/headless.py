@@ -1,6 +1,6 @@
-"""Which OpenGL MuJoCo draws with where there is no screen: EGL, else OSMesa, found by trying.
+"""The OpenGL backend of MuJoCo on machines without a screen: EGL, else OSMesa, found by a trial.
 
-dm_control reads MUJOCO_GL once, when it is imported, so `choose` comes before that import.
+dm_control reads MUJOCO_GL once, when it is imported, so `choose` runs before that import.
 """
 
 import multiprocessing
@@ -17,7 +17,7 @@ from dreamer.errors import UserError
 VARIABLE = "MUJOCO_GL"
 BACKENDS = {"egl": "libegl1", "osmesa": "libosmesa6"}  # and the Debian package of each
 NONE = "disabled"
-# glfw makes a context where there is no screen, which only drawing shows not to work.
+# Without a screen, glfw makes a context, and only drawing fails.
 _TRIAL = """
 import mujoco
 model = mujoco.MjModel.from_xml_string("<mujoco/>")
@@ -28,22 +28,22 @@ with mujoco.Renderer(model, 8, 8) as renderer:
 
 
 def choose() -> None:
-    """Sets MUJOCO_GL, unless it is set, to the first backend that draws, or to none at all.
+    """Sets MUJOCO_GL, unless it is set, to the first backend that draws, or disables drawing.
 
-    On Linux alone: elsewhere packages choose. Workers take over what this process found.
+    On Linux only: elsewhere packages choose. Workers inherit the choice of this process.
 
     Raises:
-      UserError: the variable is set to a backend that cannot draw.
+      UserError: The variable is set to a backend that cannot draw.
     """
     given = os.environ.get(VARIABLE)
     if sys.platform != "linux" or given in ("", NONE) or not find_spec("mujoco"):
-        return  # what is imported next says that it is not installed
+        return  # the next import reports that it is not installed
     if given and (multiprocessing.parent_process() or _draws(given)):
         return
     if given:
         raise UserError(
-            f"{VARIABLE}={given} cannot draw on this machine; unset it, and the first of "
-            f"{', '.join(BACKENDS)} that can is taken"
+            f"{VARIABLE}={given} cannot draw on this machine; unset it to choose the first of "
+            f"{', '.join(BACKENDS)} that can"
         )
     os.environ[VARIABLE] = next(filter(_draws, BACKENDS), NONE)
 
@@ -54,10 +54,10 @@ def can_draw() -> bool:
 
 
 def require(what: str) -> None:
-    """Refuses what must be drawn where nothing can draw.
+    """Refuses a task that must be drawn where nothing can draw.
 
     Raises:
-      UserError: naming the packages to install.
+      UserError: Naming the packages to install.
     """
     if not can_draw():
         packages = " or ".join(f"{package} ({name})" for name, package in BACKENDS.items())
@@ -68,10 +68,10 @@ def require(what: str) -> None:
 
 
 class OwnContext(gymnasium.Wrapper):
-    """Draws in the OpenGL context of the environment, and frees in it what belongs to it.
+    """Draws in the OpenGL context of the environment, and frees its resources there.
 
-    Environments of gymnasium with MuJoCo do both in the context that was made last, whosever it is:
-    of several in a process, or after another was closed, frames are black.
+    MuJoCo environments of gymnasium do both in the newest context, even of another environment:
+    with several in a process, or after another was closed, frames are black.
     """
 
     def render(self) -> Any:
@@ -85,7 +85,7 @@ class OwnContext(gymnasium.Wrapper):
         self.env.close()
 
     def _viewer(self) -> Any:
-        """What draws, its context made the current one; None before the first frame."""
+        """Makes the context of the viewer current and returns it; None before the first frame."""
         viewer = getattr(getattr(self.unwrapped, "mujoco_renderer", None), "viewer", None)
         if viewer is not None:
             viewer.make_context_current()
@@ -93,7 +93,7 @@ class OwnContext(gymnasium.Wrapper):
 
 
 def _draws(backend: str) -> bool:
-    """Tries in a process of its own: a driver that fails may end the process."""
+    """Whether a backend draws, in a process of its own, which a failing driver may end."""
     done = subprocess.run(
         [sys.executable, "-c", _TRIAL], env=os.environ | {VARIABLE: backend}, capture_output=True
     )

@@ -1,4 +1,4 @@
-"""Images of environments: their resizing, and what is rendered to be looked at."""
+"""Images of environments: resizing, and rendered frames."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 CHANNELS = (1, 2, 3, 4)  # of a picture: gray or RGB, with or without transparency
-PIXELS = (list, tuple, int, float)  # what a list holds that is one picture, not several
+PIXELS = (list, tuple, int, float)  # elements of a list that is one picture, not several
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -30,13 +30,13 @@ def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def picture(rendered: Any) -> np.ndarray | None:
-    """What an environment renders as uint8 [H, W, 3]; None where it renders nothing.
+    """Converts a rendering to uint8 [H, W, 3]; None if nothing is rendered.
 
     Gray, RGB and RGBA are accepted, with their channels last or first, of any number type: 0 to
-    255, or floats or booleans from 0 to 1. NaN is black. Of several frames the newest is taken.
+    255, or floats or booleans from 0 to 1. NaN is black. Of several frames it takes the newest.
 
     Raises:
-      ValueError: it is no picture.
+      ValueError: It is no picture.
     """
     frames = isinstance(rendered, list | tuple) and not isinstance(next(iter(rendered), 0), PIXELS)
     if frames:
@@ -62,7 +62,7 @@ def picture(rendered: Any) -> np.ndarray | None:
 
 
 def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures [H, W, 3] as one array [N, H, W, 3]; smaller ones have black below and beside."""
+    """Returns pictures [H, W, 3] as [N, H, W, 3]; black pads smaller ones."""
     height, width = np.max([one.shape[:2] for one in pictures], axis=0)
     stacked = np.zeros((len(pictures), height, width, 3), np.uint8)
     for row, one in zip(stacked, pictures, strict=True):
@@ -71,7 +71,7 @@ def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:
-    """Numbers from 0 to 255, or floats and booleans from 0 to 1, as uint8."""
+    """Converts numbers from 0 to 255, or floats and booleans from 0 to 1, to uint8."""
     if array.dtype.kind in "bf":
         whole = array.astype(np.float32)
         finite = whole[np.isfinite(whole)]

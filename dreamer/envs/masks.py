@@ -1,10 +1,10 @@
-"""Action masks: which classes of a discrete action may be taken, as observations of their own.
+"""Action masks: the valid classes of a discrete action, as observations.
 
-An environment tells them under the key `action_mask` of a Dict observation, or of the info of every
+An environment gives them under the key `action_mask` of a Dict observation, or of the info of every
 reset and step. A mask is 1 or 0 for each class: an array [classes] for Discrete; for MultiDiscrete
 and MultiBinary a tuple of such arrays, one array of equal rows [entries, classes], or all of them
-in one array. For Dict and Tuple actions it is a dict or tuple of the masks of their parts; a part
-that is left out, or None, may always take every class.
+in one array. For Dict and Tuple actions it is a dict or tuple of the masks of their parts; every
+class is valid for a part that is missing or None.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from dreamer.envs.faults import attempt
 from dreamer.envs.spaces import Mask, children, class_specs, classes, image_shape, join
 from dreamer.errors import EnvironmentFault, UserError
 
-KEY = MASK  # in environments as in what becomes of them
+KEY = MASK  # in environments and in observations
 ADVICE = f"; fix it, or rename {KEY} in a wrapper if it is no mask of the actions"
 
 NOTHING = "that allows no class, expected one at least until the episode is over; fix it"
@@ -29,10 +29,10 @@ Reader = Callable[[Any, str], Masks]
 
 
 def with_masks(env: gymnasium.Env) -> gymnasium.Env:
-    """The environment with its masks in the observation, if it has any: tried by a reset.
+    """Moves the masks of an environment into its observation, if a reset gives any.
 
     Raises:
-      UserError: what is called a mask is none of its actions.
+      UserError: The mask does not fit its actions.
     """
     observation, info = attempt("failed in its reset with", env.reset, seed=0)
     inside = isinstance(env.observation_space, spaces.Dict) and KEY in env.observation_space.spaces
@@ -44,12 +44,13 @@ def with_masks(env: gymnasium.Env) -> gymnasium.Env:
 
 
 class Masked(gymnasium.Wrapper):
-    """Puts masks into a Dict observation, as `Mask` spaces named `action_mask`, or
-    `action_mask_KEY` for the part KEY of an action.
+    """Adds masks to a Dict observation, as `Mask` spaces named `action_mask`.
+
+    The mask of the part KEY of an action is named `action_mask_KEY`.
 
     Args:
-      env: gives masks.
-      inside: whether as a part of its observation, which is then taken out; else by its info.
+      env: Gives masks.
+      inside: Whether it gives them as a part of its observation, which is removed; else in info.
     """
 
     def __init__(self, env: gymnasium.Env, inside: bool) -> None:
@@ -71,21 +72,21 @@ class Masked(gymnasium.Wrapper):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         over = bool(terminated or truncated)
-        seen = self.with_masks(observation, info, over)
-        return seen, reward, terminated, truncated, _without(info)
+        masked = self.with_masks(observation, info, over)
+        return masked, reward, terminated, truncated, _without(info)
 
     def with_masks(
         self, observation: Any, info: Mapping[str, Any], over: bool = False
     ) -> dict[str, Any]:
-        """The observation with its masks.
+        """Returns the observation with its masks.
 
-        Where the episode is over no action follows, so that one may be missing there.
+        Where the episode is over, no action follows, so the mask may be missing.
 
         Raises:
-          EnvironmentFault: it is missing elsewhere, does not fit the actions, or allows none.
+          EnvironmentFault: It is missing elsewhere, does not fit the actions, or allows none.
         """
-        told = observation if self._inside else info
-        mask = told.get(KEY) if isinstance(told, Mapping) else None
+        source = observation if self._inside else info
+        mask = source.get(KEY) if isinstance(source, Mapping) else None
         if mask is None and not over:
             where = "observation" if self._inside else "info"
             raise EnvironmentFault(f"gave no {KEY} in its {where}, expected at every step{ADVICE}")
@@ -101,7 +102,7 @@ def _without(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _keep(space: gymnasium.Space) -> Callable[[Any], dict[str, Any]]:
-    """Makes a function that gives a space, or an observation of it, as a dict without masks."""
+    """Makes a function that converts a space, or an observation of it, to a dict without masks."""
     if isinstance(space, spaces.Dict):
         return lambda whole: {key: part for key, part in whole.items() if key != KEY}
     if isinstance(space, spaces.Tuple):
@@ -113,15 +114,11 @@ def _keep(space: gymnasium.Space) -> Callable[[Any], dict[str, Any]]:
     return lambda whole: {name: whole}
 
 
-# ----------------------------------------------------------------------------------------------
-# what a mask means
-
-
 def reader_of(space: gymnasium.Space) -> tuple[dict[str, Mask], Reader]:
-    """As `_reader`, of a whole action space.
+    """Returns `_reader` of a whole action space.
 
     Raises:
-      UserError: there is no discrete action.
+      UserError: It has no discrete action.
     """
     masks, read = _reader(space)
     if not masks:
@@ -132,9 +129,9 @@ def reader_of(space: gymnasium.Space) -> tuple[dict[str, Mask], Reader]:
 
 
 def _reader(space: gymnasium.Space, key: str = "") -> tuple[dict[str, Mask], Reader]:
-    """The masks that an action space may have, and what reads them from those that are given.
+    """Returns the masks of an action space, and the reader of those of an environment.
 
-    The reader takes a mask, None for every class valid, and what to call it. It raises
+    The reader takes a mask, None if every class is valid, and its name in messages. It raises
     EnvironmentFault for one that does not fit.
     """
     parts = children(space)
@@ -154,7 +151,7 @@ def _reader(space: gymnasium.Space, key: str = "") -> tuple[dict[str, Mask], Rea
 
 
 def _by_name(given: Any, names: list[Any], what: str) -> Mapping[Any, Any]:
-    """The masks of the parts of a Dict or Tuple action."""
+    """Returns the masks of the parts of a Dict or Tuple action, by part."""
     if given is None:
         return {}
     numbered = all(isinstance(name, int) for name in names)  # of a Tuple; keys have no order
@@ -196,7 +193,7 @@ def _leaf(space: gymnasium.Space, key: str) -> tuple[dict[str, Mask], Reader]:
 
 
 def _flat(given: Any, sizes: np.ndarray, what: str) -> np.ndarray:
-    """A mask of entries with these numbers of classes as one array."""
+    """Returns the mask of entries with these numbers of classes as one array."""
     pieces = _pieces(given)
     flat, lengths = np.concatenate(pieces), [len(piece) for piece in pieces]
     if lengths not in (sizes.tolist(), [sizes.sum()]) or not np.isin(flat, (0, 1)).all():
@@ -209,7 +206,7 @@ def _flat(given: Any, sizes: np.ndarray, what: str) -> np.ndarray:
 
 
 def _pieces(given: Any) -> list[np.ndarray]:
-    """The arrays of nested tuples or lists of them."""
+    """Returns the arrays of nested tuples or lists of them."""
     nested = isinstance(given, list | tuple) and any(np.ndim(part) for part in given)
     return [piece for part in given for piece in _pieces(part)] if nested else [np.ravel(given)]
 

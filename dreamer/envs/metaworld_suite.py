@@ -1,19 +1,16 @@
 """Meta-World: a robot arm at a table, one task with 50 goals to learn.
 
-Source: Yu et al. 2019, "Meta-World"; its MT1 benchmark, where the goal is seen and one of 50 is
-drawn for every episode. Episodes of 500 steps end by truncation, success does not end them.
+Source: Yu et al. 2019, "Meta-World"; its MT1 benchmark: the goal is observed, and every episode
+draws one of 50. Episodes of 500 steps end by truncation, success does not end them.
 """
 
-import functools
 from typing import Any
 
 import gymnasium
 
 from dreamer.config.env import MetaworldEnv
 from dreamer.envs import headless
-from dreamer.envs.base import BatchedEnv
-from dreamer.envs.single import batch, check_task, finish
-from dreamer.envs.wrappers import Unbounded
+from dreamer.envs.wrappers import finish, unbounded
 
 headless.choose()
 import metaworld  # noqa: E402
@@ -21,32 +18,25 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS  # noqa: E402
 
 TASKS = tuple(ALL_V3_ENVIRONMENTS)
 GOALS = 0  # seed of the 50 goals: the same in every run
-CAMERA = "corner2"
-FRAME = 256  # height and width, pixels
+RENDERED = {"render_mode": "rgb_array", "camera_name": "corner2", "width": 256, "height": 256}
 
 
-def make(config: MetaworldEnv, num_envs: int, seed: int, render: bool = False) -> BatchedEnv:
-    """Makes the environments; see `registry.make`.
+def make_env(config: MetaworldEnv, render: bool) -> gymnasium.Env:
+    """Makes one environment.
 
     Raises:
-      UserError: the task is unknown, or pixels are wanted where nothing can draw.
+      UserError: Nothing can draw the pixels.
     """
-    check_task(config, "metaworld", TASKS)
     if config.pixels:
         headless.require("env.pixels=true")
     drawn = config.pixels or (render and headless.can_draw())
-    return batch(functools.partial(_make_one, config, drawn), config, num_envs, seed, render)
-
-
-def _make_one(config: MetaworldEnv, drawn: bool) -> gymnasium.Env:
-    options = {"render_mode": "rgb_array", "camera_name": CAMERA, "width": FRAME, "height": FRAME}
-    env = metaworld.make_mt_envs(config.task, seed=GOALS, **(options if drawn else {}))
-    # What it shows is outside of the bounds that it promises.
-    return finish(headless.OwnContext(Unbounded(Seeded(env))), config, config.pixels)
+    env = metaworld.make_mt_envs(config.task, seed=GOALS, **(RENDERED if drawn else {}))
+    # Its observations are outside of the bounds of its space.
+    return finish(headless.OwnContext(unbounded(Seeded(env))), config, config.pixels)
 
 
 class Seeded(gymnasium.Wrapper):
-    """Meta-World takes a seed by a method of its own, and none at a reset."""
+    """Seeds Meta-World at a reset: it takes a seed only by a method of its own."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -1,11 +1,10 @@
 """MiniGrid and BabyAI: grid worlds with a mission in words.
 
 Source: Chevalier-Boisvert et al. 2023, "Minigrid & Miniworld". Cells are classes (object, colour,
-state), or an image; a mission that changes from episode to episode is a row of word numbers, 0
-where it has ended. Running out of steps is a truncation.
+state), or an image; a mission that changes from episode to episode is a row of word numbers, padded
+with 0. Running out of steps is a truncation.
 """
 
-import functools
 from typing import Any
 
 import gymnasium
@@ -17,12 +16,11 @@ from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
 from minigrid.envs.babyai.core import roomgrid_level
 
 from dreamer.config.env import MinigridEnv
-from dreamer.envs.base import BatchedEnv
-from dreamer.envs.single import batch, check_task, finish
+from dreamer.envs.wrappers import finish
 from dreamer.errors import UserError
 
 assert minigrid  # its import registers the ids
-vars(roomgrid_level)["print"] = lambda *words: None  # it tells of every level that it discards
+vars(roomgrid_level)["print"] = lambda *words: None  # it prints every level that it discards
 
 LACKING = "MiniGrid-WFC-"  # their patterns are not in the package
 _NAMES = [
@@ -41,18 +39,8 @@ WORDS = VOCABULARY.split()
 LENGTHS = {"MiniGrid": 24, "BabyAI": 72}  # words of the longest mission
 
 
-def make(config: MinigridEnv, num_envs: int, seed: int, render: bool = False) -> BatchedEnv:
-    """Makes the environments; see `registry.make`.
-
-    Raises:
-      UserError: the task is unknown.
-    """
-    check_task(config, "minigrid", TASKS)
-    maker = functools.partial(_make_one, config, render)
-    return batch(maker, config, num_envs, seed, render)
-
-
-def _make_one(config: MinigridEnv, render: bool) -> gymnasium.Env:
+def make_env(config: MinigridEnv, render: bool) -> gymnasium.Env:
+    """Makes one environment."""
     mode = "rgb_array" if render else None
     env = gymnasium.make(config.task, render_mode=mode, disable_env_checker=True)
     grid: Any = env.unwrapped
@@ -70,7 +58,7 @@ class Readable(gymnasium.ObservationWrapper):
     """Cells as classes [width, height] by layer, or the image; the mission as word numbers.
 
     Raises:
-      UserError: a mission with a word that is not known, or with too many.
+      UserError: Later, a mission has an unknown word, or too many.
     """
 
     def __init__(self, env: gymnasium.Env, symbolic: bool) -> None:
@@ -91,23 +79,23 @@ class Readable(gymnasium.ObservationWrapper):
         self.observation_space = spaces.Dict(after)
 
     def observation(self, observation: Any) -> dict[str, Any]:
-        seen: dict[str, Any] = {"direction": observation["direction"]}
+        encoded: dict[str, Any] = {"direction": observation["direction"]}
         if self._symbolic:
             layers = np.moveaxis(observation["image"], -1, 0).astype(np.int64)
-            seen.update(zip(LAYERS, layers, strict=True))
+            encoded.update(zip(LAYERS, layers, strict=True))
         else:
-            seen["image"] = observation["image"]
+            encoded["image"] = observation["image"]
         if self._length:
-            seen["mission"] = read(observation["mission"], self._length)
-        return seen
+            encoded["mission"] = read(observation["mission"], self._length)
+        return encoded
 
 
 def read(mission: str, length: int) -> np.ndarray:
-    """The numbers of a mission's words, from 1 on: int64 [length], 0 after the last."""
+    """Returns the numbers of a mission's words, from 1 on: int64 [length], padded with 0."""
     words = mission.lower().replace(",", " , ").split()
     if len(words) > length or not set(words) <= set(WORDS):
         raise UserError(
-            f"the mission {mission!r} cannot be read: at most {length} words are, of {WORDS}"
+            f"the mission {mission!r} cannot be read; allowed are at most {length} words of {WORDS}"
         )
     numbers = [WORDS.index(word) + 1 for word in words]
     return np.array(numbers + [0] * (length - len(numbers)), np.int64)

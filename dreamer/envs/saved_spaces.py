@@ -1,4 +1,4 @@
-"""Spaces as JSON, saved with checkpoints and recorded episodes, so that no environment is made."""
+"""Spaces as JSON in checkpoints and recorded episodes, which then need no environment."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -10,7 +10,7 @@ from gymnasium import spaces
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from dreamer.envs.base import Specs
-from dreamer.envs.spaces import children
+from dreamer.envs.spaces import children, classes
 
 MOST = 2**26  # elements of one array
 MOST_CLASSES = 2**31 - 1
@@ -43,7 +43,7 @@ class _Box(_Form):
 
 
 class _Classes(_Form):
-    """Discrete, of shape (), MultiDiscrete, or MultiBinary, whose starts are 0 and counts 2."""
+    """Discrete of shape (), MultiDiscrete, or MultiBinary with starts 0 and counts 2."""
 
     kind: Literal["discrete", "multi_discrete", "multi_binary"]
     shape: Shape
@@ -63,7 +63,7 @@ _SPECS: TypeAdapter[dict[str, _Array]] = TypeAdapter(dict[str, _Array])
 
 
 def dump_space(space: gymnasium.Space | None) -> Any:
-    """A space of those that actions may have, made of JSON types; None for none and for others."""
+    """Returns a space as JSON types; None for None and for kinds that actions cannot have."""
     form = _form(space)
     return form and form.model_dump(mode="json")
 
@@ -72,7 +72,7 @@ def load_space(saved: Any) -> gymnasium.Space | None:
     """The inverse of `dump_space`.
 
     Raises:
-      ValueError: it is not one of its results.
+      ValueError: It is not one of its results.
     """
     try:
         return None if saved is None else _space(_SPACE.validate_python(saved))
@@ -81,7 +81,7 @@ def load_space(saved: Any) -> gymnasium.Space | None:
 
 
 def dump_specs(leaves: Specs) -> dict[str, Any]:
-    """Specs of dm_env as `BatchedEnv` has them, made of JSON types."""
+    """Returns specs of a `BatchedEnv` as JSON types."""
     return {key: _array(leaf).model_dump(mode="json") for key, leaf in leaves.items()}
 
 
@@ -89,7 +89,7 @@ def load_specs(saved: Any) -> Specs:
     """The inverse of `dump_specs`.
 
     Raises:
-      ValueError: it is not one of its results.
+      ValueError: It is not one of its results.
     """
     try:
         found = _SPECS.validate_python(saved)
@@ -98,28 +98,25 @@ def load_specs(saved: Any) -> Specs:
         raise ValueError("not the form of specs") from error
 
 
-# ------------------------------------------------------------------------------------------ spaces
-
-
 def _form(space: gymnasium.Space | None) -> Any:
-    inside = None if space is None else children(space)
-    if inside is not None:
-        parts = [(str(name), _form(part)) for name, part in inside]
-        if any(form is None for _, form in parts):
+    match space:
+        case spaces.Dict() | spaces.Tuple():
+            parts = [(str(name), _form(part)) for name, part in children(space) or ()]
+            if any(form is None for _, form in parts):
+                return None
+            return _Parts(kind="dict" if isinstance(space, spaces.Dict) else "tuple", parts=parts)
+        case spaces.Box():
+            low, high = _bounds(space.low), _bounds(space.high)
+            return _Box(shape=space.shape, dtype=space.dtype.name, low=low, high=high)
+        case spaces.Discrete():
+            kind = "discrete"
+        case spaces.MultiDiscrete():
+            kind = "multi_discrete"
+        case spaces.MultiBinary():
+            kind = "multi_binary"
+        case _:
             return None
-        return _Parts(kind="dict" if isinstance(space, spaces.Dict) else "tuple", parts=parts)
-    if isinstance(space, spaces.Box):
-        low, high = _bounds(space.low), _bounds(space.high)
-        return _Box(shape=space.shape, dtype=space.dtype.name, low=low, high=high)
-    if isinstance(space, spaces.Discrete):
-        kind, counts, starts = "discrete", space.n, space.start
-    elif isinstance(space, spaces.MultiDiscrete):
-        kind, counts, starts = "multi_discrete", space.nvec, space.start
-    elif isinstance(space, spaces.MultiBinary):
-        kind, counts, starts = "multi_binary", np.full(space.shape, 2), np.zeros(space.shape, int)
-    else:
-        return None
-    count, start = (np.ravel(numbers).tolist() for numbers in (counts, starts))
+    start, count = (np.ravel(numbers).tolist() for numbers in classes(space) or ())
     dtype: Any = space.dtype.name
     return _Classes(kind=kind, shape=space.shape or (), count=count, start=start, dtype=dtype)
 
@@ -133,14 +130,13 @@ def _space(form: Any) -> gymnasium.Space:
         return spaces.Box(low, high, form.shape, np.dtype(form.dtype).type)
     count, start = (_full(x, form.shape, form.dtype) for x in (form.count, form.start))
     dtype: Any = count.dtype.type
-    if form.kind == "discrete":
-        return spaces.Discrete(int(count), start=int(start), dtype=dtype)
-    if form.kind == "multi_binary":
-        return spaces.MultiBinary(form.shape)
-    return spaces.MultiDiscrete(count, dtype=dtype, start=start)
-
-
-# ------------------------------------------------------------------------------------------- specs
+    match form.kind:
+        case "discrete":
+            return spaces.Discrete(int(count), start=int(start), dtype=dtype)
+        case "multi_discrete":
+            return spaces.MultiDiscrete(count, dtype=dtype, start=start)
+        case _:
+            return spaces.MultiBinary(form.shape)
 
 
 def _array(leaf: specs.Array) -> _Array:
@@ -166,20 +162,17 @@ def _leaf(key: str, form: _Array) -> specs.Array:
     return specs.BoundedArray(form.shape, np.dtype(form.dtype), low, high, key)
 
 
-# ------------------------------------------------------------------------------------------ shared
-
-
 def _bounds(values: np.ndarray) -> Any:
-    """Numbers as a list, or as one where all are the same."""
+    """Returns numbers as a list, or one number if all are the same."""
     same = values.size > 0 and (values == values.flat[0]).all()
     return values.flat[0].item() if same else values.ravel().tolist()
 
 
 def _full(numbers: Any, shape: Shape, dtype: str) -> np.ndarray:
-    """Numbers as an array; a view of one number where there is only one.
+    """Returns numbers as an array, a view of a single one.
 
     Raises:
-      ValueError: they are too many or too few, or none of this type.
+      ValueError: They are too many or too few, or not of this type.
     """
     if math.prod(shape) > MOST:
         raise ValueError(f"an array of shape {shape} is too large")

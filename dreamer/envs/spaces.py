@@ -3,11 +3,11 @@
 Legend: N environments.
 
 Kinds: uint8 boxes (H, W, C), or (H, W) with values up to 255, are images; other boxes are float32
-vectors, unless they hold at most 256 whole numbers; Discrete, MultiDiscrete and MultiBinary are
+vectors, except integers of at most 256 values; these, Discrete, MultiDiscrete and MultiBinary are
 int32 classes that count from 0 (the start of a space is removed). Entries with unequal numbers of
 classes become a key each: `key_0`, `key_1`, ... Classes in arrays of rank 3 and more become rows.
 Nested Dict and Tuple spaces are flattened, keys joined by '_'. Arrays without elements are left
-out, which `empty` lists. Masks are booleans.
+out, see `empty`. Masks are booleans.
 """
 
 from collections.abc import Callable
@@ -22,11 +22,10 @@ from gymnasium import spaces
 from dreamer.envs.base import Specs
 from dreamer.errors import UserError
 
-MAX_CLASSES = 256  # whole numbers with more values than this are read as a vector
-MAX_ONE_HOT = 2**16  # of all entries and keys: classes are one-hot vectors to the networks
-BYTE = 255
+MAX_CLASSES = 256  # integers with more values than this are a vector
+MAX_ONE_HOT = 2**16  # of all entries and keys: networks take classes as one-hot vectors
 MAX_RANK = 2  # of classes that are observed
-MAX_STEPS = 2**53  # whole numbers that a float64 tells apart
+MAX_STEPS = 2**53  # integers that a float64 represents exactly
 SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary and Dict or Tuple of these"
 
 
@@ -36,7 +35,7 @@ class Mask(spaces.MultiBinary):
 
 @dataclass(frozen=True)
 class Codec:
-    """Specs of a space, and the way between its batched native form and a dict of arrays [N, ...].
+    """Specs of a space, and the conversion between its batches and a dict of arrays [N, ...].
 
     For observations `convert` maps native to dict; for actions, dict to native.
     """
@@ -46,10 +45,10 @@ class Codec:
 
 
 def image_shape(space: gymnasium.Space) -> tuple[int, int, int] | None:
-    """Returns (H, W, C) of one image, None for all else.
+    """Returns (H, W, C) of one image, None for other spaces.
 
     An image is uint8 (H, W, C), or (H, W) with all the values of a byte; a smaller range in (H, W)
-    is a board of pieces or the like, which are classes.
+    has classes, such as the pieces on a board.
     """
     if not (isinstance(space, spaces.Box) and space.dtype == np.uint8):
         return None
@@ -59,9 +58,10 @@ def image_shape(space: gymnasium.Space) -> tuple[int, int, int] | None:
 
 
 def channels_first(shape: tuple[int, ...]) -> bool:
-    """Returns whether this is the shape of an image (C, H, W), as far as a shape shows it.
+    """Returns whether this is likely the shape of an image (C, H, W).
 
-    The last axis is longer than channels are, and the first is the shortest, or the odd one out.
+    The last axis is longer than channels are, and the first is the shortest, or the only unequal
+    one.
     """
     if len(shape) != 3 or shape[2] <= 4:
         return False
@@ -70,11 +70,13 @@ def channels_first(shape: tuple[int, ...]) -> bool:
 
 def children(space: gymnasium.Space) -> list[tuple[Any, gymnasium.Space]] | None:
     """Returns the named parts of a Dict or Tuple space, None for any other."""
-    if isinstance(space, spaces.Dict):
-        return list(space.spaces.items())
-    if isinstance(space, spaces.Tuple):
-        return list(enumerate(space.spaces))
-    return None
+    match space:
+        case spaces.Dict():
+            return list(space.spaces.items())
+        case spaces.Tuple():
+            return list(enumerate(space.spaces))
+        case _:
+            return None
 
 
 def empty(space: gymnasium.Space, key: str) -> list[str]:
@@ -86,7 +88,7 @@ def empty(space: gymnasium.Space, key: str) -> list[str]:
 
 
 def codecs(observations: gymnasium.Space, actions: gymnasium.Space) -> tuple[Codec, Codec]:
-    """Returns those of the observations and of the actions of an environment.
+    """Returns the codecs of the observations and of the actions of an environment.
 
     Raises:
       UserError: A space, or one inside it, is not supported, or has no elements at all.
@@ -98,10 +100,6 @@ def codecs(observations: gymnasium.Space, actions: gymnasium.Space) -> tuple[Cod
         if not codec.specs:
             raise UserError(f"the {what} space {space} is empty; give it an {what}")
     return both
-
-
-# ----------------------------------------------------------------------------------------------
-# observations
 
 
 def observation_codec(space: gymnasium.Space, key: str = "") -> Codec:
@@ -125,55 +123,55 @@ def observation_codec(space: gymnasium.Space, key: str = "") -> Codec:
 
 
 def _observation_leaf(space: gymnasium.Space, key: str) -> Codec:
-    if 0 in (space.shape or ()):
+    shape, image, whole = space.shape or (), image_shape(space), classes(space)
+    leaf: specs.Array
+    if 0 in shape:
         return Codec({}, lambda batch: {})
+    if space.dtype == np.uint8 and channels_first(shape):
+        raise UserError(
+            f"observation '{key}' of shape {shape} and type uint8 is an image with its channels "
+            "first; images are (height, width, channels): move the axis in a wrapper, such as "
+            "gymnasium.wrappers.TransformObservation"
+        )
+    if space.dtype == np.uint8 and len(shape) > 3 and is_bytes(space):
+        raise UserError(
+            f"observation '{key}' of shape {shape} and type uint8 is a stack of images; images are "
+            "(height, width, channels): put what is stacked into the channels, in a wrapper"
+        )
     if isinstance(space, Mask):
-        mask = specs.BoundedArray(space.shape, bool, False, True, key)
-        return Codec({key: mask}, lambda batch: {key: np.array(batch, bool)})
-    if space.dtype == np.uint8 and channels_first(space.shape or ()):
+        leaf = specs.BoundedArray(shape, bool, False, True, key)
+    elif image:
+        leaf = specs.BoundedArray(image, np.uint8, 0, 255, key)
+    elif whole is not None:
+        return _observed_classes(key, *whole)
+    elif not isinstance(space, spaces.Box):
+        raise UserError(_unsupported("observation", key, space))
+    elif len(shape) <= 2:
+        leaf = specs.Array(shape, np.float32, key)
+    else:
         raise UserError(
-            f"observation '{key}' of shape {space.shape} and type uint8 is an image with its "
-            "channels first; images are (height, width, channels): move the axis in a wrapper, "
-            "such as gymnasium.wrappers.TransformObservation"
-        )
-    if space.dtype == np.uint8 and len(space.shape or ()) > 3 and is_bytes(space):
-        raise UserError(
-            f"observation '{key}' of shape {space.shape} and type uint8 is a stack of images; "
-            "images are (height, width, channels): put what is stacked into the channels, in a "
-            "wrapper"
-        )
-    image = image_shape(space)
-    if image:
-        spec = specs.BoundedArray(image, np.uint8, 0, 255, key)
-        return Codec(
-            {key: spec}, lambda batch: {key: np.array(batch, np.uint8).reshape(-1, *image)}
-        )
-    whole = classes(space)
-    if whole is not None:
-        start, count = whole
-        if count.ndim > MAX_RANK:
-            count, start = count.reshape(len(count), -1), start.reshape(len(start), -1)
-        leaves = class_specs(key, count, max_rank=MAX_RANK)
-
-        def encode(batch: Any) -> dict[str, np.ndarray]:
-            numbers = np.asarray(batch).astype(np.int64).reshape(-1, *start.shape)
-            return _split(leaves, (numbers - start).astype(np.int32))
-
-        return Codec(leaves, encode)
-    if isinstance(space, spaces.Box) and len(space.shape) <= 2:
-        leaf = specs.Array(space.shape, np.float32, key)
-        return Codec({key: leaf}, lambda batch: {key: np.array(batch, np.float32)})
-    if isinstance(space, spaces.Box):
-        raise UserError(
-            f"observation '{key}' is a Box of shape {space.shape} and type {space.dtype}; images "
-            "are uint8 from 0 to 255 of shape (height, width, channels), vectors have rank 0 to 2; "
+            f"observation '{key}' is a Box of shape {shape} and type {space.dtype}; images are "
+            "uint8 from 0 to 255 of shape (height, width, channels), vectors have rank 0 to 2; "
             "scale, cast or reshape it in a wrapper"
         )
-    raise UserError(_unsupported("observation", key, space))
+    return Codec(
+        {key: leaf}, lambda batch: {key: np.array(batch, leaf.dtype).reshape(-1, *leaf.shape)}
+    )
 
 
-# ----------------------------------------------------------------------------------------------
-# actions
+def _observed_classes(key: str, start: np.ndarray, count: np.ndarray) -> Codec:
+    if count.ndim > MAX_RANK:
+        count, start = count.reshape(len(count), -1), start.reshape(len(start), -1)
+    leaves = class_specs(key, count, max_rank=MAX_RANK)
+
+    def encode(batch: Any) -> dict[str, np.ndarray]:
+        numbers = np.asarray(batch).astype(np.int64).reshape(-1, *start.shape) - start
+        if len(leaves) == 1:
+            return {key: numbers.astype(np.int32).reshape(-1, *leaves[key].shape)}
+        columns = numbers.astype(np.int32).reshape(len(numbers), -1)
+        return {name: columns[:, i].copy() for i, name in enumerate(leaves)}
+
+    return Codec(leaves, encode)
 
 
 def action_codec(space: gymnasium.Space, key: str = "") -> Codec:
@@ -198,11 +196,10 @@ def action_codec(space: gymnasium.Space, key: str = "") -> Codec:
 
 
 def action_units(space: gymnasium.Space, key: str = "") -> dict[str, dict[str, Any]]:
-    """What the actions of `action_codec` are in the units of the space, by key.
+    """Returns the native units of the actions of `action_codec`, by key.
 
-    Returns:
-      Of continuous actions `low` and `high`, lists [A] of the values at -1 and 1; of classes
-      `start`, the value of class 0, a list where there are several entries.
+    Continuous actions have `low` and `high`, lists [A] of the values at -1 and 1; classes have
+    `start`, the value of class 0, a list if there are several entries.
     """
     parts = children(space)
     if parts is not None:
@@ -241,7 +238,7 @@ def _action_leaf(space: gymnasium.Space, key: str) -> Codec:
 
 
 def _continuous(space: spaces.Box, key: str) -> Codec:
-    """Of floats, or of more whole numbers than are told apart as classes, which are rounded to."""
+    """Of floats, or of integers of too many values for classes, to which actions are rounded."""
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     whole = not np.issubdtype(space.dtype, np.floating)
     if not np.isfinite(high - low).all() or (whole and (high - low >= MAX_STEPS).any()):
@@ -261,27 +258,24 @@ def _continuous(space: spaces.Box, key: str) -> Codec:
     return Codec({key: leaf}, decode)
 
 
-# ----------------------------------------------------------------------------------------------
-# shared
-
-
 def classes(space: gymnasium.Space) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns (first value, number of values) per entry; None when the space holds no classes."""
-    if isinstance(space, spaces.Discrete):
-        return np.asarray(space.start, np.int64), np.asarray(space.n, np.int64)
-    if isinstance(space, spaces.MultiDiscrete):
-        return space.start.astype(np.int64), space.nvec.astype(np.int64)
-    if isinstance(space, spaces.MultiBinary):
-        return np.zeros(space.shape, np.int64), np.full(space.shape, 2, np.int64)
-    if isinstance(space, spaces.Box) and not np.issubdtype(space.dtype, np.floating):
-        low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-        if (high - low < MAX_CLASSES).all():
-            return low.astype(np.int64), (high - low).astype(np.int64) + 1
+    """Returns (first value, number of values) per entry; None if the space holds no classes."""
+    match space:
+        case spaces.Discrete():
+            return np.asarray(space.start, np.int64), np.asarray(space.n, np.int64)
+        case spaces.MultiDiscrete():
+            return space.start.astype(np.int64), space.nvec.astype(np.int64)
+        case spaces.MultiBinary():
+            return np.zeros(space.shape, np.int64), np.full(space.shape, 2, np.int64)
+        case spaces.Box() if not np.issubdtype(space.dtype, np.floating):
+            low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+            if (high - low < MAX_CLASSES).all():
+                return low.astype(np.int64), (high - low).astype(np.int64) + 1
     return None
 
 
 def class_specs(key: str, count: np.ndarray, max_rank: int) -> Specs:
-    """Returns one spec if the entries have equally many classes and rank allows, else one each."""
+    """Returns one spec if the number of classes is equal and the rank allows, else one each."""
     _refuse_many(f"'{key}' of shape {count.shape}", count.sum(dtype=np.float64))
     if count.ndim == 0:
         return {key: specs.DiscreteArray(int(count), np.int32, key)}
@@ -292,15 +286,6 @@ def class_specs(key: str, count: np.ndarray, max_rank: int) -> Specs:
         name: specs.DiscreteArray(int(n), np.int32, name)
         for name, n in zip(names, count.flat, strict=True)
     }
-
-
-def _split(leaves: Specs, batch: np.ndarray) -> dict[str, np.ndarray]:
-    """Distributes int32 [N, ...] over the keys of `class_specs`."""
-    if len(leaves) == 1:
-        name, leaf = next(iter(leaves.items()))
-        return {name: batch.reshape(-1, *leaf.shape)}
-    columns = batch.reshape(len(batch), -1)
-    return {name: columns[:, i].copy() for i, name in enumerate(leaves)}
 
 
 def join(key: str, name: Any) -> str:
@@ -336,7 +321,7 @@ def _refuse_many(what: str, number: float) -> None:
 
 def is_bytes(space: gymnasium.Space) -> bool:
     """Returns whether all values from 0 to 255 are allowed."""
-    return isinstance(space, spaces.Box) and bool(((space.low == 0) & (space.high == BYTE)).all())
+    return isinstance(space, spaces.Box) and bool(((space.low == 0) & (space.high == 255)).all())
 
 
 def _unsupported(what: str, key: str, space: gymnasium.Space) -> str:

@@ -1,4 +1,4 @@
-"""BatchedEnv over gymnasium environments, in this process or in one each, restarted when they fail.
+"""BatchedEnv over gymnasium environments, in this process or one process each, with restarts.
 
 Legend: N environments.
 """
@@ -17,43 +17,57 @@ import numpy as np
 from gymnasium.vector.utils import batch_space, iterate
 
 from dreamer.config.env import EnvBase
-from dreamer.envs import images, slots
-from dreamer.envs.base import FIRST, LAST, Actions, Restart, Specs, episode_seed, short
-from dreamer.envs.episodes import Episodes, Row, digest_of
+from dreamer.envs import images
+from dreamer.envs.base import (
+    LAST,
+    Actions,
+    BatchedEnv,
+    Restart,
+    episode_seed,
+    saved_episodes,
+    saved_state,
+    unrestorable,
+)
+from dreamer.envs.episodes import (
+    Episodes,
+    Memory,
+    Row,
+    allocate_rows,
+    digest_of,
+    read_row,
+    view_rows,
+)
 from dreamer.envs.faults import attempt, warn_of_empty, warn_of_large
-from dreamer.envs.pool import Answers, Call, Pool
 from dreamer.envs.spaces import codecs
-from dreamer.envs.workers import context_of_workers
+from dreamer.envs.workers import Answers, Call, Pool, context_of_workers
 from dreamer.errors import EnvironmentFault
 
 Maker = Callable[..., gymnasium.Env]
-NOTHING: Mapping[int, Call] = {}
-ROW = ("step_type", "reward", "discount")
-CLOSED: Row = (LAST, 0.0, 1.0)  # of an episode whose environment failed
+FAILED: Row = (LAST, 0.0, 1.0)  # ends the episode of an environment that failed
 
 
 @dataclass
 class Episode:
-    """What repeats an episode, and whether it is over by itself."""
+    """What repeats an episode, and whether it ended by itself."""
 
     number: int
     actions: list[Any] = field(default_factory=list)
     over: bool = False
 
 
-class VectorEnv:
-    """N gymnasium environments as a `BatchedEnv`.
+class VectorEnv(BatchedEnv):
+    """N gymnasium environments.
 
     One that fails is restarted while the others continue. Its episode ends as truncated, with
-    reward 0 and the last observation; the next has another seed. Where a new episode cannot begin,
-    that after it does.
+    reward 0 and the last observation; the next has another seed. An episode that cannot start is
+    skipped.
 
     Args:
       maker: Makes one gymnasium environment; a function that pickles, for it also runs in workers.
-      config: What it says of workers. serial steps the environments one after the other in this
-        process; process gives each its own; auto is process for several environments with images
-        on more than two cores, else serial. Images are drawn or emulated, which costs more than the
-        way to a process and back; on two cores, processes only take turns (measured: no faster).
+      config: Options of workers. serial steps the environments one after the other in this process;
+        process gives each its own; auto is process for several environments with images on more
+        than two cores, else serial. Images are drawn or emulated, which costs more than the way to
+        a process and back; on two cores, processes only take turns (measured: no faster).
       num_envs: N.
       seed: Of the whole batch; the seeds of episodes derive from it.
       render: Whether `render` returns frames.
@@ -62,11 +76,9 @@ class VectorEnv:
     Raises:
       UserError: A space is not supported.
       EnvironmentFault: Later, environments failed more often than `config` allows, or one at once
-        after its restart: raised an exception, gave what their spaces do not allow, or their
-        process died or hung. `get_state` then gives a state from which all start new episodes.
+        after its restart: it raised an exception, left its spaces, or its process died or hung.
+        `get_state` then returns a state from which all start new episodes.
     """
-
-    __repr__ = short
 
     def __init__(
         self,
@@ -77,41 +89,33 @@ class VectorEnv:
         render: bool,
         seeded: bool = False,
     ) -> None:
-        self.num_envs = num_envs
-        # One in this process first, so that a mistake is refused before any process starts.
+        # One in this process first, so that invalid options fail before any process starts.
         probe = maker(seed=episode_seed(seed, 0, 0)) if seeded else maker()
         with contextlib.ExitStack() as stack:
             stack.callback(attempt, "failed in its close with", probe.close)
             self._space = probe.observation_space
-            self._observation, self._action = codecs(self._space, probe.action_space)
+            self._encoder, self._decoder = codecs(self._space, probe.action_space)
             self.native_actions = probe.action_space  # of one environment, in its own units
             self._renders = render and probe.render_mode == "rgb_array"
+        super().__init__(num_envs, self._encoder.specs, self._decoder.specs)
         self._name = config.name
         warn_of_empty(self._space, self._name)
         self._batched_actions = batch_space(self.native_actions, num_envs)
         processes = self._worth_processes(config.workers)
         take = functools.partial(context_of_workers().RawArray, "B") if processes else bytearray
-        memory = slots.allocate(self._space, num_envs, take)
-        self._seen = slots.view(self._space, num_envs, memory)
+        memory = allocate_rows(self._space, num_envs, take)
+        self._slots = view_rows(self._space, num_envs, memory)
         make = functools.partial(
             _episodes, maker, seed, seeded, self._space, num_envs, config.first
         )
         self._pool = Pool(make, memory, num_envs, config, processes)
-        self.close = self._pool.close
         self._episodes = [Episode(-1) for _ in range(num_envs)]
-        self._last: dm_env.TimeStep | None = None
         self._frames: dict[int, Any] = {}  # drawn last
-        self._amid = False  # a step that failed
+        self._interrupted = False  # by a failure amid a step
 
     @property
     def restarts(self) -> Sequence[Restart]:
         return tuple(self._pool.restarts)
-
-    def observation_spec(self) -> Specs:
-        return dict(self._observation.specs)
-
-    def action_spec(self) -> Specs:
-        return dict(self._action.specs)
 
     def reset(self) -> dm_env.TimeStep:
         return self._keep(self._begin(range(self.num_envs)))
@@ -120,22 +124,22 @@ class VectorEnv:
         assert self._last is not None, "call reset first"
         over = np.flatnonzero(self._last.step_type == LAST).tolist()
         self._pool.renew(over)
-        taken = list(iterate(self._batched_actions, self._action.convert(action)))
+        native = list(iterate(self._batched_actions, self._decoder.convert(action)))
         playing = [i for i in range(self.num_envs) if i not in over]
-        rows = self._begin(over, {i: ("step", taken[i]) for i in playing})
+        rows = self._begin(over, {i: ("step", native[i]) for i in playing})
         for i in playing:
             if rows[i] is None:
-                rows[i] = CLOSED
+                rows[i] = FAILED
             else:
-                self._episodes[i].actions.append(taken[i])
+                self._episodes[i].actions.append(native[i])
                 self._episodes[i].over = rows[i][0] == LAST
         return self._keep(rows)
 
     def render(self) -> np.ndarray | None:
-        """As `BatchedEnv` has it; of one that draws nothing now, the frame before.
+        """See `BatchedEnv.render`; an environment that draws nothing now keeps its last frame.
 
         Raises:
-          EnvironmentFault: one fails in it or gives no picture, and is not restarted.
+          EnvironmentFault: One fails in it or returns no picture, and is not restarted.
         """
         if not self._renders:
             return None
@@ -153,31 +157,24 @@ class VectorEnv:
     def get_state(self) -> dict[str, Any]:
         assert self._last is not None, "call reset first"
         restarts = {"restarts": [list(restart) for restart in self.restarts]}
-        if self._amid:
+        if self._interrupted:
             return unrestorable(np.array([one.number for one in self._episodes])) | restarts
-        return restarts | {
-            "episodes": [
-                {
-                    "episode": one.number,
-                    "actions": self.native_actions.to_jsonable(one.actions),
-                    "ended": one.over,
-                    "digest": digest_of(slots.read(self._seen, i)),
-                }
-                for i, one in enumerate(self._episodes)
-            ],
-            "step_type": self._last.step_type.tolist(),
-            "reward": self._last.reward.tolist(),
-            "discount": self._last.discount.tolist(),
-        }
+        episodes = [
+            {
+                "episode": one.number,
+                "actions": self.native_actions.to_jsonable(one.actions),
+                "ended": one.over,
+                "digest": digest_of(read_row(self._slots, i)),
+            }
+            for i, one in enumerate(self._episodes)
+        ]
+        return restarts | saved_state(episodes, self._last)
 
     def set_state(self, state: Mapping[str, Any]) -> tuple[np.ndarray, dm_env.TimeStep]:
-        if len(state["episodes"]) != self.num_envs:
-            raise ValueError(
-                f"state of {len(state['episodes'])} environments given to {self.num_envs}"
-            )
-        self._amid = True
+        saved = saved_episodes(state, self.num_envs)
+        self._interrupted = True
         self._pool.restarts = [Restart(*restart) for restart in state.get("restarts", ())]
-        load, saved = self.native_actions.from_jsonable, state["episodes"]
+        load = self.native_actions.from_jsonable
         self._episodes = [
             Episode(one["episode"], list(load(one["actions"])) if one["actions"] else [])
             for one in saved
@@ -186,37 +183,42 @@ class VectorEnv:
             {i: ("repeat", one.number, one.actions) for i, one in enumerate(self._episodes)},
             steps=1 + max(len(one.actions) for one in self._episodes),
         )
-        rows = dict(enumerate(zip(*(state[name] for name in ROW), strict=True)))
+        rows = dict(
+            enumerate(zip(state["step_type"], state["reward"], state["discount"], strict=True))
+        )
         restored = np.zeros(self.num_envs, bool)
         for i, one in enumerate(saved):
             self._episodes[i].over = one["ended"]
-            same = digest_of(slots.read(self._seen, i)) == one["digest"]
+            same = digest_of(read_row(self._slots, i)) == one["digest"]
             restored[i] = same and over[i] == one["ended"]
         return restored, self._keep(rows | self._begin(np.flatnonzero(~restored).tolist()))
 
+    def close(self) -> None:
+        self._pool.close()
+
     def _keep(self, rows: Mapping[int, Row]) -> dm_env.TimeStep:
-        """Makes a time step of the rows of all environments and of what they see; remembers it."""
+        """Makes and remembers the time step of these rows and the current observations."""
         step_type, reward, discount = zip(*(rows[i] for i in range(self.num_envs)), strict=True)
-        self._amid = False
+        self._interrupted = False
         rewards = np.array(reward, np.float32)
         warn_of_large(rewards, self._name)
         self._last = dm_env.TimeStep(
             np.array(step_type, np.int32),
             rewards,
             np.array(discount, np.float32),
-            self._observation.convert(self._seen),
+            self._encoder.convert(self._slots),
         )
         return self._last
 
-    def _begin(self, which: Iterable[int], meanwhile: Mapping[int, Call] = NOTHING) -> Answers:
-        """Begins the next episodes of some environments, while others do something else.
+    def _begin(self, which: Iterable[int], meanwhile: Mapping[int, Call] | None = None) -> Answers:
+        """Starts the next episodes of some environments, while others run other calls.
 
         Returns:
-          What all gave; None for others that failed and were restarted.
+          The answers of all; None for others that failed and were restarted.
         """
-        self._amid = True
+        self._interrupted = True
         answers: Answers = {}
-        calls = dict(meanwhile)
+        calls = dict(meanwhile or {})
         while True:
             for i in which:
                 self._episodes[i] = Episode(self._episodes[i].number + 1)
@@ -227,23 +229,10 @@ class VectorEnv:
                 return answers
 
     def _worth_processes(self, workers: str) -> bool:
-        """What is chosen, see the class."""
-        slow = any(leaf.dtype == np.uint8 for leaf in self._observation.specs.values())
+        """Whether each environment gets a process, see the class."""
+        slow = any(leaf.dtype == np.uint8 for leaf in self._observations.values())
         worth_it = slow and self.num_envs > 1 and _cores() > 2
         return workers == "process" or (workers == "auto" and worth_it)
-
-
-def unrestorable(episode: np.ndarray) -> dict[str, Any]:
-    """A state, of environments in these episodes, from which `set_state` starts the next ones."""
-    return {
-        "episodes": [
-            {"episode": number, "actions": [], "ended": False, "digest": ""}
-            for number in episode.tolist()
-        ],
-        "step_type": np.full(len(episode), FIRST).tolist(),
-        "reward": np.zeros(len(episode)).tolist(),
-        "discount": np.ones(len(episode)).tolist(),
-    }
 
 
 def _cores() -> int:
@@ -258,10 +247,10 @@ def _episodes(
     space: gymnasium.Space,
     num_envs: int,
     first: int,
-    memory: slots.Memory,
+    memory: Memory,
     index: int,
 ) -> Episodes:
-    """Those of one environment, made where they are played."""
+    """Makes the `Episodes` of one environment, in its worker."""
     number = first + index
     make = functools.partial(maker, seed=episode_seed(seed, number, 0)) if seeded else maker
-    return Episodes(make, seed, index, slots.view(space, num_envs, memory), number)
+    return Episodes(make, seed, index, view_rows(space, num_envs, memory), number)

@@ -1,29 +1,48 @@
 """Gymnasium wrappers around one environment: action repeat, image size, the rendering as input."""
 
+import functools
 from typing import Any, cast
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit, TransformObservation
 
+from dreamer.config.env import EnvBase
 from dreamer.envs.faults import OLD, attempt, check_space, five, flags, numbers, two
 from dreamer.envs.images import resize
 from dreamer.envs.spaces import Mask, children, image_shape
 from dreamer.errors import EnvironmentFault, UserError
 
 Size = tuple[int, int]  # height, width
+RENDERED = (64, 64)  # size of renderings without `image_size`
 NO_FRAMES = (
     "env.pixels=true needs an environment that renders rgb_array frames, which this one does not; "
     "use env.pixels=false or another environment"
 )
 
 
+def finish(env: gymnasium.Env, config: EnvBase, pixels: bool = False) -> gymnasium.Env:
+    """Adds action repeat, the time limit in agent steps, and the size of images.
+
+    Args:
+      pixels: Observe the rendered frame instead.
+    """
+    if config.repeat > 1:
+        env = Repeat(env, config.repeat)
+    if config.time_limit:
+        env = TimeLimit(env, config.time_limit)
+    if pixels:
+        return Pixels(env, config.image_size or RENDERED)
+    return resize_images(env, config.image_size) if config.image_size else env
+
+
 class Checked(gymnasium.Wrapper):
-    """Refuses what does not keep to gymnasium's interface, before another wrapper relies on it.
+    """Checks gymnasium's interface, before another wrapper relies on it.
 
     Raises:
-      UserError: A space is none.
-      EnvironmentFault: Later, reset or step return something else, or render nothing.
+      UserError: A space is not one of gymnasium.
+      EnvironmentFault: Later, reset or step return something else, or render is not implemented.
     """
 
     def __init__(self, env: gymnasium.Env) -> None:
@@ -65,8 +84,7 @@ class Checked(gymnasium.Wrapper):
 
 
 class Repeat(gymnasium.Wrapper):
-    """Applies every action `times` times and sums the rewards; stops early where the episode
-    ends."""
+    """Applies every action `times` times and sums the rewards, up to the end of the episode."""
 
     def __init__(self, env: gymnasium.Env, times: int) -> None:
         super().__init__(env)
@@ -82,28 +100,20 @@ class Repeat(gymnasium.Wrapper):
         return observation, total, terminated, truncated, info
 
 
-class ResizeImages(gymnasium.ObservationWrapper):
-    """Resizes every image of the observation to `size`; all else is left as it is."""
-
-    def __init__(self, env: gymnasium.Env, size: Size) -> None:
-        super().__init__(env)
-        self.observation_space = _resized(env.observation_space, size)
-        self._size = size
-
-    def observation(self, observation: Any) -> Any:
-        return _resize_images(self.env.observation_space, observation, self._size)
+def resize_images(env: gymnasium.Env, size: Size) -> gymnasium.Env:
+    """Resizes every image of the observation to `size`, and nothing else."""
+    space = env.observation_space
+    resize_all = functools.partial(_resize_images, space, size=size)
+    return TransformObservation(env, resize_all, _resized(space, size))
 
 
-class Unbounded(gymnasium.Wrapper):
-    """Promises no bounds for the vectors of the observation, which then are not compared."""
-
-    def __init__(self, env: gymnasium.Env) -> None:
-        super().__init__(env)
-        self.observation_space = _unbounded(env.observation_space)
+def unbounded(env: gymnasium.Env) -> gymnasium.Env:
+    """Removes the bounds of the vectors of the observation, which then are not checked."""
+    return TransformObservation(env, lambda same: same, _unbounded(env.observation_space))
 
 
 class Pixels(gymnasium.ObservationWrapper):
-    """Replaces the observation, but for masks, by the rendered frame, resized to `size`.
+    """Replaces the observation, except masks, by the rendered frame, resized to `size`.
 
     Raises:
       UserError: The environment does not render itself.
@@ -116,7 +126,7 @@ class Pixels(gymnasium.ObservationWrapper):
         image = _image_space(size, 3)
         self.observation_space = spaces.Dict({"image": image, **self._masks})
         self._size = size
-        # Tried at once, so that one that cannot render is refused before anything starts.
+        # Fails now, before anything starts, if the environment cannot render.
         if env.render_mode != "rgb_array":
             raise UserError(f"{NO_FRAMES}; its render_mode is {env.render_mode}")
         attempt("failed in its reset with", env.reset, seed=0)
@@ -131,9 +141,8 @@ class Pixels(gymnasium.ObservationWrapper):
 
     def _draw(self) -> np.ndarray:
         frame: Any = self.env.render()
-        fine = isinstance(frame, np.ndarray) and frame.dtype == np.uint8
-        if not (fine and frame.shape[2:] == (3,) and frame.size):
-            array = isinstance(frame, np.ndarray)
+        array = isinstance(frame, np.ndarray)
+        if not (array and frame.dtype == np.uint8 and frame.shape[2:] == (3,) and frame.size):
             got = f"{frame.dtype} {frame.shape}" if array else type(frame).__name__
             raise EnvironmentFault(f"gave the frame {got}, expected uint8 (height, width, 3)")
         return frame

@@ -2,8 +2,8 @@
 
 Legend as there: N environments, B batch, L window length, S slots of a ring. The same four
 functions, `init`, `add`, `sample`, `update`, are pure here: jit them, donate the replay, and
-nothing is copied. What is stored, which windows are served first and what a late update may touch
-are the same; only the uniform draws are other ones, since they come from jax's random keys.
+nothing is copied. Rings, online queue and late updates behave the same; only the uniform draws
+differ, since they come from jax's random keys.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from jax import Array
 
 @struct.dataclass
 class Replay:
-    """Rings and counters. Absolute step `s` of environment `n` lies in `ring[n, s % S]`."""
+    """Rings and counters. Absolute step `s` of environment `n` is stored in `ring[n, s % S]`."""
 
     rings: Mapping[str, Any]  # leaves [N, S, ...]
     steps: Array  # int32, added so far, per environment
-    oldest: Array  # int32, absolute step of the oldest row still stored
+    oldest: Array  # int32, absolute step of the oldest stored row
     served: Array  # int32, windows of the online queue that were sampled or lost
     length: int = struct.field(pytree_node=False)  # L
     online: bool = struct.field(pytree_node=False)
@@ -86,13 +86,13 @@ def num_items(replay: Replay) -> Array:
 
 
 def sample(replay: Replay, key: Array, batch_size: int) -> tuple[Replay, dict[str, Any], Array]:
-    """Takes windows from the online queue, then uniformly with replacement from all stored.
+    """Samples windows from the online queue, then uniformly with replacement from all stored.
 
-    There must be one: nothing is raised in compiled code, the rows would be those never written.
+    There must be one: compiled code raises nothing, and would return unwritten rows.
 
     Args:
-      replay: to sample from.
-      key: random key of this batch.
+      replay: To sample from.
+      key: Random key of this batch.
       batch_size: B.
 
     Returns:
@@ -119,14 +119,14 @@ def sample(replay: Replay, key: Array, batch_size: int) -> tuple[Replay, dict[st
 
 
 def update(replay: Replay, index: Array, latent: Mapping[str, Array]) -> Replay:
-    """Writes new latents, leaves [B, L - 1, ...], over the trained rows of sampled windows.
+    """Writes new latents, leaves [B, L - 1, ...], to the trained rows of sampled windows.
 
-    Rows that were overwritten since the windows were sampled are skipped. A row that several
-    windows contain takes the latent of the last of them, on every kind of device.
+    Rows that were overwritten since the windows were sampled are skipped. A row of several windows
+    gets the latent of the last of them, on every kind of device.
     """
     env, first = index[:, 0], index[:, 1]
     steps = first[:, None] + jnp.arange(1, replay.length)[None]  # [B, L - 1]
-    ahead = steps[:, :, None] - first[None, None]  # [B, L - 1, B], place in every other window
+    ahead = steps[:, :, None] - first[None, None]  # [B, L - 1, B], offset in every other window
     order = jnp.arange(len(index))
     again = (
         (env[:, None, None] == env[None, None])
@@ -135,7 +135,7 @@ def update(replay: Replay, index: Array, latent: Mapping[str, Array]) -> Replay:
         & (order[:, None, None] < order[None, None])
     ).any(-1)
     keep = (steps >= replay.oldest) & ~again
-    slot = jnp.where(keep, steps % replay.slots, replay.slots)  # beyond the ring: dropped
+    slot = jnp.where(keep, steps % replay.slots, replay.slots)  # dropped beyond the ring
     rings = dict(replay.rings)
     rings["latent"] = jax.tree.map(
         lambda ring, value: ring.at[env[:, None], slot].set(value, mode="drop"),
@@ -146,8 +146,10 @@ def update(replay: Replay, index: Array, latent: Mapping[str, Array]) -> Replay:
 
 
 def _pop_queue(replay: Replay, most: int) -> tuple[Replay, Array, Array]:
-    """The next `most` windows [most, 2] of the online queue, of which only the first `count` are
-    there yet. Entry q of the queue starts at step q // N * L of environment q % N."""
+    """Takes the next windows [most, 2] of the online queue, and the `count` of complete ones.
+
+    Entry q of the queue starts at step q // N * L of environment q % N.
+    """
     num_envs, length = replay.num_envs, replay.length
     end = replay.steps // length * num_envs
     lost = -(-replay.oldest // length) * num_envs

@@ -1,12 +1,11 @@
 """Replay in host memory: one ring of steps per environment, new windows first, then uniform ones.
 
 Legend: N environments, B batch, L window length (one context step and T trained ones), S slots of a
-ring. The four functions `init`, `add`, `sample`, `update` take a replay and return one, so that a
-replay living on the device can stand behind the same names. This one works in place: the replay
-passed in is the replay returned.
+ring. The four functions `init`, `add`, `sample`, `update` take a replay and return one, as those of
+the device replay do. Here they work in place: the replay passed in is the replay returned.
 
 All environments add a step together, so one counter numbers the steps of all rings: absolute step
-`s` of environment `n` lies in `ring[n, s % S]`.
+`s` of environment `n` is stored in `ring[n, s % S]`.
 """
 
 import dataclasses
@@ -20,17 +19,16 @@ from dreamer.errors import UserError
 from dreamer.replay import memory, tree
 from dreamer.system import allocator
 
-# A partly filled ring is saved up to a multiple of this many steps, so that whoever writes it in
-# equal chunks finds divisors instead of a large prime. A saved ring is laid out anew by as many
-# steps at once, which bounds the temporary copy.
+# A partly filled ring is saved up to a multiple of this many steps, so that it divides into equal
+# chunks. A saved ring is restored in blocks of this size, which bounds the temporary copy.
 _BLOCK = 1024
-GONE = -(2**30)  # first step of a window of which no row is stored any more, for `update`
+GONE = -(2**30)  # first step of a window without stored rows, which `update` skips
 _ADVICE = "resume with the configuration of the checkpoint or start in another run folder"
 
 
 @dataclasses.dataclass(eq=False)
 class Replay:
-    """Rings and counters; to be made by `init` and changed by the functions of this module only."""
+    """Rings and counters; only the functions of this module make and change them."""
 
     rings: dict[tree.Path, np.ndarray]  # [N, S, ...] each
     num_envs: int
@@ -38,8 +36,13 @@ class Replay:
     length: int  # L
     online: bool
     steps: int = 0  # added so far, per environment
-    oldest: int = 0  # absolute step of the oldest row still stored
+    oldest: int = 0  # absolute step of the oldest stored row
     served: int = 0  # windows of the online queue that were sampled or lost, see `_pop_queue`
+
+    @property
+    def queueable(self) -> int:
+        """Windows of the online queue that are complete, including those that were served."""
+        return self.steps // self.length * self.num_envs
 
 
 def init(
@@ -54,19 +57,19 @@ def init(
     """Returns an empty replay.
 
     Args:
-        spec: nested dict of (shape, dtype) of one step of one environment, with `is_first`,
+        spec: Nested dict of (shape, dtype) of one step of one environment, with `is_first`,
             `is_last` and a group `latent`. Any numpy dtype, ml_dtypes.bfloat16 included.
-        capacity: steps over all environments; the oldest are dropped.
+        capacity: Steps over all environments; the oldest are dropped.
         num_envs: N, environments that add together.
         length: L, steps per sampled window, the context step included.
-        online: serve every new window once before sampling uniformly.
-        folder: on whose disk the rings lie, in files without a name that end with the process;
+        online: Serve every new window once before sampling uniformly.
+        folder: On whose disk the rings are stored, in unnamed files that end with the process;
             None is in memory.
-        check: whether the memory is there.
+        check: Whether to check that the memory suffices.
 
     Raises:
-        UserError: the capacity does not fit into memory, or onto the disk.
-        ValueError: it is less than one window per environment.
+        UserError: The capacity does not fit into memory, or onto the disk.
+        ValueError: It is less than one window per environment.
     """
     if capacity < length * num_envs:
         raise ValueError(f"{capacity=} holds no window of {length} steps in {num_envs} rings")
@@ -89,10 +92,10 @@ def add(replay: Replay, transition: Mapping[str, Any]) -> Replay:
     """Appends one step of every environment and drops the oldest when full; in place.
 
     Args:
-        transition: nested dict like the spec, leaves [N, ...] with exactly the dtypes of the spec.
+        transition: Nested dict like the spec, leaves [N, ...] with exactly the dtypes of the spec.
 
     Raises:
-        ValueError: a key, shape or dtype that is not the spec's.
+        ValueError: A key, shape or dtype is not the spec's.
     """
     rows = tree.flatten(transition)
     _check(rows, replay.rings, (replay.num_envs,))
@@ -118,32 +121,32 @@ def nbytes(replay: Replay) -> int:
 def sample(
     replay: Replay, seed: Sequence[int], batch_size: int, online: bool = True
 ) -> tuple[Replay, dict[str, Any], np.ndarray]:
-    """Takes windows from the online queue, then uniformly with replacement from all stored.
+    """Samples windows from the online queue, then uniformly with replacement from all stored.
 
     A window is L consecutive steps of one environment and may span episodes. Where an episode was
     abandoned, the step before the next `is_first` becomes `is_last` inside the window. `is_first`
-    of the first row is left as stored: that row is only the context whose latent starts the
-    sequence, so nothing is reset at it.
+    of the first row stays as stored: that row is only the context whose latent starts the sequence,
+    so no reset happens there.
 
     Args:
-        seed: integers in [0, 2**32) such as (run seed, update); zeros at the end count for
-            nothing. The batch depends on the content of the replay and on these alone.
+        seed: Integers in [0, 2**32) such as (run seed, update); trailing zeros have no effect. The
+            batch depends on the content of the replay and on these alone.
         batch_size: B.
-        online: take from the queue; reports leave it alone.
+        online: Take from the queue; reports do not.
 
     Returns:
-        The replay; nested dict of freshly allocated arrays [B, L, ...], of the latents only the
-        context row [B, 1, ...]; int64 [B, 2] of environment and absolute first step of each window,
-        for `update`.
+        The replay; nested dict of new arrays [B, L, ...], of the latents only the context row
+        [B, 1, ...]; int64 [B, 2] of environment and absolute first step of each window, for
+        `update`.
 
     Raises:
-        ValueError: no complete window is stored.
+        ValueError: No complete window is stored.
     """
     if not num_items(replay):
         raise ValueError("cannot sample: the replay holds no complete window yet")
     queued = _pop_queue(replay, batch_size if online else 0)
     index = np.concatenate([queued, _draw_uniform(replay, seed, batch_size - len(queued))])
-    rows = _rows(replay, index[:, :1], index[:, 1:] + np.arange(replay.length))
+    rows = _rows(replay, index, np.arange(replay.length))
     batch = {
         path: np.take(_by_row(ring), rows[:, :1] if path[0] == "latent" else rows, axis=0)
         for path, ring in replay.rings.items()
@@ -153,27 +156,27 @@ def sample(
 
 
 def update(replay: Replay, index: np.ndarray, latent: Mapping[str, Any]) -> Replay:
-    """Writes new latents over the trained rows of sampled windows; in place.
+    """Writes new latents to the trained rows of sampled windows; in place.
 
-    Rows that were overwritten since the windows were sampled are skipped. A row that several
-    windows of the batch contain takes the latent of the last of them.
+    Rows that were overwritten since the windows were sampled are skipped. A row of several windows
+    of the batch gets the latent of the last of them.
 
     Args:
         index: int64 [B, 2] as returned by `sample`.
-        latent: leaves [B, L - 1, ...] for the steps first + 1 to first + L - 1, with the dtypes of
+        latent: Leaves [B, L - 1, ...] for the steps first + 1 to first + L - 1, with the dtypes of
             the spec.
 
     Raises:
-        ValueError: a key, shape or dtype that is not the spec's.
+        ValueError: A key, shape or dtype is not the spec's.
     """
     index = np.asarray(index)
     values = tree.flatten({"latent": latent})
     rings = {path: ring for path, ring in replay.rings.items() if path[0] == "latent"}
     _check(values, rings, (len(index), replay.length - 1))
-    steps = index[:, 1:] + np.arange(1, replay.length)
-    stored = np.flatnonzero(steps >= replay.oldest)
-    # numpy promises no order of assignment for repeated rows: keep the last occurrence of each.
-    rows = _rows(replay, index[:, :1], steps).ravel()[stored]
+    offsets = np.arange(1, replay.length)
+    stored = np.flatnonzero(index[:, 1:] + offsets >= replay.oldest)
+    # numpy guarantees no order of assignment for repeated rows: keep the last occurrence of each.
+    rows = _rows(replay, index, offsets).ravel()[stored]
     rows, reversed_last = np.unique(rows[::-1], return_index=True)
     source = stored[len(stored) - 1 - reversed_last]
     for path, ring in rings.items():
@@ -186,8 +189,8 @@ def get_state(replay: Replay, copy: bool = True) -> dict[str, Any]:
     """Returns the filled part of the replay, rounded up, and its counters: nested dict of arrays.
 
     Args:
-        copy: the arrays are contiguous copies, so the replay may move on while they are saved.
-            False gives read-only views that cost no memory, to be saved before the next `add` or
+        copy: Return contiguous copies, so that the replay may change while they are saved. False
+            returns read-only views that cost no memory, to be saved before the next `add` or
             `update`.
     """
     blocks = max(1, -(-replay.steps // _BLOCK))
@@ -206,15 +209,14 @@ def get_state(replay: Replay, copy: bool = True) -> dict[str, Any]:
 
 
 def set_state(replay: Replay, state: dict[str, Any]) -> Replay:
-    """Restores `get_state`; every later sample is then the same. In place.
+    """Restores `get_state`, so that every later sample is the same. In place.
 
-    Arrays are taken out of `state`, so it serves one replay only, and freed as soon as they are
-    restored: two replays might not fit into memory. The capacity may differ, the newest steps that
-    fit are kept. Float latents are cast to the precision of this run. A queue of
-    windows of another length is dropped.
+    It empties `state` and frees each array once restored: two replays might not fit into memory.
+    The capacity may differ, the newest steps that fit are kept. Float latents are cast to the
+    precision of this run. A queue of windows of another length is dropped.
 
     Raises:
-        UserError: the state was saved with another spec or number of environments.
+        UserError: The state was saved with another spec or number of environments.
     """
     parts = tree.flatten(state["rings"])
     _check_saved(parts, replay)
@@ -229,15 +231,15 @@ def set_state(replay: Replay, state: dict[str, Any]) -> Replay:
         del part
     allocator.release()
     same_windows = counters["length"] == replay.length
-    replay.served = counters["served"] if same_windows else _num_queueable(replay)
+    replay.served = counters["served"] if same_windows else replay.queueable
     return replay
 
 
 def counters_of(state: Mapping[str, Any]) -> dict[str, int]:
-    """The counters of a saved replay.
+    """Returns the counters of a saved replay.
 
     Raises:
-        UserError: they cannot be those of its rings.
+        UserError: They do not fit its rings.
     """
     saved, rings = state["counters"], tree.flatten(state["rings"])
     sizes = {np.shape(part)[:2] for part in rings.values()}
@@ -251,31 +253,31 @@ def counters_of(state: Mapping[str, Any]) -> dict[str, int]:
     if not whole or not found["steps"] - min(filled) <= found["oldest"] <= found["steps"] < 2**62:
         text = ", ".join(f"{name}={value}" for name, value in found.items())
         raise UserError(
-            f"cannot restore the replay: its counters ({text}) are not those of rings of "
-            f"{', '.join(map(str, sorted(filled)))} steps; take another checkpoint"
+            f"cannot restore the replay: its counters ({text}) do not fit rings of "
+            f"{', '.join(map(str, sorted(filled)))} steps; choose another checkpoint"
         )
     return found
 
 
 def check_windows(replay: Replay, what: str, saved: Mapping[str, Any]) -> None:
-    """Refuses saved windows that are none of this replay.
+    """Refuses saved windows that do not fit this replay.
 
     Args:
-        what: they are called in messages.
-        saved: integers `index` [K, B, 2], see `sample`; and `latent`, leaves [K, B, L - 1, ...], or
+        what: Their name in messages.
+        saved: Integers `index` [K, B, 2], see `sample`; and `latent`, leaves [K, B, L - 1, ...], or
             `data`, leaves [K, B, L, ...] and of the latents only [K, B, 1, ...].
 
     Raises:
-        UserError: saying what is wrong with them.
+        UserError: Describing the difference.
     """
     index = saved.get("index")
     if not isinstance(index, np.ndarray) or index.ndim != 3 or index.shape[2] != 2:
-        raise UserError(f"{what}.index is no array [calls, windows, 2]")
+        raise UserError(f"{what}.index is not an array [calls, windows, 2]")
     env, first = index[..., 0], index[..., 1]
     inside = (env >= 0) & (env < replay.num_envs) & (first + replay.length <= replay.steps)
     if index.dtype != np.int64 or not inside.all():
-        raise UserError(f"{what}.index has windows that the replay has not")
-    part, wanted = ("latent" if "latent" in saved else "data"), {}
+        raise UserError(f"{what}.index has windows that the replay lacks")
+    part, expected = ("latent" if "latent" in saved else "data"), {}
     for path, ring in replay.rings.items():
         if part == "data":
             length, place = 1 if path[0] == "latent" else replay.length, (part, *path)
@@ -284,25 +286,19 @@ def check_windows(replay: Replay, what: str, saved: Mapping[str, Any]) -> None:
         else:
             continue
         shape = *index.shape[:2], length, *ring.shape[2:]
-        wanted[place] = np.broadcast_to(np.zeros((), ring.dtype), shape)
-    tree.refuse_others(what, {part: saved.get(part)}, tree.unflatten(wanted))
-
-
-def _num_queueable(replay: Replay) -> int:
-    """Returns how many windows of the online queue have been completed since the beginning."""
-    return replay.steps // replay.length * replay.num_envs
+        expected[place] = np.broadcast_to(np.zeros((), ring.dtype), shape)
+    tree.refuse_others(what, {part: saved.get(part)}, tree.unflatten(expected))
 
 
 def _pop_queue(replay: Replay, most: int) -> np.ndarray:
     """Takes up to `most` windows [K, 2] from the online queue, oldest first, environments in turn.
 
-    The queue holds every L-th window of every environment: its entry q starts at step q // N * L of
-    environment q % N. So its ends are two numbers, of which the far one follows from the steps.
+    The queue has every L-th window of every environment: its entry q starts at step q // N * L of
+    environment q % N. So `served` and the number of steps define it.
     """
-    end = _num_queueable(replay)
-    lost = (
-        -(-replay.oldest // replay.length) * replay.num_envs
-    )  # ceil: windows that lost their first step
+    end = replay.queueable
+    # Windows that lost their first step, rounded up.
+    lost = -(-replay.oldest // replay.length) * replay.num_envs
     start = min(max(replay.served, lost), end) if replay.online else end
     replay.served = min(start + most, end)
     entry = np.arange(start, replay.served, dtype=np.int64)
@@ -316,9 +312,9 @@ def _draw_uniform(replay: Replay, seed: Sequence[int], count: int) -> np.ndarray
     return np.stack([item % replay.num_envs, replay.oldest + item // replay.num_envs], axis=1)
 
 
-def _rows(replay: Replay, env: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Returns where absolute `steps` [B, K] of `env` [B, 1] lie in a ring seen as [N * S, ...]."""
-    return env * replay.slots + steps % replay.slots
+def _rows(replay: Replay, index: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Returns the rows [B, K] of steps [K] of windows [B, 2] in a ring viewed as [N * S, ...]."""
+    return index[:, :1] * replay.slots + (index[:, 1:] + offsets) % replay.slots
 
 
 def _by_row(ring: np.ndarray) -> np.ndarray:
@@ -327,7 +323,7 @@ def _by_row(ring: np.ndarray) -> np.ndarray:
 
 
 def _restored(ring: np.ndarray, part: np.ndarray, oldest: int, steps: int) -> np.ndarray:
-    """Returns the ring [N, S, ...] with steps oldest to steps - 1 of `part` at their places."""
+    """Returns the ring [N, S, ...] with steps oldest to steps - 1 of `part` in their slots."""
     whole = part.shape == ring.shape and part.flags.writeable and part.flags.c_contiguous
     if whole and not isinstance(ring, np.memmap):
         return part  # a full ring of the same size: a second copy might not fit into memory
@@ -340,7 +336,7 @@ def _restored(ring: np.ndarray, part: np.ndarray, oldest: int, steps: int) -> np
 def _check(
     values: Mapping[tree.Path, Any], rings: Mapping[tree.Path, np.ndarray], leading: tuple[int, ...]
 ) -> None:
-    """Assigning would broadcast and cast silently: refuses what is not exactly the spec's."""
+    """Refuses keys, shapes or dtypes other than the spec's: numpy would broadcast and cast."""
     if values.keys() != rings.keys():
         names = sorted(tree.name(path) for path in values.keys() ^ rings.keys())
         raise ValueError(f"keys that are not both in the spec and in the data: {', '.join(names)}")
@@ -356,25 +352,24 @@ def _check(
 
 def _check_saved(parts: Mapping[tree.Path, np.ndarray], replay: Replay) -> None:
     """Refuses another spec or number of environments, naming the first difference."""
+    cannot = "cannot restore the replay:"
     for path in sorted(parts.keys() ^ replay.rings.keys()):
         where = "saved replay" if path in parts else "run"
-        raise UserError(
-            f"cannot restore the replay: only the {where} has the key {tree.name(path)}; {_ADVICE}"
-        )
+        raise UserError(f"{cannot} only the {where} has the key {tree.name(path)}; {_ADVICE}")
     for path, ring in replay.rings.items():
         part = parts[path]
         if not isinstance(part, np.ndarray) or part.ndim < 2:
-            raise UserError(f"cannot restore the replay: {tree.name(path)} is no ring; {_ADVICE}")
-        saved, wanted = [(x.dtype, x.shape[2:]) for x in (part, ring)]
+            raise UserError(f"{cannot} {tree.name(path)} is not a ring; {_ADVICE}")
+        saved, expected = [(x.dtype, x.shape[2:]) for x in (part, ring)]
         # Float latents are cast: another device may compute them in another precision.
         cast = path[0] == "latent" and np.uint8 not in (part.dtype, ring.dtype)
-        if saved[1] != wanted[1] or (saved[0] != wanted[0] and not cast):
+        if saved[1] != expected[1] or (saved[0] != expected[0] and not cast):
             raise UserError(
-                f"cannot restore the replay: {tree.name(path)} was saved as {saved[0]} "
-                f"{list(saved[1])} but the run needs {wanted[0]} {list(wanted[1])}; {_ADVICE}"
+                f"{cannot} {tree.name(path)} was saved as {saved[0]} "
+                f"{list(saved[1])} but the run needs {expected[0]} {list(expected[1])}; {_ADVICE}"
             )
         if len(part) != replay.num_envs:
             raise UserError(
-                f"cannot restore the replay: saved with env.num_envs={len(part)} but the run has "
+                f"{cannot} saved with env.num_envs={len(part)} but the run has "
                 f"env.num_envs={replay.num_envs}; {_ADVICE}"
             )

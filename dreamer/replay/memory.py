@@ -1,4 +1,4 @@
-"""How much memory or disk a replay takes and how much there is."""
+"""Memory and disk space of a replay: needed and available."""
 
 import math
 import os
@@ -15,10 +15,10 @@ from dreamer.errors import UserError
 from dreamer.replay import tree
 from dreamer.system import allocator, files
 
-# Kept back for parameters, activations, environments and the rest of the machine.
+# Reserved for parameters, activations, environments and other processes.
 HEADROOM = 0.1
 
-# The limit of the control group that this process sees as its root: version 2, then version 1.
+# The memory limit of the control group of this process: version 2, then version 1.
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -29,21 +29,25 @@ def nbytes(spec: Mapping[str, Any], capacity: int) -> int:
 
 
 def available() -> int:
-    """Returns the bytes that are free, in the machine and under the control group's limit."""
+    """Returns the free bytes, of the machine and under the control group's limit."""
     allocator.release()
     free: int = psutil.virtual_memory().available
     used: int = psutil.Process().memory_info().rss
-    return max(0, min([free] + [limit - used for limit in _cgroup_limits()]))
+    for path in filter(Path.is_file, map(Path, _CGROUP_LIMITS)):
+        limit = files.number(path.read_text().strip())
+        if limit is not None:  # version 2 writes "max" for no limit
+            free = min(free, limit - used)
+    return max(0, free)
 
 
 def check_fits(spec: Mapping[str, Any], capacity: int, replays: int = 1) -> None:
-    """Refuses a capacity that this machine cannot hold.
+    """Refuses a capacity that does not fit into memory.
 
-    A ring is committed page by page as it fills, so without this check a run would die hours after
-    its start.
+    The system commits a ring page by page as it fills, so without this check a run would die hours
+    after its start.
 
     Raises:
-        UserError: so many replays of `capacity` steps need more than the available memory less
+        UserError: That many replays of `capacity` steps need more than the available memory less
             `HEADROOM`.
     """
     needed, usable = replays * nbytes(spec, capacity), int(available() * (1 - HEADROOM))
@@ -56,10 +60,10 @@ def check_fits(spec: Mapping[str, Any], capacity: int, replays: int = 1) -> None
 
 
 def check_disk(spec: Mapping[str, Any], capacity: int, folder: Path) -> None:
-    """Refuses a capacity that the disk of a folder cannot hold.
+    """Refuses a capacity that does not fit onto the disk of a folder.
 
     Raises:
-        UserError: there is no such folder, or less is free on its disk.
+        UserError: There is no such folder, or its disk has less space.
     """
     if not folder.is_dir():
         raise UserError(f"replay.folder={folder} is no folder; make it, or choose another")
@@ -73,11 +77,12 @@ def check_disk(spec: Mapping[str, Any], capacity: int, folder: Path) -> None:
 
 
 def on_disk(folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
-    """Zeros in a file without a name, whose space is taken at once and given back when the array
-    is no longer used, however the process ends.
+    """Returns zeros in an unnamed file, allocated at once.
+
+    The space is freed with the array, however the process ends.
 
     Raises:
-        UserError: the folder cannot be written, or its disk is full.
+        UserError: The folder cannot be written, or its disk is full.
     """
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -88,11 +93,5 @@ def on_disk(folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
 
 
 def gib(size: int) -> str:
-    """Writes bytes in a unit that people read."""
+    """Formats bytes in GiB or MiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
-def _cgroup_limits() -> list[int]:
-    texts = [Path(name).read_text().strip() for name in _CGROUP_LIMITS if Path(name).is_file()]
-    limits = map(files.number, texts)  # None of "max", which version 2 writes for no limit
-    return [limit for limit in limits if limit is not None]

@@ -22,7 +22,7 @@ def flatten(tree: Mapping[str, Any]) -> dict[Path, Any]:
 
 
 def unflatten(flat: Mapping[Path, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`; an empty inner dict has no leaf and does not come back."""
+    """The inverse of `flatten`, except for empty inner dicts, which have no leaf."""
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         inner = tree
@@ -33,27 +33,26 @@ def unflatten(flat: Mapping[Path, Any]) -> dict[str, Any]:
 
 
 def name(path: Path) -> str:
-    """How a path is written in messages."""
+    """Formats a path for messages."""
     return ".".join(path)
 
 
-def refuse_others(what: str, found: Any, wanted: Mapping[str, Any]) -> None:
-    """Refuses saved arrays that are not like those of a run; floats may have another precision.
+def refuse_others(what: str, found: Any, expected: Mapping[str, Any]) -> None:
+    """Refuses saved arrays that differ in form from those of a run, except float precision.
 
     Args:
-      what: they are called in messages.
-      found: nested dict of arrays.
-      wanted: nested mapping of what has their shapes and dtypes.
+      what: Their name in messages.
+      found: Nested dict of arrays.
+      expected: Nested mapping of leaves with their shapes and dtypes.
 
     Raises:
-      UserError: the first difference.
+      UserError: Naming the first difference.
     """
-    there = flatten({what: found})
-    here = flatten({what: wanted})
-    for path in [*here, *there]:
-        forms = [_form(leaves[path]) if path in leaves else "missing" for leaves in (there, here)]
+    saved, here = flatten({what: found}), flatten({what: expected})
+    for path in [*here, *saved]:
+        forms = [_form(leaves[path]) if path in leaves else "missing" for leaves in (saved, here)]
         if forms[0] != forms[1]:
-            raise UserError(f"{name(path)} is {forms[0]} there and {forms[1]} here")
+            raise UserError(f"{name(path)} is {forms[0]} in the checkpoint and {forms[1]} here")
 
 
 def _form(leaf: Any) -> str:

@@ -200,12 +200,12 @@ def fewer(arrays: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (counter("steps", 10**12), "its counters .* are not those of rings"),
-        (counter("oldest", -1), "its counters .* are not those of rings"),
-        (counter("length", 0.5), "its counters .* are not those of rings"),
-        (uneven, "its counters .* are not those of rings"),
-        (beyond, "pending.index has windows that the replay has not"),
-        (narrow, r"carry.action is float \[2, 2\] there and float \[2, 3\] here"),
+        (counter("steps", 10**12), "its counters .* do not fit rings"),
+        (counter("oldest", -1), "its counters .* do not fit rings"),
+        (counter("length", 0.5), "its counters .* do not fit rings"),
+        (uneven, "its counters .* do not fit rings"),
+        (beyond, "pending.index has windows that the replay lacks"),
+        (narrow, r"carry.action is float \[2, 2\] in the checkpoint and float \[2, 3\] here"),
         (fewer, "KeyError: 'carry'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Environments that are wrong, as their owners meet them: one line, in their words."""
+"""Wrong environments of users: one line, in their terms."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ RESET = ["gave no observation and dict of info in its reset, but ", "`return obs
 STEP = "gave no observation, reward, terminated, truncated and dict of info in its step, but "
 SPACE = "set it, in the class or its __init__, to a space of gymnasium.spaces"
 MADE = "which must be a gymnasium.Env, a gymnasium.vector.VectorEnv or a dm_env.Environment; "
-WRONG = {  # what is said of it
+WRONG = {  # and the words of its error
     "NeedsLevel": ["NeedsLevel needs the argument level", "'env.kwargs={level: VALUE}'"],
     "itself": [f"itself makes the class Right, {MADE}return Right()"],
     "forgets": [f"forgets makes None, {MADE}it may lack its `return`"],
@@ -95,7 +95,7 @@ WRONG = {  # what is said of it
 
 @pytest.fixture(autouse=True)
 def first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The try before training is the first environment that is made."""
+    """The probe before training is the first environment."""
     monkeypatch.setattr(odd_envs.ExitsInReset, "made", 0)
 
 
@@ -106,7 +106,7 @@ def checked(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[int, str, s
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_wrong_is_said_in_one_line(name: str, capsys: pytest.CaptureFixture) -> None:
+def test_an_error_is_one_line(name: str, capsys: pytest.CaptureFixture) -> None:
     status, _, said = checked(capsys, f"entry_point={ODD}:{name}", "steps=10")
     assert status == 2
     assert said.count("\n") == 1
@@ -116,7 +116,7 @@ def test_what_is_wrong_is_said_in_one_line(name: str, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("name", ["Four", "Old", "NeedsLevel", "forgets", "Parallel", "exits"])
-def test_an_id_is_answered_as_a_function(name: str, capsys: pytest.CaptureFixture) -> None:
+def test_an_id_fails_as_a_function_does(name: str, capsys: pytest.CaptureFixture) -> None:
     """Also inside the time limit of gymnasium."""
     gymnasium.register(f"odd/{name}-v0", f"{ODD}:{name}", max_episode_steps=4)
     status, _, said = checked(capsys, f"odd/{name}-v0", "steps=10")
@@ -125,7 +125,7 @@ def test_an_id_is_answered_as_a_function(name: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("name", ["Right", "ModeWithoutDefault", "SeedAlone", "own_terminal"])
-def test_what_is_not_wrong_passes(name: str, capsys: pytest.CaptureFixture) -> None:
+def test_correct_environments_pass(name: str, capsys: pytest.CaptureFixture) -> None:
     status, said, wrong = checked(capsys, f"entry_point={ODD}:{name}", "steps=20")
     assert (status, wrong) == (0, "")
     assert said.endswith("passed\n")
@@ -248,7 +248,7 @@ def test_a_run_ends_at_once_with_what_it_has(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("name", ["own_terminal", "several_own_terminal"])
-def test_an_info_of_ones_own_that_is_named_is_terminal_means_nothing(name: str) -> None:
+def test_an_info_named_is_terminal_has_no_effect(name: str) -> None:
     env = dreamer.make_env("gymnasium", entry_point=f"{ODD}:{name}", num_envs=2)
     env.reset()
     steps = [act(env) for _ in range(7)]
@@ -270,7 +270,7 @@ def test_rewards_beyond_what_is_learned_are_warned_of_once(
     assert said.count("\n") == 1
 
 
-def test_a_part_without_elements_is_left_out_with_a_word(capsys: pytest.CaptureFixture) -> None:
+def test_a_part_without_elements_is_left_out_with_a_warning(capsys: pytest.CaptureFixture) -> None:
     env = dreamer.make_env("gymnasium", entry_point=f"{ODD}:part_empty")
     assert list(env.observation_spec()) == ["y"]
     said = capsys.readouterr().err

@@ -16,7 +16,7 @@ from dreamer.envs.vector import VectorEnv
 
 
 class Probe(gymnasium.Env):
-    """Observes samples of its space, ends at the step told, keeps the action that it received."""
+    """Observes samples of its space, ends at a given step, keeps the received action."""
 
     def __init__(
         self, observation: Any, action: Any = None, terminate: int = 0, truncate: int = 0
@@ -132,20 +132,20 @@ class Hinting(gymnasium.Env):
     render_mode = "rgb_array"
 
     def __init__(
-        self, action: Any, mask: Any, inside: bool, space: Any = None, told: bool = True
+        self, action: Any, mask: Any, inside: bool, space: Any = None, gives: bool = True
     ) -> None:
         space = spaces.Box(0, 1, (2,)) if space is None else space
         anything = spaces.Box(0, 1, ())
         inner = spaces.Dict({"observation": space, "action_mask": anything})
         self.observation_space = inner if inside else space
         self.action_space = action
-        self.mask, self._inside, self.told, self.over = mask, inside, told, False
+        self.mask, self._inside, self.gives, self.over = mask, inside, gives, False
         self._least = _least(space)
 
     def _see(self) -> Any:
         if self._inside:
             return {"observation": self._least, "action_mask": self.mask}, {}
-        return self._least, {"action_mask": self.mask} if self.told else {}
+        return self._least, {"action_mask": self.mask} if self.gives else {}
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         return self._see()
@@ -175,7 +175,7 @@ class Modules(Counter):
 
 
 class Faulty(Counter):
-    """Environment 1 of seed 0 goes wrong at the second step of its first episode, or its reset."""
+    """Environment 1 of seed 0 fails at the second step of its first episode, or at its reset."""
 
     def __init__(self, how: str) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from dreamer.envs.registry import SUITES
 
 
 def module(name: str) -> Any:
-    """The module of a suite; a test is skipped if what is missing is not of this project."""
+    """The module of a suite; skips the test if its package is missing."""
     try:
         return importlib.import_module(SUITES[name].module)
     except ImportError as error:

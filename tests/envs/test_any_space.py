@@ -1,4 +1,4 @@
-"""Whatever spaces an environment nests, the agent can see it and act in it."""
+"""Random nested spaces: observations are encoded and actions decoded."""
 
 import gymnasium
 import jax.numpy as jnp

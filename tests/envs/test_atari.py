@@ -111,7 +111,7 @@ def test_specs():
 
 
 @pytest.mark.parametrize("workers", ["serial", "process"])
-def test_promises_hold(workers: str):
+def test_the_contract_holds(workers: str):
     env = registry.make(AtariEnv(task="breakout", workers=workers, time_limit=15), 2, 0)
     check(env, 20)
     env.close()

@@ -1,4 +1,4 @@
-"""The suite `atari` over ale_py's vector environment, beside the emulator played frame by frame."""
+"""The suite `atari` over ale_py's vector environment, against a plain loop over the emulator."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def act(env: Any, *actions: int) -> Any:
         {"gray": False, "actions": "needed", "image_size": (64, 80), "sticky": 0.0},
     ],
 )
-def test_promises_hold(options: dict):
+def test_the_contract_holds(options: dict):
     env = make(3, **options)
     check(env, 21)
     env.close()
@@ -87,7 +87,7 @@ def test_noops_are_uniform_from_none_to_the_most():
 
 
 def test_episodes_differ_and_repeat_with_the_seed():
-    """The second episode too, which ale_py alone would begin at random."""
+    """The second episode too, which ale_py itself would seed at random."""
     runs = []
     for seed in (1, 1, 2):
         env = make(2, seed, task="breakout", actions="needed", time_limit=20)
@@ -212,6 +212,6 @@ def test_a_state_of_another_number_is_refused():
         ({"timeout": 9}, r"env.timeout=9: .* leave out env.timeout, or set env.backend=emulator"),
     ],
 )
-def test_what_it_cannot_do_is_refused(options: dict, message: str):
+def test_unsupported_options_are_refused(options: dict, message: str):
     with pytest.raises(UserError, match=message):
         make(**options)

@@ -59,9 +59,7 @@ def test_masks_are_named_as_the_agent_looks_for_them():
 
 
 def test_environments_import_no_jax():
-    modules = (
-        "base check episodes gymnasium_suite images registry single spaces vector wrappers atari"
-    )
+    modules = "base check episodes gymnasium_suite images registry spaces vector wrappers atari"
     code = f"""
 import importlib, sys
 for name in "{modules}".split():

@@ -1,4 +1,4 @@
-"""bsuite: the promises of every environment, of one experiment of every kind."""
+"""bsuite: the contract of every environment, of one experiment of every kind."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ KINDS = sorted({task.split("/")[0] for task in bsuite_suite.TASKS if "mnist" not
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_keeps_every_promise_of_an_environment(kind: str) -> None:
+def test_keeps_the_contract(kind: str) -> None:
     check(registry.make(BsuiteEnv(task=f"{kind}/0"), 2, 0), 60)
 
 
-def test_environments_of_one_seed_go_alike() -> None:
+def test_environments_of_one_seed_repeat() -> None:
     def make(time_limit: int = 0):
         return registry.make(BsuiteEnv(task="cartpole_noise/1", time_limit=time_limit), 2, 0)
 
@@ -42,7 +42,7 @@ def test_data_that_cannot_be_fetched_is_explained(monkeypatch: pytest.MonkeyPatc
         raise OSError("no net")
 
     monkeypatch.setattr(datasets, "load_mnist", fail)
-    with pytest.raises(UserError, match="task=mnist/0 fetches its data from the net, which failed"):
+    with pytest.raises(UserError, match="task=mnist/0: its data cannot be downloaded: no net"):
         registry.make(BsuiteEnv(task="mnist/0"), 1, 0)
 
 

@@ -67,7 +67,7 @@ def at(time: int, **changes: Any) -> Any:
 FLOATS = np.zeros((2, 3), np.float32)
 
 
-def test_an_honest_environment_passes():
+def test_a_correct_environment_passes():
     assert check(Fake(), 10) == Endings(terminated=6, truncated=0)
 
 
@@ -89,8 +89,8 @@ def test_an_honest_environment_passes():
         (at(3, discount=np.zeros(2, np.float32)), "discount must be 1 at FIRST"),
         (at(4, discount=np.full(2, 0.9, np.float32)), "discount must be 0 or 1"),
         (at(4, observation={"y": FLOATS}), "has keys"),
-        (at(4, observation={"x": FLOATS[:, :2]}), "spec says"),
-        (at(4, observation={"x": FLOATS.astype(float)}), "spec says"),
+        (at(4, observation={"x": FLOATS[:, :2]}), "must be float32"),
+        (at(4, observation={"x": FLOATS.astype(float)}), "must be float32"),
         (at(4, observation={"x": FLOATS + np.nan}), "not finite"),
         (at(4, observation={"x": FLOATS + 10}), "outside its spec"),
     ],
@@ -116,22 +116,22 @@ def test_reused_buffers_are_named():
         check(Fake(reuse), 10)
 
 
-def test_one_that_fails_is_refused_although_it_is_made_anew():
-    class Mended(Fake):
+def test_one_that_fails_is_refused_although_it_is_restarted():
+    class Restarted(Fake):
         def __init__(self, fails_at: int) -> None:
             super().__init__()
             self._fails_at = fails_at
 
         @property
         def restarts(self) -> tuple:
-            mended = Restart(1, "environment 1 broke; restarted, 1 of env.restarts=10", True)
-            return (mended,) if self._time >= self._fails_at else ()
+            restart = Restart(1, "environment 1 broke; restarted, 1 of env.restarts=10", True)
+            return (restart,) if self._time >= self._fails_at else ()
 
     for where, *made in (
-        ("reset", Mended(0)),
-        ("step 2", Mended(3)),
-        ("step 3 of another environment", Fake(), Mended(3)),
-        ("with a time limit of 5 steps", Fake(), Fake(), Mended(0)),
+        ("reset", Restarted(0)),
+        ("step 2", Restarted(3)),
+        ("step 3 of another environment", Fake(), Restarted(3)),
+        ("with a time limit of 5 steps", Fake(), Fake(), Restarted(0)),
     ):
         with pytest.raises(CheckError, match=f"^{where}: environment 1 broke; an environment must"):
             check_all(lambda made=made, **_: made.pop(0), 20)
@@ -164,7 +164,7 @@ def test_unrepeatable_environments_are_named():
 class Long(Fake):
     """Two environments that count up to an end at step 7, or at the limit before that.
 
-    `drift` is added to what is seen by the second one that is made, `limited` says how a limit ends
+    `drift` is added to the observations of the second instance, `limited` is how a limit ends
     an episode, or whether it does.
     """
 
@@ -197,7 +197,7 @@ def make_long(**options: Any) -> Any:
     return lambda **changes: Long(**options, **changes)
 
 
-def test_environments_made_alike_pass():
+def test_environments_of_equal_behaviour_pass():
     assert check_all(make_long(), 20) == Endings(4, 0, repeats=True, limited=True)
 
 
@@ -206,10 +206,10 @@ def test_environments_made_alike_pass():
     [
         ({"drift": 1.0}, "observation 'x' of step 0 differs between two environments of one seed"),
         ({"limited": 0}, r"limit of 5 steps, environment 0: the discount .* no termination, got 0"),
-        ({"limited": None}, "with a time limit of 5 steps, environment 0: the episode goes on"),
+        ({"limited": None}, "with a time limit of 5 steps, environment 0: the episode continues"),
     ],
 )
-def test_what_only_others_of_the_same_seed_show_is_named(options: dict, message: str):
+def test_differences_between_environments_of_one_seed_are_named(options: dict, message: str):
     with pytest.raises(CheckError, match=message):
         check_all(make_long(**options), 20)
 
@@ -239,7 +239,7 @@ class Masked(Fake):
         return step._replace(observation=step.observation | {"action_mask": mask})
 
 
-def test_only_what_a_mask_allows_is_done():
+def test_only_valid_actions_are_taken():
     env = Masked([True, False, True])
     check(env, 30)
     assert env.done == {0, 2}

@@ -1,4 +1,4 @@
-"""Crafter: the promises of every environment, death and the end of time, and exact repetition."""
+"""Crafter: the contract of every environment, death and timeouts, and exact repetition."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def world(env: Any) -> Any:
     return played(env)[0].unwrapped._env
 
 
-def test_keeps_every_promise_of_an_environment() -> None:
+def test_keeps_the_contract() -> None:
     env = registry.make(CrafterEnv(image_size=(18, 27), time_limit=4), 1, 0)
     assert check(env, 7).truncated == 1
     assert env.observation_spec()["image"].shape == (18, 27, 3)
@@ -40,7 +40,7 @@ def test_keeps_every_promise_of_an_environment() -> None:
 
 
 @pytest.mark.parametrize(("health", "length", "discount"), [(0, 10_000, 0), (9, 1, 1), (0, 1, 0)])
-def test_death_is_terminal_and_the_end_of_time_is_not(
+def test_death_is_terminal_and_a_timeout_is_not(
     env: Any, health: int, length: int, discount: int
 ) -> None:
     env.reset()

@@ -77,7 +77,7 @@ def test_ends_are_terminal_or_truncated_by_their_discount() -> None:
     assert ends == [(1.0, True, False), (0.5, False, True)]
 
 
-def test_a_seed_decides_the_episode_and_closes_what_it_replaces() -> None:
+def test_a_seed_determines_the_episode_and_closes_the_old_environment() -> None:
     env = FromDMEnv(Walk)
     first, _ = env.reset(seed=5)
     old = env._env
@@ -106,8 +106,8 @@ def test_spaces_of_every_kind_of_spec() -> None:
         to_space({"name": specs.StringArray(())}, "observation")
 
 
-def test_what_cannot_be_drawn_says_so() -> None:
+def test_there_is_no_render_mode_without_render() -> None:
     assert FromDMEnv(Walk).render_mode is None
-    drawn = FromDMEnv(Walk, render=lambda env: np.zeros((2, 2, 3), np.uint8))
+    drawn = FromDMEnv(Walk, render=lambda env, observation: np.zeros((2, 2, 3), np.uint8))
     assert drawn.render().shape == (2, 2, 3)
     assert isinstance(drawn, gymnasium.Env)

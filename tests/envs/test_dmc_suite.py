@@ -1,4 +1,4 @@
-"""The DeepMind Control Suite: the promises of every environment, and the suite's own steps."""
+"""The DeepMind Control Suite: the contract of every environment, and the suite's own steps."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ dmc_suite = suites.module("dmc")
 control = dmc_suite.suite
 
 
-def test_keeps_every_promise_of_an_environment() -> None:
+def test_keeps_the_contract() -> None:
     def make(time_limit: int = 20):
         return registry.make(DmcEnv(time_limit=time_limit, repeat=2), 2, 0)
 
@@ -57,7 +57,7 @@ def test_images_have_the_published_size_and_camera() -> None:
     env.close()
 
 
-def test_images_keep_every_promise_too() -> None:
+def test_images_keep_the_contract_too() -> None:
     suites.drawn()
     env = registry.make(DmcEnv(view="vision", image_size=(16, 24), time_limit=4), 2, 0)
     check(env, 6)

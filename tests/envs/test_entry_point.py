@@ -141,7 +141,7 @@ def test_an_argument_that_is_configured_is_kept():
     assert env.reset().observation["observation"][:, 1].tolist() == [5, 5]
 
 
-def test_what_is_configured_around_it_holds():
+def test_configured_wrappers_apply():
     env = make("Line", repeat=2, time_limit=3, kwargs={"size": 9}, pixels=True)
     assert env.observation_spec()["image"].shape == (64, 64, 3)
     env.reset()
@@ -213,7 +213,7 @@ def test_several_at_once():
         ("Coin", {"pixels": True}, "env.pixels=true needs an environment that renders"),
     ],
 )
-def test_mistakes_are_told_in_one_line(name: str, options: dict, message: str):
+def test_user_errors_are_reported_in_one_line(name: str, options: dict, message: str):
     with pytest.raises(UserError, match=message) as caught:
         make(name, **options)
     assert str(caught.value).startswith("env.entry_point=own_")

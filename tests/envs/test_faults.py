@@ -107,7 +107,7 @@ def test_a_missing_key_and_no_dict_at_all():
 
 
 @pytest.mark.parametrize(("space", "_"), OBSERVATIONS, ids=lambda x: str(x)[:60])
-def test_nothing_is_wrong_with_what_a_space_has(space: object, _: dict):
+def test_samples_of_a_space_are_valid(space: object, _: dict):
     for one in (space, batch_space(space, 3)):
         one.seed(0)
         assert all(checker(one)(one.sample()) == "" for _ in range(5))
@@ -119,7 +119,7 @@ def test_rewards():
         assert wrong_reward(reward).startswith("gave NaN or infinity as reward, which")
 
 
-def test_an_exception_is_told_with_the_innermost_line_of_the_users_own(tmp_path: Path):
+def test_an_exception_is_described_with_the_innermost_line_of_the_users_own(tmp_path: Path):
     path = tmp_path / "simulator.py"
     path.write_text("import numpy\ndef run():\n    numpy.stack(\n[])\n")
     code = compile(path.read_text(), str(path), "exec")
@@ -127,6 +127,6 @@ def test_an_exception_is_told_with_the_innermost_line_of_the_users_own(tmp_path:
     exec(code, names)
     with pytest.raises(ValueError, match="at least one") as caught:
         names["run"]()
-    told = story(caught.value)
-    assert told == f"ValueError: need at least one array to stack ({path}, line 3, in run)"
+    line = story(caught.value)
+    assert line == f"ValueError: need at least one array to stack ({path}, line 3, in run)"
     assert story(KeyError()) == "KeyError"

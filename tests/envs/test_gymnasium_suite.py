@@ -35,7 +35,7 @@ def run(env: BatchedEnv, steps: int) -> list:
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_real_tasks_keep_the_promises(options: dict, steps: int, workers: str):
+def test_real_tasks_keep_the_contract(options: dict, steps: int, workers: str):
     env = registry.make(trust.allow(GymnasiumEnv(workers=workers, **options)), 2, seed=1)
     check(env, steps)
     env.close()
@@ -53,7 +53,7 @@ def test_cartpole_terminates_and_pendulum_is_truncated():
     assert steps[201].step_type.tolist() == [FIRST, FIRST]
 
 
-def test_pendulum_feels_the_whole_torque():
+def test_pendulum_receives_the_full_torque():
     env = registry.make(GymnasiumEnv(task="Pendulum-v1"), 2, 0)
     env.reset()
     env.step({"action": np.array([[1], [-1]], np.float32)})
@@ -121,7 +121,7 @@ def test_frames_of_vector_tasks_are_rendered_on_request():
     ],
     ids=lambda value: value["task"] if isinstance(value, dict) else "",
 )
-def test_mistakes_are_explained_in_one_line(options: dict, words: list[str]):
+def test_user_errors_are_explained_in_one_line(options: dict, words: list[str]):
     with pytest.raises(UserError) as error:
         registry.make(trust.allow(GymnasiumEnv(**options)), 1, 0)
     assert all(word in str(error.value) for word in words), error.value
@@ -144,7 +144,7 @@ def test_missing_extra_names_the_command(
         registry.make(GymnasiumEnv(task=task), 1, 0)
 
 
-def test_images_keep_their_size_unless_one_is_asked_for():
+def test_images_keep_their_size_unless_one_is_configured():
     for size, expected in ((None, (210, 160, 3)), ((32, 40), (32, 40, 3))):
         config = GymnasiumEnv(task="ale_py:ALE/Pong-v5", image_size=size)
         env = registry.make(trust.allow(config), 1, 0)
@@ -168,7 +168,7 @@ def test_actions_that_may_be_masked_are_not_repeated():
         registry.make(GymnasiumEnv(task=task, repeat=2), 1, 0)
 
 
-def test_bounds_of_numbers_are_compared_unless_that_is_not_wanted():
+def test_bounds_are_checked_unless_disabled():
     def make(**options: object) -> BatchedEnv:
         entry = "tests.envs.probe_envs:Outside"
         return registry.make(trust.allow(GymnasiumEnv(entry_point=entry, **options)), 1, 0)

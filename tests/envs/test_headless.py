@@ -17,10 +17,10 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only there is anythi
 
 @pytest.fixture
 def draws(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets which backends can draw, and gives those that were tried."""
+    """Sets which backends can draw, and returns those that were tried."""
     tried: list[str] = []
     monkeypatch.setattr(headless, "find_spec", lambda name: name)
-    monkeypatch.setenv(headless.VARIABLE, "")  # so that what is chosen goes with the test
+    monkeypatch.setenv(headless.VARIABLE, "")  # restored after the test
     monkeypatch.delenv(headless.VARIABLE)
 
     def can(*backends: str) -> list[str]:
@@ -43,7 +43,7 @@ def test_egl_is_preferred_to_osmesa(draws: Any, able: tuple, chosen: str) -> Non
 
 
 @linux
-def test_what_the_user_has_set_is_kept_if_it_draws(
+def test_a_backend_set_by_the_user_is_kept_if_it_draws(
     draws: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(headless.VARIABLE, "osmesa")
@@ -56,7 +56,7 @@ def test_what_the_user_has_set_is_kept_if_it_draws(
 
 
 @linux
-def test_a_worker_takes_over_what_was_found(draws: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_inherit_the_backend(draws: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(headless.VARIABLE, "egl")
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: "the main one")
     tried = draws()
@@ -68,7 +68,7 @@ def test_a_worker_takes_over_what_was_found(draws: Any, monkeypatch: pytest.Monk
 def test_where_nothing_draws_images_are_refused_and_vectors_are_not(draws: Any) -> None:
     draws()
     headless.choose()
-    headless.choose()  # by another suite, which finds the same
+    headless.choose()  # by another suite, with the same result
     with pytest.raises(UserError, match=r"env.view=vision must be drawn.*libegl1.*libosmesa6"):
         headless.require("env.view=vision")
 

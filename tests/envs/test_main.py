@@ -1,4 +1,4 @@
-"""`python -m dreamer.envs`: what can be trained on, the check and the speed."""
+"""`python -m dreamer.envs`: the list of suites, the check and the speed."""
 
 import os
 import subprocess
@@ -44,7 +44,7 @@ def test_the_tasks_of_a_suite_are_listed(
     assert task in capsys.readouterr().out.splitlines()
 
 
-def test_an_honest_environment_passes(capsys: pytest.CaptureFixture) -> None:
+def test_a_correct_environment_passes(capsys: pytest.CaptureFixture) -> None:
     command.main(["check", "gymnasium", "CartPole-v1", "steps=80", "env.repeat=2"])
     said = capsys.readouterr().out
     assert said.endswith("passed\n")
@@ -82,7 +82,7 @@ sys.exit(exit_on_user_error(lambda: command.main(["check", "gymnasium", "Unseede
     ("entry_point", "more"),
     [("Counter", "time limit  truncates"), ("several", "; a resume starts new episodes")],
 )
-def test_an_environment_of_ones_own_is_checked(
+def test_user_environments_are_checked(
     entry_point: str, more: str, capsys: pytest.CaptureFixture
 ) -> None:
     command.main(["check", "gymnasium", f"entry_point=tests.envs.probe_envs:{entry_point}"])
@@ -116,7 +116,7 @@ def test_speed_counts_the_steps_of_all_environments(capsys: pytest.CaptureFixtur
         ("list gymnasium", ["list gymnasium", "expected check, speed"]),
     ],
 )
-def test_a_mistake_is_one_line(arguments: str, words: list[str]) -> None:
+def test_a_user_error_is_one_line(arguments: str, words: list[str]) -> None:
     with pytest.raises(UserError) as error:
         command.main(arguments.split())
     assert all(word in str(error.value) for word in words), error.value

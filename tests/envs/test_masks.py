@@ -77,7 +77,7 @@ def test_masks_are_observed_under_the_names_that_the_agent_knows(
 
 
 def test_no_mask_leaves_the_environment_as_it_is():
-    env = Hinting(FOUR, None, inside=False, told=False)
+    env = Hinting(FOUR, None, inside=False, gives=False)
     assert with_masks(env) is env
 
 
@@ -132,7 +132,7 @@ def test_a_mask_that_does_not_fit_is_refused(action: gymnasium.Space, given: Any
 def test_a_mask_may_be_missing_only_where_the_episode_is_over():
     env = with_masks(Hinting(FOUR, [1, 0, 0, 0], inside=False))
     env.reset(seed=0)
-    env.unwrapped.told, env.unwrapped.over = False, True
+    env.unwrapped.gives, env.unwrapped.over = False, True
     np.testing.assert_array_equal(env.step(0)[0]["action_mask"], [1, 1, 1, 1])
     env.unwrapped.over = False
     with pytest.raises(EnvironmentFault, match="gave no action_mask in its info, expected at ev"):
@@ -140,7 +140,7 @@ def test_a_mask_may_be_missing_only_where_the_episode_is_over():
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_what_is_called_a_mask_but_is_none_is_refused(inside: bool):
+def test_an_action_mask_that_is_no_mask_is_refused(inside: bool):
     with pytest.raises(UserError, match="but the actions are Box.*rename action_mask in a wr"):
         with_masks(Hinting(spaces.Box(-1, 1, (2,)), [1, 0], inside))
 
@@ -165,12 +165,12 @@ def test_a_mask_allows_something_until_the_episode_is_over(inside: bool):
 
 @pytest.mark.parametrize("at_reset", [True, False])
 def test_a_mask_that_comes_later_is_refused(at_reset: bool):
-    """As information that nobody reads."""
-    hinting = Hinting(FOUR, [1, 0, 0, 0], inside=False, told=False)
+    """As unused info."""
+    hinting = Hinting(FOUR, [1, 0, 0, 0], inside=False, gives=False)
     config = EnvBase(task="probe", workers="serial", restarts=0)
     env = VectorEnv(lambda: with_masks(hinting), config, 1, 0, False)
     env.reset()
-    hinting.told = True
+    hinting.gives = True
     with pytest.raises(EnvironmentFault, match="^environment 0 gave action_mask in its info, but"):
         env.reset() if at_reset else env.step({"action": np.array([0], np.int32)})
 

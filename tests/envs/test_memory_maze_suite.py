@@ -1,4 +1,4 @@
-"""Memory Maze: the promises of every environment."""
+"""Memory Maze: the contract of every environment."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ memory_maze_suite = suites.module("memory_maze")
 
 
 @pytest.mark.slow
-def test_keeps_every_promise_of_an_environment() -> None:
+def test_keeps_the_contract() -> None:
     suites.drawn()
     env = registry.make(MemoryMazeEnv(image_size=(16, 16), time_limit=6), 1, 0)
     assert check(env, 9).truncated == 1
@@ -21,7 +21,7 @@ def test_keeps_every_promise_of_an_environment() -> None:
 
 
 @pytest.mark.slow
-def test_seeds_draw_mazes_and_where_things_are_can_be_seen_too() -> None:
+def test_seeds_draw_mazes_and_extra_observations_show_the_layout() -> None:
     suites.drawn()
     config = MemoryMazeEnv(task="9x9-ExtraObs", image_size=(16, 16))
     layouts = []

@@ -1,4 +1,4 @@
-"""Meta-World: the promises of every environment, and goals that its seeds draw."""
+"""Meta-World: the contract of every environment, and goals that its seeds draw."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from tests.envs.probe_envs import played
 metaworld_suite = suites.module("metaworld")
 
 
-def test_keeps_every_promise_of_an_environment() -> None:
+def test_keeps_the_contract() -> None:
     env = registry.make(MetaworldEnv(time_limit=6), 2, 0)
     assert check(env, 9).truncated == 2
 

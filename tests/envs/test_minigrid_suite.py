@@ -1,4 +1,4 @@
-"""MiniGrid: the promises of every environment, cells as classes, missions as words."""
+"""MiniGrid: the contract of every environment, cells as classes, missions as words."""
 
 import gymnasium
 import numpy as np
@@ -17,7 +17,7 @@ VIEWS = ("symbolic", "symbolic_first_person", "rgb", "rgb_first_person")
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_keeps_every_promise_of_an_environment(view: str) -> None:
+def test_keeps_the_contract(view: str) -> None:
     def make(time_limit: int = 12):
         config = MinigridEnv(view=view, image_size=(20, 30), time_limit=time_limit)
         return registry.make(config, 2, 0)
@@ -52,10 +52,10 @@ def test_every_mission_can_be_read(capsys: pytest.CaptureFixture) -> None:
     """Some seeds of a task of every kind, among them those with the longest."""
     for task in minigrid_suite.TASKS:
         if not task.startswith("BabyAI") or "Boss" in task or "Synth" in task:
-            env = minigrid_suite._make_one(MinigridEnv(task=task), False)
+            env = minigrid_suite.make_env(MinigridEnv(task=task), False)
             for seed in range(2):
                 env.reset(seed=seed)
-    assert capsys.readouterr().out == "", "BabyAI tells of every level that it discards"
+    assert capsys.readouterr().out == "", "BabyAI prints every level that it discards"
 
 
 def test_words_that_are_not_known_and_too_many_are_refused() -> None:
@@ -65,7 +65,7 @@ def test_words_that_are_not_known_and_too_many_are_refused() -> None:
         minigrid_suite.read("go to you", 2)
 
 
-def test_babyai_keeps_the_promises() -> None:
+def test_babyai_keeps_the_contract() -> None:
     check(registry.make(MinigridEnv(task="BabyAI-GoToObj-v0"), 2, 0), 20)
 
 

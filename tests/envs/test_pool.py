@@ -1,4 +1,4 @@
-"""Environments that fail: which episode ends, and that nothing else does."""
+"""Environments that fail: their episode ends, and no other."""
 
 import contextlib
 import functools
@@ -52,7 +52,7 @@ def faulty(how: str) -> Callable:
 
 
 def impatient(env: VectorEnv, seconds: int) -> None:
-    """Sets `timeout` for what comes; a new process could need more to start."""
+    """Lowers `timeout` after the start, which may take longer."""
     env._pool._config = env._pool._config.model_copy(update={"timeout": seconds})
 
 
@@ -76,9 +76,9 @@ def drawn(episode: int) -> float:
     return float(np.float32(np.random.default_rng(episode_seed(0, 1, episode)).random()))
 
 
-@pytest.mark.parametrize(("workers", "how", "told"), FAULTS)
+@pytest.mark.parametrize(("workers", "how", "message"), FAULTS)
 def test_a_broken_episode_is_closed_and_no_other_is_disturbed(
-    make: Make, workers: str, how: str, told: str
+    make: Make, workers: str, how: str, message: str
 ):
     env, whole = make(faulty(how), workers), make(probe_envs.Counter)
     steps = [env.reset(), *play(env, 0, 1)]
@@ -103,12 +103,12 @@ def test_a_broken_episode_is_closed_and_no_other_is_disturbed(
     assert [now is before for now, before in pairs] == [True, False, True]
     (restart,) = env.restarts
     assert (restart.env, restart.failed) == (1, True)
-    with pytest.raises(EnvironmentFault, match=f"{told}.*; restarted, 1 of env.restarts=10$"):
+    with pytest.raises(EnvironmentFault, match=f"{message}.*; restarted, 1 of env.restarts=10$"):
         raise EnvironmentFault(restart.line)
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_an_episode_that_cannot_begin_gives_way_to_the_next(make: Make, workers: str):
+def test_an_episode_that_cannot_start_is_skipped(make: Make, workers: str):
     env = make(faulty("reset"), workers)
     step = env.reset()
     assert rows([step], 1) == [[[FIRST, 0, 1, 0, 0, drawn(1)]]]
@@ -138,13 +138,13 @@ def test_past_the_limit_the_fault_is_raised(make: Make):
     restored, step = other.set_state(json.loads(json.dumps(env.get_state())))
     assert not restored.any()
     assert rows([step], 1) == [[[FIRST, 0, 1, 0, 0, drawn(1)]]]
-    assert other.restarts == env.restarts, "they count on"
+    assert other.restarts == env.restarts, "their count continues"
 
 
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("taken", [2, 3, 4])
 def test_a_state_after_a_fault_is_restored(make: Make, workers: str, taken: int):
-    """At the end that was made for the broken episode, at the start of the next, and in it."""
+    """At the end of the failed episode, at the start of the next, and within it."""
     env = make(faulty("raise"))
     env.reset()
     last = play(env, 0, taken)[-1]
@@ -171,8 +171,8 @@ def test_an_environment_that_dies_while_it_is_restored_starts_the_next_episode(m
     assert [restart.env for restart in other.restarts] == [1]
 
 
-def test_a_process_that_grows_too_large_is_made_anew_between_episodes(make: Make):
-    """Which loses nothing, and is no failure."""
+def test_a_process_that_grows_too_large_is_restarted_between_episodes(make: Make):
+    """It loses nothing and is no failure."""
     maker = functools.partial(probe_envs.Counter, terminate=2)
     env, whole = make(maker, "process", max_memory=0.001, restarts=0), make(maker, max_memory=0.001)
     steps, expected = ([one.reset(), *play(one, 0, 4)] for one in (env, whole))
@@ -185,8 +185,8 @@ def test_a_process_that_grows_too_large_is_made_anew_between_episodes(make: Make
     assert whole.restarts == (), "it has no process of its own"
 
 
-def test_frames_go_on_while_one_is_made_anew():
-    """The frame of before, where there is one."""
+def test_frames_continue_while_one_is_restarted():
+    """With the last frame, where there is one."""
 
     class Drawn(probe_envs.Drawn):
         def step(self, action):

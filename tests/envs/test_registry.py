@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from dreamer.config.env import Env
+from dreamer.config.env import CrafterEnv, Env
 from dreamer.envs import registry
 from dreamer.errors import UserError
 from tests.envs import suites
@@ -22,11 +22,11 @@ def test_every_suite_of_the_schema_is_registered():
 @pytest.mark.parametrize("name", registry.SUITES)
 def test_every_suite_resolves_and_makes_its_default_task(name: str):
     module = suites.module(name)
-    assert callable(module.make)
+    kind = "make_simulator" if registry.SUITES[name].jax else "make_env"
+    assert callable(getattr(module, "make", None) or getattr(module, kind))
     assert MEMBERS[name]().task in module.TASKS
     if name == "memory_maze":
         suites.drawn()
-    assert hasattr(module, "make_jax") == registry.SUITES[name].jax
     env = registry.make(MEMBERS[name](), 1, 0)
     assert env.reset().step_type.tolist() == [0]
     env.close()
@@ -69,3 +69,35 @@ def test_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch):
     config = SimpleNamespace(suite="atari", task="pong")
     with pytest.raises(UserError, match=r'env.suite=atari .*pip install "gymnasium\[atari\]"'):
         registry.make(config, 1, 0)
+
+
+@pytest.fixture
+def crafter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A module in place of the suite crafter."""
+    module = SimpleNamespace(TASKS=("reward", "noreward"))
+    monkeypatch.setitem(sys.modules, "dreamer.envs.crafter_suite", module)
+    return module
+
+
+def test_an_unknown_task_names_the_nearest_and_where_many_are_listed(crafter: SimpleNamespace):
+    with pytest.raises(UserError, match="task=rewad is no task of crafter; did you mean reward?"):
+        registry.make(CrafterEnv(task="rewad"), 1, 0)
+    crafter.TASKS = [f"task{number}" for number in range(31)]
+    with pytest.raises(UserError, match="tasks are listed by python -m dreamer.envs crafter$"):
+        registry.make(CrafterEnv(task="rewad"), 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("it does not work", "^env.task=reward: it does not work$"),
+        ("env.image_size=[1, 1] is too small", r"^env.image_size=\[1, 1\] is too small$"),
+    ],
+)
+def test_errors_name_the_task_or_the_key(crafter: SimpleNamespace, message: str, said: str):
+    def broken(config: CrafterEnv, render: bool) -> None:
+        raise UserError(message)
+
+    crafter.make_env = broken
+    with pytest.raises(UserError, match=said):
+        registry.make(CrafterEnv(), 1, 0)

@@ -111,7 +111,7 @@ def test_reset_starts_the_next_episode(make: Make):
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_promises_hold(make: Make, workers: str):
+def test_the_contract_holds(make: Make, workers: str):
     check(make(counter(terminate=5), workers=workers), steps=12)
 
 
@@ -132,7 +132,7 @@ def test_nested_actions_and_observations_pass_the_check(make: Make):
 
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("taken", [0, 1, 3, 4, 6])
-def test_state_restores_in_a_new_environment_and_goes_on(make: Make, workers: str, taken: int):
+def test_state_restores_in_a_new_environment_and_continues(make: Make, workers: str, taken: int):
     """Episodes last 3 steps, so states are FIRST, MID, LAST, FIRST and MID of the second."""
     maker = counter(terminate=3)
     env = make(maker, seed=5, workers=workers)
@@ -184,7 +184,7 @@ def test_unrepeatable_environment_starts_a_new_episode(make: Make, workers: str)
     assert env.step(act(3, 3)).step_type.tolist() == [MID, MID]
 
 
-def test_only_the_environments_that_differ_start_anew(make: Make):
+def test_only_the_environments_that_differ_start_new_episodes(make: Make):
     env = make(counter())
     env.reset()
     kept = env.step(act(4, 4))
@@ -277,11 +277,11 @@ def test_a_dead_worker_is_named(make: Make):
     assert [one["episode"] for one in env.get_state()["episodes"]] == [0, 0], "saved without it"
     with pytest.raises(EnvironmentFault, match="process of environment 1 died with exit code -9"):
         env.step(act(0, 0))
-    starts_anew(make(counter()), env.get_state())
+    starts_new_episodes(make(counter()), env.get_state())
 
 
-def starts_anew(other: VectorEnv, state: dict) -> None:
-    """From a state after a fault, all environments begin the episodes after those it was in."""
+def starts_new_episodes(other: VectorEnv, state: dict) -> None:
+    """From a state after a fault, all environments start the episodes after the saved ones."""
     restored, step = other.set_state(json.loads(json.dumps(state)))
     assert restored.tolist() == [False, False]
     assert step.step_type.tolist() == [FIRST, FIRST]
@@ -289,7 +289,7 @@ def starts_anew(other: VectorEnv, state: dict) -> None:
 
 
 def test_signals_to_the_group_spare_workers_that_are_starting(make: Make):
-    """Workers begin as their server is: deaf to them."""
+    """Workers start with the blocked signals of their server."""
     make(counter(), workers="process")
     server = multiprocessing.forkserver._forkserver._forkserver_pid
     for number in SIGNALS:
@@ -350,22 +350,22 @@ def test_close_after_a_worker_was_killed(make: Make):
         ),
     ],
 )
-def test_a_fault_is_told_in_one_line_and_ends_all_episodes(
+def test_a_fault_is_reported_in_one_line_and_ends_all_episodes(
     make: Make, workers: str, how: str, message: str
 ):
-    """Environment 0 was stepped before the other failed, whose episode it does not tell."""
+    """Environment 0 was stepped before the other failed."""
     env = make(functools.partial(probe_envs.Faulty, how), workers=workers)
     env.reset()
     env.step(act(0, 0))
     with pytest.raises(EnvironmentFault, match=message):
         env.step(act(0, 0))
-    starts_anew(make(counter()), env.get_state())
+    starts_new_episodes(make(counter()), env.get_state())
     env.close()
     assert not any(process.is_alive() for process in processes(env))
 
 
-def test_an_episode_that_can_no_longer_be_repeated_is_given_up(make: Make):
-    """The environment was changed since, and breaks now where it did not."""
+def test_an_episode_that_no_longer_repeats_is_replaced(make: Make):
+    """The code of the environment changed since, and fails now."""
     env = make(counter())
     env.reset()
     for _ in range(3):

@@ -49,7 +49,7 @@ def act(*values: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_gives_the_last_observation_and_then_the_first(mode: AutoresetMode):
-    """One member ends at step 2, the other at step 3; nothing of an episode goes unseen."""
+    """One member ends at step 2, the other at step 3; every observation is returned."""
     env = make(Count(2), Count(3), mode=mode)
     steps = [env.reset(), *(env.step(act(4, 4)) for _ in range(9))]
     kinds = np.stack([step.step_type for step in steps], 1)
@@ -177,7 +177,7 @@ def test_a_wrong_last_observation_of_the_same_step_is_found():
 
 
 class Own(gymnasium.vector.VectorEnv):
-    """Two counters that do as they please with their mode."""
+    """Two counters that do not follow their mode."""
 
     num_envs = 2
     single_observation_space = spaces.Box(0, 99, (1,))
@@ -199,7 +199,7 @@ class Own(gymnasium.vector.VectorEnv):
         return self.count.copy(), self.rewards, over, np.zeros(2, bool), {}
 
 
-def test_who_resets_all_instead_of_some_is_told():
+def test_a_reset_of_all_members_is_an_error():
     env = Vectorized(Own(AutoresetMode.DISABLED), 2, 0, False)
     env.reset()
     env.step(act(0, 0))
@@ -208,7 +208,7 @@ def test_who_resets_all_instead_of_some_is_told():
         env.step(act(0, 0))
 
 
-def test_who_gives_no_last_observation_is_told():
+def test_a_missing_final_observation_is_an_error():
     env = Vectorized(Own("SameStep"), 2, 0, False)
     env.reset()
     env.step(act(0, 0))

@@ -1,4 +1,4 @@
-"""ViZDoom: the promises of every environment, the end of time, and the screen at an end."""
+"""ViZDoom: the contract of every environment, timeouts, and the last screen."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from tests.envs import suites
 vizdoom_suite = suites.module("vizdoom")
 
 
-def test_keeps_every_promise_of_an_environment() -> None:
+def test_keeps_the_contract() -> None:
     def make(time_limit: int = 12):
         config = VizdoomEnv(image_size=(16, 16), time_limit=time_limit, repeat=2)
         return registry.make(config, 2, 0)
@@ -24,7 +24,7 @@ def test_keeps_every_promise_of_an_environment() -> None:
     assert check_all(make, 30).truncated == 4
 
 
-def test_the_end_of_time_is_a_truncation_and_is_seen() -> None:
+def test_a_timeout_is_a_truncation_with_an_observation() -> None:
     """Basic lasts 300 frames, unless the monster is shot; the fourth button is none."""
     env = registry.make(VizdoomEnv(task="Basic", image_size=(16, 16), repeat=20), 1, 0)
     found = [env.reset()]
@@ -50,7 +50,7 @@ def test_the_last_screen_stays(ends: tuple, expected: tuple) -> None:
         def step(self, action: Any) -> Any:
             return {"screen": np.full(3, 2.0)}, 1.0, *ends, {}
 
-    env = vizdoom_suite.Lasting(Game())
+    env = vizdoom_suite.LastScreen(Game())
     env.reset()
     seen, _, *found, _ = env.step(0)
     assert tuple(found) == expected
@@ -64,5 +64,5 @@ def test_scenarios_with_sound_text_or_boundless_turns_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("task", ["MyWayHome", "Basic-MultiBinary"])
-def test_other_scenarios_keep_the_promises(task: str) -> None:
+def test_other_scenarios_keep_the_contract(task: str) -> None:
     check(registry.make(VizdoomEnv(task=task, image_size=(16, 16)), 1, 0), 10)

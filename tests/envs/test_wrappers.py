@@ -3,8 +3,11 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from dreamer.config.env import EnvBase
+from dreamer.envs.check import check
 from dreamer.envs.images import resize
-from dreamer.envs.wrappers import Pixels, Repeat, ResizeImages
+from dreamer.envs.vector import VectorEnv
+from dreamer.envs.wrappers import Pixels, Repeat, finish, resize_images
 from dreamer.errors import UserError
 from tests.envs import probe_envs
 
@@ -25,11 +28,18 @@ def test_repeat_stops_at_the_end(ends: dict):
     assert (terminated, truncated) == ("terminate" in ends, "truncate" in ends)
 
 
+def test_repeat_and_time_limit_are_applied():
+    config = EnvBase(task="probe", repeat=2, time_limit=3)
+    env = VectorEnv(lambda: finish(probe_envs.Counter(), config), config, 2, 0, False)
+    endings = check(env, 8)
+    assert (endings.terminated, endings.truncated) == (0, 4)
+
+
 def test_images_are_resized_wherever_they_are():
     image = spaces.Box(0, 255, (20, 10, 3), np.uint8)
     space = spaces.Dict({"a": image, "b": spaces.Tuple([image, spaces.Discrete(2)])})
     inner = probe_envs.Probe(space)
-    env = ResizeImages(inner, (8, 6))
+    env = resize_images(inner, (8, 6))
     observation, _ = env.reset(seed=3)
     assert env.observation_space.contains(observation)
     assert observation["a"].shape == (8, 6, 3)
@@ -42,7 +52,7 @@ def test_images_are_resized_wherever_they_are():
 
 
 def test_spaces_without_images_are_left_alone():
-    env = ResizeImages(probe_envs.Counter(), (8, 6))
+    env = resize_images(probe_envs.Counter(), (8, 6))
     assert env.observation_space == probe_envs.Counter.observation_space
 
 

@@ -27,7 +27,7 @@ def values(rng, spec, leading):
 
 
 class Reference:
-    """What the replay must do, with no ring: all steps of all time and the first that counts."""
+    """The replay without rings: all steps, and the first that is stored."""
 
     def __init__(self, num_envs, slots, length, online):
         self.envs = [[] for _ in range(num_envs)]

@@ -37,7 +37,7 @@ def test_agrees_with_the_reference_on_random_schedules(schedule: int) -> None:
             assert set(chosen) <= windows
             check_rows(batch, [reference.read(*window) for window in chosen])
             pending.append(index)
-        if pending and rng.random() < 0.5:  # late updates meet rows that are gone by now
+        if pending and rng.random() < 0.5:  # late updates skip overwritten rows
             index = pending.pop(int(rng.integers(len(pending))))
             latent = values(rng, SPEC["latent"], (batch_size, length - 1))
             replay = update(replay, index, latent)

@@ -38,7 +38,7 @@ def test_every_ring_gets_consecutive_rows() -> None:
     assert (replay.steps, replay.oldest, host.num_items(replay)) == (5, 0, 9)
 
 
-def test_the_queue_begins_behind_what_was_recorded() -> None:
+def test_the_queue_starts_after_the_recorded_steps() -> None:
     replay = host.init(SPEC, 60, 3, 3)
     fill(replay, numbered(15), 15)
     for number in range(5, 9):
@@ -76,5 +76,5 @@ def test_recorded_and_new_steps_are_neighbours() -> None:
 def test_wrong_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="27 rows do not fit 3 rings of 8"):
         fill(host.init(SPEC, 24, 3, 3), numbered(27), 27)
-    with pytest.raises(ValueError, match="12 rows came of 15"):
+    with pytest.raises(ValueError, match="the episodes have 12 rows instead of 15"):
         fill(host.init(SPEC, 24, 3, 3), numbered(12), 15)

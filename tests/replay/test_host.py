@@ -30,7 +30,7 @@ def test_agrees_with_the_reference_on_random_schedules(schedule):
     rng = np.random.default_rng(schedule)
     num_envs, length, batch_size = (int(rng.integers(low, 5)) for low in (1, 2, 1))
     slots, online = int(rng.integers(length, 4 * length)), bool(schedule % 3)
-    capacity = slots * num_envs + int(rng.integers(num_envs))  # what does not divide is left unused
+    capacity = slots * num_envs + int(rng.integers(num_envs))  # the remainder is unused
     replay = host.init(SPEC, capacity, num_envs, length, online)
     reference = Reference(num_envs, slots, length, online)
     pending = []
@@ -62,7 +62,7 @@ def test_agrees_with_the_reference_on_random_schedules(schedule):
                             flat[path][window, t], leaf, err_msg=f"{path} {t}"
                         )
             pending.append(index)
-        if pending and rng.random() < 0.5:  # late updates meet rows that are gone by now
+        if pending and rng.random() < 0.5:  # late updates skip overwritten rows
             index = pending.pop(int(rng.integers(len(pending))))
             latent = values(rng, SPEC["latent"], (batch_size, length - 1))
             replay = host.update(replay, index, latent)

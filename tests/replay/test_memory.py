@@ -1,4 +1,4 @@
-"""Memory that was freed is returned to the system before it is asked how much there is."""
+"""Freed memory returns to the system before the available memory is measured."""
 
 import subprocess
 import sys

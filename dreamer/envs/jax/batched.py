@@ -1,6 +1,6 @@
-"""Environments written in JAX behind the interface of all others, for the host."""
+"""Environments written in JAX as a `BatchedEnv`, for the host."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import dm_env
@@ -8,46 +8,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer.envs.base import Actions, Restart, Specs, short
+from dreamer.envs.base import Actions, BatchedEnv
 from dreamer.envs.jax.episodes import EnvState, JaxEnv
 
-# Their keys are apart from those of the run's other purposes, which have small numbers.
+# Keeps their keys apart from those of the run's other purposes, which have small numbers.
 _PURPOSE = 2**31 - 1
 
 
-class BatchedJax:
-    """N environments, stepped together in one compiled call. See `envs.base.BatchedEnv`."""
-
-    restarts: Sequence[Restart] = ()  # nothing is restarted
-
-    __repr__ = short
+class BatchedJax(BatchedEnv):
+    """N environments, stepped together in one compiled call. They draw no frames."""
 
     def __init__(self, env: JaxEnv, num_envs: int, seed: int, first: int = 0) -> None:
-        self.num_envs = num_envs
-        self._env = env
+        super().__init__(num_envs, env.simulator.observations, env.simulator.actions)
         self._keys = env_keys(seed, num_envs, first)
         self._reset, self._step = jax.jit(jax.vmap(env.reset)), jax.jit(env.step_all)
         self._state: Any = None
-        self._last: dm_env.TimeStep | None = None
-
-    def observation_spec(self) -> Specs:
-        return dict(self._env.simulator.observations)
-
-    def action_spec(self) -> Specs:
-        return dict(self._env.simulator.actions)
 
     def reset(self) -> dm_env.TimeStep:
-        episodes = (
-            np.zeros(self.num_envs, np.int32) if self._state is None else self._episodes() + 1
-        )
+        before = self._state
+        none = np.zeros(self.num_envs, np.int32)
+        episodes = none if before is None else np.asarray(before.episode) + 1
         return self._keep(*self._reset(self._keys, episodes))
 
     def step(self, action: Actions) -> dm_env.TimeStep:
         assert self._state is not None, "call reset first"
         return self._keep(*self._step(self._state, dict(action)))
-
-    def render(self) -> np.ndarray | None:
-        return None
 
     def get_state(self) -> dict[str, Any]:
         assert self._last is not None, "call reset first"
@@ -64,12 +49,6 @@ class BatchedJax:
             return np.zeros(self.num_envs, bool), self.reset()
         return np.ones(self.num_envs, bool), self._keep(*loaded)
 
-    def close(self) -> None:
-        pass
-
-    def _episodes(self) -> np.ndarray:
-        return np.asarray(self._state.episode)
-
     def _keep(self, state: Any, time_step: dm_env.TimeStep) -> dm_env.TimeStep:
         self._state, self._last = state, jax.device_get(time_step)
         return self._last
@@ -83,8 +62,10 @@ def env_keys(seed: int, num_envs: int, first: int = 0) -> np.ndarray:
 
 
 def dump(state: EnvState, time_step: dm_env.TimeStep) -> dict[str, Any]:
-    """N environments and their last time step as copies of their arrays, by number; those without
-    elements, which checkpoints do not take, are left out."""
+    """N environments and their last time step as copies of their arrays, by number.
+
+    Arrays without elements are left out: checkpoints do not take them.
+    """
     parts = {"state": state, "time_step": time_step}
     return {
         name: {
@@ -99,7 +80,7 @@ def dump(state: EnvState, time_step: dm_env.TimeStep) -> dict[str, Any]:
 def load(
     saved: Mapping[str, Any], pattern: tuple[EnvState, dm_env.TimeStep]
 ) -> tuple[EnvState, dm_env.TimeStep] | None:
-    """The inverse of `dump`, as numpy arrays; None for a save of other environments.
+    """The inverse of `dump`, as numpy arrays; None for a state of other environments.
 
     Checkpoints of format 1 have nested lists in place of arrays, in JSON.
     """
@@ -111,11 +92,11 @@ def load(
             found = {str(number): np.asarray(value) for number, value in enumerate(found)}
         # Of an array without elements, a list keeps only the axes down to the empty one.
         found = {number: value for number, value in found.items() if value.size}
-        wanted = {str(number): leaf for number, leaf in enumerate(leaves)}
-        found |= {n: np.zeros(leaf.shape) for n, leaf in wanted.items() if not leaf.size}
-        if {n: x.shape for n, x in found.items()} != {n: x.shape for n, x in wanted.items()}:
+        expected = {str(number): leaf for number, leaf in enumerate(leaves)}
+        found |= {n: np.zeros(leaf.shape) for n, leaf in expected.items() if not leaf.size}
+        if {n: x.shape for n, x in found.items()} != {n: x.shape for n, x in expected.items()}:
             return None
-        arrays = [found[number].astype(leaf.dtype) for number, leaf in wanted.items()]
+        arrays = [found[number].astype(leaf.dtype) for number, leaf in expected.items()]
         restored.append(jax.tree.unflatten(structure, arrays))
     state, time_step = restored
     return state, time_step

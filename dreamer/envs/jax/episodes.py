@@ -1,8 +1,7 @@
 """Episodes of one environment written in JAX, as dm_env time steps and pure functions."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import dm_env
 import jax
@@ -10,38 +9,22 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from dreamer.envs.base import FIRST, LAST, MID, Specs
-
-Observation = Mapping[str, Array]
-Action = Mapping[str, Array]
+from dreamer.config.env import WORKERS, EnvBase
+from dreamer.envs.base import FIRST, LAST, MID
+from dreamer.envs.jax.simulators import Action, Observation, Simulator, traced
+from dreamer.errors import UserError
 
 SHARES = 16  # parts of the environments that slow resets are done for at a time
 
 
-class Simulator(Protocol):
-    """The physics of one environment; knows nothing of episodes."""
-
-    observations: Specs
-    actions: Specs
-    limit: int  # steps of an episode; 0 is no limit
-
-    def reset(self, key: Array) -> tuple[Any, Observation]:
-        """A first state and what is seen of it, leaves as `observations` says."""
-        ...
-
-    def step(self, key: Array, state: Any, action: Action) -> tuple[Any, Observation, Array, Array]:
-        """The next state, what is seen of it, the reward, and whether the state is terminal."""
-        ...
-
-
 @struct.dataclass
 class EnvState:
-    """Where an environment is. Episode k draws all its randomness from its key and k."""
+    """State of an environment. Episode k draws all its randomness from the key and k."""
 
     inner: Any  # of the simulator
-    key: Array  # of the environment, its plain data uint32 [2]
-    episode: Array  # int32, number of this episode
-    time: Array  # int32, steps done in it
+    key: Array  # plain data uint32 [2] of the environment's key
+    episode: Array  # int32, its number
+    time: Array  # int32, steps of the episode so far
     over: Array  # bool, the last time step was LAST
 
 
@@ -50,10 +33,10 @@ class JaxEnv:
     """One environment as pure functions: vmap `reset` over keys, and step N with `step_all`.
 
     Args:
-      simulator: its physics.
-      repeat: simulator steps per step, rewards summed.
-      time_limit: steps until truncation, if that is before the simulator's own limit; or 0.
-      slow_reset: whether a reset costs so much that none may be done in vain.
+      simulator: Its physics.
+      repeat: Simulator steps per step, rewards summed.
+      time_limit: Steps until truncation, if that is before the simulator's own limit; or 0.
+      slow_reset: Whether a reset is too slow to compute one that is not needed.
     """
 
     simulator: Simulator
@@ -68,7 +51,7 @@ class JaxEnv:
         return min(own, self.time_limit) if own and self.time_limit else own or self.time_limit
 
     def reset(self, key: Array, episode: Array | int = 0) -> tuple[EnvState, dm_env.TimeStep]:
-        """Starts an episode of the environment whose key has this data."""
+        """Starts an episode of the environment with this key data."""
         episode = jnp.asarray(episode, jnp.int32)
         inner, observation = self.simulator.reset(self._key(key, episode, jnp.int32(0)))
         state = EnvState(inner, key, episode, jnp.int32(0), jnp.array(False))
@@ -76,7 +59,7 @@ class JaxEnv:
         return state, dm_env.TimeStep(jnp.int32(FIRST), zero, one, dict(observation))
 
     def step(self, state: EnvState, action: Action) -> tuple[EnvState, dm_env.TimeStep]:
-        """One step; after LAST the action is ignored and the next episode gives FIRST."""
+        """One step; after LAST the action is ignored and the next episode starts with FIRST."""
         # Both are computed, as under vmap they would be anyway.
         stepped = self._advance(state, action)
         restarted = self.reset(state.key, state.episode + 1)
@@ -129,3 +112,20 @@ class JaxEnv:
     def _key(self, key: Array, episode: Array, number: Array) -> Array:
         of_episode = jax.random.fold_in(jax.random.wrap_key_data(key), episode)
         return jax.random.fold_in(of_episode, number)
+
+
+def make(suite: Any, config: EnvBase) -> JaxEnv:
+    """Makes one environment of a suite.
+
+    Raises:
+      UserError: The configuration has workers.
+    """
+    for key in WORKERS:
+        if getattr(config, key) != EnvBase.model_fields[key].default:
+            raise UserError(
+                f"env.{key}={getattr(config, key)}: environments written in JAX step in compiled "
+                f"code, without workers; leave out env.{key}"
+            )
+    with traced():
+        simulator = suite.make_simulator(config)
+    return JaxEnv(simulator, config.repeat, config.time_limit, suite.SLOW_RESET)

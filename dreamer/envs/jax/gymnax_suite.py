@@ -1,7 +1,7 @@
 """gymnax: classic control, MinAtar and bsuite tasks written in JAX.
 
-Running out of `max_steps_in_episode` is a truncation here, which gymnax itself does not tell from
-the end of a task.
+Running out of `max_steps_in_episode` is a truncation here; gymnax itself does not distinguish it
+from the end of a task.
 """
 
 from typing import Any
@@ -16,83 +16,62 @@ from jax import Array
 
 from dreamer.config.env import GymnaxEnv
 from dreamer.envs.base import Specs
-from dreamer.envs.jax import foreign
-from dreamer.envs.jax.batched import BatchedJax
-from dreamer.envs.jax.episodes import Action, JaxEnv, Observation
+from dreamer.envs.jax.simulators import NEVER, Action, Observation, traced
 from dreamer.errors import UserError
 
 TASKS = [task for task in registered_envs if task != "SimpleBandit-bsuite"]  # 0.0.9 cannot step it
-
-
-def make(config: GymnaxEnv, num_envs: int, seed: int, render: bool = False) -> BatchedJax:
-    """Makes the environments for the host; see `registry.make`. They draw no frames."""
-    return BatchedJax(make_jax(config), num_envs, seed, config.first)
-
-
-def make_jax(config: GymnaxEnv) -> JaxEnv:
-    """Makes one environment as pure functions.
-
-    Raises:
-      UserError: the task is unknown, its spaces are not supported, or workers were asked for.
-    """
-    foreign.check(config, "gymnax", TASKS)
-    return JaxEnv(Gymnax(config.task), config.repeat, config.time_limit)
+SLOW_RESET = False
 
 
 class Gymnax:
     """A gymnax environment as a `Simulator`."""
 
-    def __init__(self, task: str) -> None:
-        with foreign.made_by("gymnax", task):
-            self._env, self._params = gymnax.make(task)
+    def __init__(self, config: GymnaxEnv) -> None:
+        self._env, self._params = gymnax.make(config.task)
         params = self._params
         self.limit = int(getattr(params, "max_steps_in_episode", 0))
-        self._endless = params.replace(max_steps_in_episode=foreign.NEVER) if self.limit else params
-        self.observations = {"observation": _observed(self._env.observation_space(params), task)}
-        self._actions = self._env.action_space(params)
-        self.actions: Specs = {"action": _acted(self._actions, task)}
+        self._endless = params.replace(max_steps_in_episode=NEVER) if self.limit else params
+        self._action_space = self._env.action_space(params)
+        self.observations: Specs = {
+            "observation": _spec(self._env.observation_space(params), "observation")
+        }
+        self.actions: Specs = {"action": _spec(self._action_space, "action")}
 
     def reset(self, key: Array) -> tuple[Any, Observation]:
-        with foreign.traced():
+        with traced():
             observation, state = self._env.reset_env(key, self._params)
-        return state, self._seen(observation)
+        return state, self._encode(observation)
 
     def step(self, key: Array, state: Any, action: Action) -> tuple[Any, Observation, Array, Array]:
-        with foreign.traced():
+        with traced():
             observation, state, reward, _, _ = self._env.step_env(
                 key, state, self._native(action["action"]), self._params
             )
             terminal = self._env.is_terminal(state, self._endless)
-        return state, self._seen(observation), reward, jnp.asarray(terminal, bool)
+        return state, self._encode(observation), reward, jnp.asarray(terminal, bool)
 
-    def _seen(self, observation: Array) -> Observation:
+    def _encode(self, observation: Array) -> Observation:
         spec = self.observations["observation"]
         return {"observation": jnp.asarray(observation, spec.dtype).reshape(spec.shape)}
 
     def _native(self, action: Array) -> Array:
-        if isinstance(self._actions, spaces.Discrete):
+        if isinstance(self._action_space, spaces.Discrete):
             return action
-        low, high = self._actions.low, self._actions.high
+        low, high = self._action_space.low, self._action_space.high
         scaled = low + (jnp.clip(action, -1, 1) + 1) / 2 * (high - low)
-        return jnp.reshape(scaled, self._actions.shape)
+        return jnp.reshape(scaled, self._action_space.shape)
 
 
-def _observed(space: Any, task: str) -> specs.Array:
-    """Boxes of more than two dimensions, such as the planes of MinAtar, become one vector."""
+make_simulator = Gymnax
+
+
+def _spec(space: Any, name: str) -> specs.Array:
+    """Actions are scaled; observations of rank 3 and more, as of MinAtar, become one vector."""
     if isinstance(space, spaces.Discrete):
-        return specs.DiscreteArray(int(space.n), np.int32, "observation")
-    if isinstance(space, spaces.Box):
-        shape = tuple(space.shape)
-        return specs.Array(
-            shape if len(shape) <= 2 else (int(np.prod(shape)),), np.float32, "observation"
-        )
-    raise UserError(f"env.task={task}: observations of {type(space).__name__} are not supported")
-
-
-def _acted(space: Any, task: str) -> specs.Array:
-    if isinstance(space, spaces.Discrete):
-        return specs.DiscreteArray(int(space.n), np.int32, "action")
+        return specs.DiscreteArray(int(space.n), np.int32, name)
+    flat = (int(np.prod(getattr(space, "shape", ()))),)
+    if isinstance(space, spaces.Box) and name == "observation":
+        return specs.Array(flat if len(space.shape) > 2 else space.shape, np.float32, name)
     if isinstance(space, spaces.Box) and np.isfinite([space.low, space.high]).all():
-        size = int(np.prod(space.shape))
-        return specs.BoundedArray((size,), np.float32, -1, 1, "action")
-    raise UserError(f"env.task={task}: actions of {type(space).__name__} are not supported")
+        return specs.BoundedArray(flat, np.float32, -1, 1, name)
+    raise UserError(f"its {name}s of {type(space).__name__} are not supported")

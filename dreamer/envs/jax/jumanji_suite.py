@@ -1,13 +1,13 @@
 """Jumanji: puzzles, packing and routing written in JAX, with masks of the actions that are valid.
 
 Source: Bonnet et al. 2024, "Jumanji: a Diverse Suite of Scalable Reinforcement Learning
-Environments in JAX". Running out of `time_limit` is a truncation here, which most of Jumanji does
-not tell from the end of a task. Several agents of one environment act as one, rewards summed.
+Environments in JAX". Running out of `time_limit` is a truncation here; most of Jumanji does not
+distinguish it from the end of a task. Several agents of one environment act as one, rewards summed.
 
 A mask of every part of an action stays as it is. A mask of combinations of parts (a piece *and* its
-place) says nothing of each part alone, so the parts become one action with a class for every
-combination. FlatPack has 8,100 of them, too many for that: its parts are actions of their own, its
-mask is left out, and Jumanji ignores what does not fit.
+place) does not mask each part alone, so the parts become one action with a class for every
+combination. FlatPack has too many of them, 8,100: its parts are separate actions without a mask,
+and Jumanji ignores invalid ones.
 """
 
 import copy
@@ -23,81 +23,72 @@ from jumanji import specs as theirs
 
 from dreamer.config.env import JumanjiEnv
 from dreamer.envs.base import MASK, Specs
-from dreamer.envs.jax import foreign
-from dreamer.envs.jax.batched import BatchedJax
-from dreamer.envs.jax.episodes import Action, JaxEnv, Observation
+from dreamer.envs.jax.simulators import NEVER, Action, Observation, plain_key, settled, traced
 from dreamer.envs.spaces import MAX_CLASSES
 
 TASKS = tuple(sorted(jumanji.registered_environments()))
 MAX_COMBINATIONS = 2**12
 LOWEST = {("TSP-v1", "position"): -1}  # before the first city, where its own spec says 0
 LAST = 2  # of Jumanji's step types
-
-
-def make(config: JumanjiEnv, num_envs: int, seed: int, render: bool = False) -> BatchedJax:
-    """Makes the environments for the host; see `registry.make`. They draw no frames."""
-    return BatchedJax(make_jax(config), num_envs, seed, config.first)
-
-
-def make_jax(config: JumanjiEnv) -> JaxEnv:
-    """Makes one environment as pure functions.
-
-    Raises:
-      UserError: the task is unknown or cannot be made, or workers were asked for.
-    """
-    foreign.check(config, "Jumanji", TASKS)
-    return JaxEnv(Jumanji(config.task), config.repeat, config.time_limit, slow_reset=True)
+SLOW_RESET = True
 
 
 class Jumanji:
     """A Jumanji environment as a `Simulator`."""
 
-    def __init__(self, task: str) -> None:
-        with foreign.made_by("Jumanji", task):
-            self._env = jumanji.make(task)
+    def __init__(self, config: JumanjiEnv) -> None:
+        self._env = jumanji.make(config.task)
         self.limit = int(getattr(self._env, "time_limit", 0))
         self._endless = copy.copy(self._env)
         if self.limit:
-            self._endless.time_limit = foreign.NEVER
+            self._endless.time_limit = NEVER
         leaves = dict(_leaves(self._env.observation_spec))
         mask = leaves.pop((MASK,), None)
-        self.actions, self._native, masked = _acted(self._env.action_spec, mask)
+        self.actions, self._native, masked = _actions(self._env.action_spec, mask)
         self.observations: Specs = {}
         self._paths: dict[str, tuple[tuple[str, ...], int]] = {}  # and the class that becomes 0
         for path, spec in leaves.items():
             name = "_".join(path)
-            lowest = LOWEST.get((task, name), int(np.min(getattr(spec, "minimum", 0))))
+            own = int(np.min(getattr(spec, "minimum", 0)))
+            lowest = LOWEST.get((config.task, name), own)
             leaf = self.observations[name] = _observed(name, spec, lowest)
             whole = np.issubdtype(leaf.dtype, np.integer)
             self._paths[name] = path, lowest if whole else 0
         if masked:
-            self.observations[MASK] = _mask(self.actions["action"])
+            leaf = self.actions["action"]
+            assert isinstance(leaf, specs.BoundedArray)
+            shape = (*leaf.shape, int(np.max(leaf.maximum)) + 1)
+            self.observations[MASK] = specs.BoundedArray(shape, bool, False, True, MASK)
 
     def reset(self, key: Array) -> tuple[Any, Observation]:
-        with foreign.traced():
-            state, found = self._env.reset(foreign.plain_key(key))
-        return foreign.settled(state, state), self._seen(found.observation)
+        with traced():
+            state, time_step = self._env.reset(plain_key(key))
+        return settled(state, state), self._encode(time_step.observation)
 
     def step(self, key: Array, state: Any, action: Action) -> tuple[Any, Observation, Array, Array]:
         native = self._native(action)
-        with foreign.traced():
-            following, found = self._env.step(state, native)
-            ends = self._endless.step(state, native)[1] if self.limit else found
+        with traced():
+            following, time_step = self._env.step(state, native)
+            ends = self._endless.step(state, native)[1] if self.limit else time_step
             # One reward and discount for every agent, where there are several.
             terminal = (ends.step_type == LAST).all() & (ends.discount == 0).all()
-            reward = jnp.sum(found.reward)
-        return foreign.settled(following, state), self._seen(found.observation), reward, terminal
+            reward = jnp.sum(time_step.reward)
+        following = settled(following, state)
+        return following, self._encode(time_step.observation), reward, terminal
 
-    def _seen(self, observation: Any) -> Observation:
-        seen = {}
+    def _encode(self, observation: Any) -> Observation:
+        encoded = {}
         for name, (path, start) in self._paths.items():
             value, leaf = observation, self.observations[name]
             for attribute in path:
                 value = getattr(value, attribute)
-            seen[name] = (jnp.asarray(value, leaf.dtype) - start).reshape(leaf.shape)
+            encoded[name] = (jnp.asarray(value, leaf.dtype) - start).reshape(leaf.shape)
         if MASK in self.observations:
-            seen[MASK] = observation.action_mask.reshape(self.observations[MASK].shape)
-        return seen
+            encoded[MASK] = observation.action_mask.reshape(self.observations[MASK].shape)
+        return encoded
+
+
+make_simulator = Jumanji
 
 
 def _leaves(spec: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -110,8 +101,7 @@ def _leaves(spec: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def _observed(name: str, spec: Any, lowest: int) -> specs.Array:
-    """Whole numbers of few values become classes from 0, all others vectors; what has more than two
-    dimensions becomes flat."""
+    """Integers of few values become classes from 0, all others vectors; rank 3 and more is flat."""
     shape = spec.shape if len(spec.shape) <= 2 else (int(np.prod(spec.shape)),)
     if isinstance(spec, theirs.BoundedArray) and not np.issubdtype(spec.dtype, np.floating):
         last = int(np.max(spec.maximum)) - lowest
@@ -120,14 +110,14 @@ def _observed(name: str, spec: Any, lowest: int) -> specs.Array:
     return specs.Array(shape, np.float32, name)
 
 
-def _acted(spec: Any, mask: Any) -> tuple[Specs, Callable[[Action], Array], bool]:
-    """The specs of an action, the way back to Jumanji's own, and whether its mask fits them."""
+def _actions(spec: Any, mask: Any) -> tuple[Specs, Callable[[Action], Array], bool]:
+    """The specs of an action, their conversion to Jumanji's own, and whether its mask fits."""
     if np.issubdtype(spec.dtype, np.floating):
         return *_continuous(spec), False
     counts = np.broadcast_to(np.asarray(spec.maximum) + 1, spec.shape)
-    if mask is not None and mask.shape[:-1] == spec.shape:  # which knows better than the maximum
-        counts = np.full(spec.shape, mask.shape[-1])
     apart = mask is None or mask.shape[:-1] == spec.shape
+    if mask is not None and apart:  # its length counts, not the maximum
+        counts = np.full(spec.shape, mask.shape[-1])
     if spec.shape == () or (apart and (counts == counts[0]).all()):
         last = int(counts.max()) - 1
         leaf = specs.BoundedArray(spec.shape, np.int32, 0, last, "action")
@@ -167,9 +157,3 @@ def _separate(counts: np.ndarray) -> tuple[Specs, Callable[[Action], Array]]:
         for name, count in zip(names, counts, strict=True)
     }
     return leaves, lambda action: jnp.stack([action[name] for name in names], -1)
-
-
-def _mask(action: specs.Array) -> specs.Array:
-    assert isinstance(action, specs.BoundedArray)
-    shape = (*action.shape, int(np.max(action.maximum)) + 1)
-    return specs.BoundedArray(shape, bool, False, True, MASK)

@@ -1,4 +1,4 @@
-"""Craftax: the promises of every environment, and the same steps as Craftax makes."""
+"""Craftax: the contract of every environment, and the same steps as Craftax makes."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 from dreamer.config.env import CraftaxEnv
 from dreamer.envs import registry
 from dreamer.envs.check import check
-from dreamer.envs.jax import foreign
+from dreamer.envs.jax import simulators
 from dreamer.errors import UserError
 from tests.envs import suites
 
@@ -21,13 +21,13 @@ TASKS = [pytest.param(t, marks=[LONG] * ("Classic" not in t)) for t in craftax_s
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_keeps_every_promise_of_an_environment(task: str) -> None:
+def test_keeps_the_contract(task: str) -> None:
     check(registry.make(CraftaxEnv(task=task, time_limit=12), 2, 0), steps=30)
 
 
 @pytest.mark.parametrize("task", TASKS[:1] + TASKS[2:3])
 def test_steps_are_those_of_craftax_until_it_runs_out_of_steps(task: str) -> None:
-    ours, theirs = craftax_suite.make_jax(CraftaxEnv(task=task)), None
+    ours, theirs = registry.make_jax(CraftaxEnv(task=task)), None
     theirs = craftax_suite.make_craftax_env_from_name(task, auto_reset=False)
     params = theirs.default_params
     assert ours.limit == params.max_timesteps
@@ -35,7 +35,7 @@ def test_steps_are_those_of_craftax_until_it_runs_out_of_steps(task: str) -> Non
     @jax.jit
     def both(state: Any, given: jax.Array) -> tuple:
         key = jax.random.key_data(ours._key(state.key, state.episode, state.time + 1))
-        with foreign.traced():
+        with simulators.traced():
             expected = theirs.step_env(key, state.inner, given, params)
         return (expected[0], *expected[2:4]), *ours.step(state, {"action": given})
 
@@ -62,7 +62,7 @@ def test_steps_are_those_of_craftax_until_it_runs_out_of_steps(task: str) -> Non
 
 def test_pixels_are_those_of_craftax() -> None:
     config = CraftaxEnv(task="Craftax-Classic-Pixels-v1", image_size=(63, 63))
-    env = craftax_suite.make_jax(config)
+    env = registry.make_jax(config)
     state, found = jax.jit(env.reset)(jax.random.key_data(jax.random.key(0)))
     expected = 255 * env.simulator._env.get_obs(state.inner)
     np.testing.assert_array_equal(found.observation["image"], np.round(expected))
@@ -70,5 +70,5 @@ def test_pixels_are_those_of_craftax() -> None:
 
 
 def test_an_unknown_task_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"task=Craftax-v1 is no task of Craftax; did you mean Cr"):
+    with pytest.raises(UserError, match=r"task=Craftax-v1 is no task of craftax; did you mean Cr"):
         registry.make(CraftaxEnv(task="Craftax-v1"), 1, 0)

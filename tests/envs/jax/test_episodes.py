@@ -1,4 +1,4 @@
-"""Episodes of a simulator whose every value is known: a counter that ends where it is told to."""
+"""Episodes of a simulator whose every value is known: a counter with a given end."""
 
 from typing import Any
 
@@ -113,7 +113,7 @@ def test_slow_resets_give_the_same_steps(num_envs: int) -> None:
     assert max(state.episode.max() for state, _ in found[0]) >= 3
 
 
-def test_a_slow_reset_is_not_done_in_vain() -> None:
+def test_slow_resets_run_only_where_needed() -> None:
     done = []
 
     class Counted(Counter):

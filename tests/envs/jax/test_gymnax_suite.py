@@ -1,4 +1,4 @@
-"""gymnax tasks: the promises of every environment, and the same steps as gymnax makes."""
+"""gymnax tasks: the contract of every environment, and the same steps as gymnax makes."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from dreamer.config.env import GymnaxEnv
 from dreamer.envs import registry
 from dreamer.envs.check import check
-from dreamer.envs.jax import foreign, gymnax_suite
+from dreamer.envs.jax import gymnax_suite, simulators
 from dreamer.errors import UserError
 
 CHECKED = ("CartPole-v1", "Pendulum-v1", "Breakout-MinAtar", "Catch-bsuite", "MemoryChain-bsuite")
@@ -24,7 +24,7 @@ def config(**values: object) -> GymnaxEnv:
 
 
 @pytest.mark.parametrize("task", CHECKED)
-def test_keeps_every_promise_of_an_environment(task: str) -> None:
+def test_keeps_the_contract(task: str) -> None:
     check(registry.make(config(task=task, time_limit=40), 3, 0), steps=130)
 
 
@@ -37,14 +37,14 @@ def test_keeps_every_promise_of_an_environment(task: str) -> None:
     ],
 )
 def test_steps_are_those_of_gymnax_and_its_limit_truncates(task: str) -> None:
-    ours = gymnax_suite.make_jax(config(task=task))
+    ours = registry.make_jax(config(task=task))
     theirs, params = gymnax.make(task)
     spec = ours.simulator.actions["action"]
 
     @jax.jit
     def both(state: Any, given: jax.Array) -> tuple:
         key = ours._key(state.key, state.episode, state.time + 1)
-        with foreign.traced():
+        with simulators.traced():
             seen, _, reward, done, _ = theirs.step_env(
                 key, state.inner, ours.simulator._native(given), params
             )
@@ -71,7 +71,7 @@ def test_steps_are_those_of_gymnax_and_its_limit_truncates(task: str) -> None:
 
 
 def test_a_fallen_pole_is_terminal() -> None:
-    env = gymnax_suite.make_jax(config(task="CartPole-v1"))
+    env = registry.make_jax(config(task="CartPole-v1"))
     state, time_step = env.reset(jax.random.key_data(jax.random.key(0)))
     while time_step.step_type != 2:
         state, time_step = env.step(state, {"action": jnp.int32(1)})

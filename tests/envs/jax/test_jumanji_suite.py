@@ -1,4 +1,4 @@
-"""Jumanji: the promises of every environment, its own steps, and masks of what is valid."""
+"""Jumanji: the contract of every environment, its own steps, and masks of what is valid."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from dreamer.config.env import JumanjiEnv
 from dreamer.envs import registry
 from dreamer.envs.base import random_action
 from dreamer.envs.check import check
-from dreamer.envs.jax import foreign
+from dreamer.envs.jax import simulators
 from dreamer.errors import UserError
 from dreamer.nets import spaces
 from tests.envs import suites
@@ -33,19 +33,19 @@ ACTIONS: dict[str, tuple] = {
 
 
 @pytest.mark.parametrize("task", ["Maze-v0", "Tetris-v0"])
-def test_keeps_every_promise_of_an_environment(task: str) -> None:
+def test_keeps_the_contract(task: str) -> None:
     check(registry.make(JumanjiEnv(task=task, time_limit=12), 2, 0), steps=30)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", MADE)
-def test_every_task_keeps_the_promises(task: str) -> None:
+def test_every_task_keeps_the_contract(task: str) -> None:
     check(registry.make(JumanjiEnv(task=task), 2, 0), steps=150)
 
 
 @pytest.mark.parametrize("task", ACTIONS)
-def test_actions_and_masks_fit_each_other(task: str) -> None:
-    simulator = jumanji_suite.Jumanji(task)
+def test_action_specs_match_their_masks(task: str) -> None:
+    simulator = jumanji_suite.Jumanji(JumanjiEnv(task=task))
     shape, classes, masked = ACTIONS[task]
     action = simulator.actions["action"]
     assert (action.shape, spaces.classes(action)) == (shape, classes)
@@ -55,7 +55,7 @@ def test_actions_and_masks_fit_each_other(task: str) -> None:
 
 
 def test_too_many_combinations_are_parts_of_their_own_without_a_mask() -> None:
-    simulator = jumanji_suite.Jumanji("FlatPack-v0")
+    simulator = jumanji_suite.Jumanji(JumanjiEnv(task="FlatPack-v0"))
     assert [spaces.classes(leaf) for leaf in simulator.actions.values()] == [25, 4, 9, 9]
     assert "action_mask" not in simulator.observations
     given = {f"action_{i}": jnp.int32(i + 1) for i in range(4)}
@@ -64,11 +64,11 @@ def test_too_many_combinations_are_parts_of_their_own_without_a_mask() -> None:
 
 @pytest.mark.parametrize("task", ["Snake-v1", "Tetris-v0"])
 def test_steps_are_those_of_jumanji(task: str) -> None:
-    ours, theirs = jumanji_suite.make_jax(JumanjiEnv(task=task)), jumanji.make(task)
+    ours, theirs = registry.make_jax(JumanjiEnv(task=task)), jumanji.make(task)
     step, ours_step = jax.jit(theirs.step), jax.jit(ours.step)
     state, found = jax.jit(ours.reset)(jax.random.key_data(jax.random.key(3)))
     rng, spec = np.random.default_rng(0), ours.simulator.actions
-    with foreign.traced():
+    with simulators.traced():
         inner, expected = theirs.reset(jax.random.key_data(ours._key(state.key, jnp.int32(0), 0)))
         for _ in range(60):
             seen = {key: np.asarray(value)[None] for key, value in found.observation.items()}
@@ -89,8 +89,8 @@ def test_steps_are_those_of_jumanji(task: str) -> None:
     assert task == "Snake-v1", "Tetris is lost by then"
 
 
-def test_the_end_of_time_is_a_truncation() -> None:
-    env = jumanji_suite.make_jax(JumanjiEnv(task="RubiksCube-partly-scrambled-v0"))
+def test_a_timeout_is_a_truncation() -> None:
+    env = registry.make_jax(JumanjiEnv(task="RubiksCube-partly-scrambled-v0"))
     state, found = env.reset(jax.random.key_data(jax.random.key(0)))
     step, number = jax.jit(env.step), 0
     while found.step_type != 2:
@@ -103,7 +103,7 @@ def test_the_end_of_time_is_a_truncation() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("task", MADE)
 def test_every_task_has_the_specs_that_it_says(task: str) -> None:
-    env = jumanji_suite.make_jax(JumanjiEnv(task=task))
+    env = registry.make_jax(JumanjiEnv(task=task))
     state, found = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0)))
     action = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in env.simulator.actions.items()}
     following: Any = jax.eval_shape(env.step, state, action)[0]
@@ -120,5 +120,5 @@ def test_every_task_has_the_specs_that_it_says(task: str) -> None:
 
 
 def test_an_unknown_task_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"task=Snake is no task of Jumanji; did you mean Snake-v1"):
+    with pytest.raises(UserError, match=r"task=Snake is no task of jumanji; did you mean Snake-v1"):
         registry.make(JumanjiEnv(task="Snake"), 1, 0)

@@ -1,4 +1,4 @@
-"""NAVIX: the promises of every environment, and the same steps as NAVIX makes."""
+"""NAVIX: the contract of every environment, and the same steps as NAVIX makes."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 from dreamer.config.env import NavixEnv
 from dreamer.envs import registry
 from dreamer.envs.check import check
-from dreamer.envs.jax import foreign
+from dreamer.envs.jax import simulators
 from dreamer.errors import UserError
 from tests.envs import suites
 
@@ -21,7 +21,7 @@ VIEWS = ("symbolic", "symbolic_first_person", "rgb", "rgb_first_person")
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_keeps_every_promise_of_an_environment(view: str) -> None:
+def test_keeps_the_contract(view: str) -> None:
     check(registry.make(NavixEnv(view=view, time_limit=12), 2, 0), steps=30)
 
 
@@ -29,12 +29,12 @@ def test_keeps_every_promise_of_an_environment(view: str) -> None:
     "task", ["Navix-Empty-5x5-v0", "Navix-Dynamic-Obstacles-5x5-v0", "Navix-LavaGapS5-v0"]
 )
 def test_steps_are_those_of_navix_and_running_out_of_them_truncates(task: str) -> None:
-    ours = navix_suite.make_jax(NavixEnv(task=task, view="symbolic"))
+    ours = registry.make_jax(NavixEnv(task=task, view="symbolic"))
     theirs = navix.make(task, observation_fn=navix.observations.symbolic)
     step, ours_step = jax.jit(theirs.step), jax.jit(ours.step)
     state, _ = jax.jit(ours.reset)(jax.random.key_data(jax.random.key(3)))
     rng, ends = np.random.default_rng(0), set()
-    with foreign.traced():
+    with simulators.traced():
         expected = theirs.reset(jax.random.key_data(ours._key(state.key, jnp.int32(0), 0)))
         for _ in range(400):
             given = rng.integers(len(theirs.action_set))
@@ -57,7 +57,7 @@ def test_steps_are_those_of_navix_and_running_out_of_them_truncates(task: str) -
 @pytest.mark.parametrize("ends", [1, 2])
 def test_both_ends_of_an_episode(ends: int) -> None:
     """Turning in place runs out of steps; two walks and a turn between them reach the goal."""
-    env = navix_suite.make_jax(NavixEnv(task="Navix-Empty-5x5-v0"))
+    env = registry.make_jax(NavixEnv(task="Navix-Empty-5x5-v0"))
     state, found = env.reset(jax.random.key_data(jax.random.key(0)))
     step, number = jax.jit(env.step), 0
     forward, right, left = 2, 1, 0
@@ -72,8 +72,8 @@ def test_both_ends_of_an_episode(ends: int) -> None:
 
 
 @pytest.mark.parametrize("task", ["Navix-DoorKey-8x8-v0", "Navix-MultiRoom-N2-S4-v0"])
-def test_the_drawing_of_the_grid_that_is_not_kept_can_be_made_again(task: str) -> None:
-    with foreign.traced():
+def test_the_rendering_cache_can_be_rebuilt(task: str) -> None:
+    with simulators.traced():
         state = navix.make(task).reset(jax.random.key_data(jax.random.key(0))).state
         again = navix_suite.RenderingCache.init(state.grid)
     jax.tree.map(np.testing.assert_array_equal, state.cache, again)
@@ -81,7 +81,7 @@ def test_the_drawing_of_the_grid_that_is_not_kept_can_be_made_again(task: str) -
 
 @pytest.mark.parametrize("task", navix_suite.TASKS)
 def test_every_task_has_the_specs_that_it_says(task: str) -> None:
-    env = navix_suite.make_jax(NavixEnv(task=task))
+    env = registry.make_jax(NavixEnv(task=task))
     key = jax.random.key_data(jax.random.key(0))
     state, found = jax.eval_shape(env.reset, key)
     following: Any = jax.eval_shape(env.step, state, {"action": jnp.int32(0)})[0]
@@ -94,5 +94,5 @@ def test_every_task_has_the_specs_that_it_says(task: str) -> None:
 
 
 def test_an_unknown_task_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"task=DoorKey-5x5 is no task of NAVIX; did you mean Nav"):
+    with pytest.raises(UserError, match=r"task=DoorKey-5x5 is no task of navix; did you mean Nav"):
         registry.make(NavixEnv(task="DoorKey-5x5"), 1, 0)

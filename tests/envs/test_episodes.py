@@ -1,10 +1,10 @@
 import numpy as np
 from gymnasium import spaces
 
-from dreamer.envs import slots
+from dreamer.envs.episodes import allocate_rows, read_row, view_rows, write_row
 
 
-def test_slots_hold_every_kind_of_observation_in_its_own_type():
+def test_rows_hold_every_kind_of_observation_in_its_own_type():
     space = spaces.Dict(
         {
             "half": spaces.Box(0, 1, (2,), np.float16),
@@ -14,10 +14,10 @@ def test_slots_hold_every_kind_of_observation_in_its_own_type():
     )
     space.seed(0)
     seen = [space.sample() for _ in range(3)]
-    found = slots.view(space, 3, slots.allocate(space, 3, bytearray))
+    found = view_rows(space, 3, allocate_rows(space, 3, bytearray))
     for i in (0, 2):
-        slots.write(found, i, seen[i])
-        one = slots.read(found, i)
+        write_row(found, i, seen[i])
+        one = read_row(found, i)
         np.testing.assert_array_equal(one["half"], seen[i]["half"])
         assert one["half"].dtype == np.float16
         assert one["in"][0] == seen[i]["in"][0]
