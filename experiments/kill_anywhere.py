@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dreamer.checkpoint import manager, storage
+from dreamer.checkpoint import arrays, manager, storage
 from dreamer.checkpoint.storage import DOCUMENT
 
 TINY = [
@@ -202,8 +202,8 @@ def fingerprint(folder: Path) -> dict[str, Any]:
     """The final checkpoint of a run without its name, arrays as bytes."""
     path = folder / "checkpoints" / str(manager.newest(folder / "checkpoints"))
     about = storage.read(path)
-    arrays = {part: storage.read_arrays(path, part) for part in ("state", "replay")}
-    leaves = jax.tree_util.tree_leaves_with_path(arrays)
+    saved_arrays = {part: arrays.read(path / part) for part in ("state", "replay")}
+    leaves = jax.tree_util.tree_leaves_with_path(saved_arrays)
     saved = {jax.tree_util.keystr(name): np.asarray(leaf).tobytes() for name, leaf in leaves}
     return saved | {name: json.dumps(part) for name, part in about.meta.items() if name != "run"}
 

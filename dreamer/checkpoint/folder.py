@@ -1,4 +1,4 @@
-"""The run folder: recognised, checked before anything starts, stamped with what made the run."""
+"""The run folder: checked, locked, and described by config.yaml and version.json."""
 
 import contextlib
 import errno
@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dreamer.config.serialization import HEADER, MOST
+from dreamer.config import Config
+from dreamer.config.serialization import HEADER, MOST, from_yaml
 from dreamer.distributed.shard import HOSTS
 from dreamer.errors import UserError, describe, warn
 from dreamer.system import files
@@ -35,7 +37,8 @@ PACKAGES = (
     "gymnasium",
     "ale-py",
 )
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # of a file system
+# Errors of file systems without locks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 SOURCE = Path(__file__).resolve().parents[2]
 
 
@@ -47,14 +50,14 @@ def prepare(
 ) -> Path:
     """Checks the folder, creates it, and writes config.yaml and version.json into it.
 
-    In a folder that already holds a run, both are written anew and version.json keeps the earlier
-    starts. On an error nothing new is left behind.
+    In the folder of a run, both are replaced and version.json keeps the earlier starts. An error
+    leaves nothing new behind.
 
     Args:
-        config_yaml: the resolved configuration; a comment line that marks the folder as ours is put
-            before it.
-        command: the command line to note; the running one when not given.
-        ours: the folder is known to be this run's, whatever it still holds.
+        path: the folder.
+        config_yaml: the resolved configuration; gets a first line that marks the folder as ours.
+        command: the command line to record; the running one by default.
+        ours: skips the check of a folder that is known to be this run's.
 
     Raises:
         UserError: the path is a file, a folder of something else, or cannot be written.
@@ -63,28 +66,23 @@ def prepare(
     if not ours:
         check(path)
     fresh = not (path / CONFIG).exists()
-    try:
-        with files.undone_on_failure(path) if fresh else contextlib.nullcontext():
-            # First, for a folder without it is not taken for a run.
-            write_atomic(
-                path / CONFIG,
-                config_yaml if config_yaml.startswith(HEADER) else HEADER + config_yaml,
-            )
-            write_atomic(path / VERSION, _version_json(path, command))
-    except OSError as error:
-        raise _not_writable(path, error) from error
+    text = config_yaml if config_yaml.startswith(HEADER) else HEADER + config_yaml
+    undoing = files.undone_on_failure(path) if fresh else contextlib.nullcontext()
+    with writing("run.dir", path), undoing:
+        write_atomic(path / CONFIG, text)  # first, for it marks the folder as ours
+        write_atomic(path / VERSION, _version_json(path, command))
     return path
 
 
 def check(path: str | Path) -> None:
-    """Refuses a path that cannot be a run folder; tries writing for real but leaves no trace.
+    """Refuses a path that cannot be a run folder; tries to write there, but leaves no trace.
 
     Raises:
         UserError: the path or a parent is a file, the folder holds something else, or cannot be
             written.
     """
     path = Path(path)
-    try:
+    with writing("run.dir", path):
         existing = files.nearest(path)
         if not existing.is_dir():
             raise UserError(
@@ -96,47 +94,54 @@ def check(path: str | Path) -> None:
                 "give an empty or new folder, or that of a run to resume, with run.dir=PATH"
             )
         files.probe(existing)
+
+
+@contextlib.contextmanager
+def writing(key: str, path: Path) -> Iterator[None]:
+    """Turns errors of the file system into a UserError about the folder that a key names."""
+    try:
+        yield
     except OSError as error:
-        raise _not_writable(path, error) from error
+        raise UserError(
+            f"{key}={path} cannot be written: {error.strerror or error}; free space or give write "
+            f"permission there, or choose another folder with {key}=PATH"
+        ) from error
 
 
 @contextlib.contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """Makes a folder and keeps every other run out of it; the system unlocks it when this process
-    dies. An empty folder keeps no lock, and where it was not there before is removed.
+    """Creates a folder and keeps other runs out of it; the lock ends with this process.
+
+    A folder that stays empty keeps no lock file, and is removed if it is new.
 
     Raises:
         UserError: another run is in it, or it cannot be locked.
     """
     path = Path(path)
-    missing = files.missing_folders(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(path)
-    except OSError as error:
-        files.remove_empty(missing)
-        what = error.strerror or error
-        if isinstance(error, BlockingIOError):
+    with contextlib.ExitStack() as stack:
+        stack.callback(files.remove_empty, files.missing_folders(path))
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            stack.callback(os.close, _lock(path))
+        except BlockingIOError:
             raise UserError(
-                f"run folder {path} is in use by a run that goes on; wait for it or stop it, or "
-                "choose another folder with run.dir=PATH"
+                f"run folder {path} is in use by a run; wait for it or stop "
+                "it, or choose another folder with run.dir=PATH"
             ) from None
-        if error.errno in NO_LOCKS:
-            what = f"its file system has no locks ({what})"
-        raise UserError(
-            f"run folder {path} cannot be locked by {path / LOCK}: {what}; choose a folder on "
-            "another disk with run.dir=PATH, or remove what is in its place"
-        ) from error
-    try:
+        except OSError as error:
+            what = error.strerror or error
+            if error.errno in NO_LOCKS:
+                what = f"its file system has no locks ({what})"
+            raise UserError(
+                f"run folder {path} cannot be locked by {path / LOCK}: {what}; choose a folder on "
+                "another disk with run.dir=PATH, or remove what blocks this file"
+            ) from error
+        stack.callback(_remove_lone, path)
         yield
-    finally:
-        _remove_lone(path)
-        os.close(descriptor)
-        files.remove_empty(missing)
 
 
 def _lock(path: Path) -> int:
-    """The descriptor of the locked file; once more where another run removed it meanwhile."""
+    """The descriptor of the locked file; tries again if another run has removed it meanwhile."""
     while True:
         descriptor = files.open_regular(path / LOCK, os.O_RDWR | os.O_CREAT)
         try:
@@ -153,17 +158,27 @@ def _lock(path: Path) -> int:
 
 
 def _remove_lone(path: Path) -> None:
-    """Removes the lock of a folder that holds nothing else."""
+    """Removes the lock file of a folder that holds nothing else."""
     with contextlib.suppress(OSError):
         if os.listdir(path) == [LOCK]:
             (path / LOCK).unlink()
 
 
-def saved_config(path: str | Path) -> str | None:
-    """The text of the configuration that a run saved in this folder, or None when it holds no run.
+def config(path: Path) -> Config | None:
+    """The configuration that a run saved in this folder; None if it holds no run.
 
     Raises:
-        UserError: it is there but cannot be read.
+        UserError: it exists but cannot be read.
+    """
+    text = saved_config(path)
+    return None if text is None else from_yaml(text, str(path / CONFIG))
+
+
+def saved_config(path: str | Path) -> str | None:
+    """The text of the configuration that a run saved in this folder; None if it holds no run.
+
+    Raises:
+        UserError: it exists but cannot be read.
     """
     file = Path(path) / CONFIG
     try:
@@ -171,15 +186,15 @@ def saved_config(path: str | Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or error
         raise UserError(
-            f"cannot read {file}: {reason}; choose another folder with run.dir=PATH"
+            f"{file} cannot be read: {getattr(error, 'strerror', error)}; choose another folder "
+            "with run.dir=PATH"
         ) from error
     return text if text.startswith(HEADER) else None
 
 
 def versions() -> dict[str, str | None]:
-    """Installed versions, read without importing anything; None for what is not installed."""
+    """Installed versions, read without imports; None for packages that are not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -191,26 +206,24 @@ def versions() -> dict[str, str | None]:
 
 def git_state(root: Path = SOURCE) -> dict[str, Any] | None:
     """Commit of the checkout at `root` and whether tracked files differ; None for no checkout."""
-    # Without this a package installed below some other repository would report that one's commit.
+    # A package installed below another repository would otherwise report that one's commit.
     if not (root / ".git").exists():
         return None
-    # Set inside git hooks, where they would point elsewhere.
+    # Git hooks set variables that would point elsewhere.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(
-            command, env=environment, check=True, capture_output=True, text=True, timeout=20
-        ).stdout.strip()
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        return {
-            "commit": commit,
-            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        }
-    except (OSError, subprocess.SubprocessError):
-        return None
+    options = ["status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        found = subprocess.run(
+            ["git", "-C", str(root), *options],
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        ).stdout
+        if commit := re.search(r"^# branch.oid ([0-9a-f]+)$", found, re.M):
+            return {"commit": commit[1], "dirty": re.search("^[^#]", found, re.M) is not None}
+    return None
 
 
 def _version_json(path: Path, command: Sequence[str] | None) -> str:
@@ -224,33 +237,26 @@ def _version_json(path: Path, command: Sequence[str] | None) -> str:
 
 
 def _starts(file: Path) -> list[dict[str, Any]]:
-    """The starts that are noted in version.json, the oldest first."""
+    """The starts that version.json records, the oldest first."""
     try:
         last = json.loads(files.read(file, 2**26))
         starts = [*last.pop("earlier", []), last]
         if not all(isinstance(start, dict) for start in starts):
-            raise ValueError("a start is no mapping")
+            raise ValueError("a start is not a mapping")
     except FileNotFoundError:
         return []
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        warn(f"{file} cannot be read and is written from the start: {describe(error)}")
+        warn(f"{file} cannot be read and is replaced: {describe(error)}")
         return []
     return starts
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether the folder is empty, but for what an interrupted start may leave, or holds a run."""
+    """Whether the folder holds a run, or nothing but the files of an interrupted start."""
     foreign = [
         name
         for name in os.listdir(path)
-        # Another host may have been here before this one.
+        # Another host may have started before this one.
         if not (name.startswith(".") and name.endswith(".tmp")) and name not in (HOSTS, LOCK)
     ]
     return not foreign or saved_config(path) is not None
-
-
-def _not_writable(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"run folder {path} cannot be written: {error.strerror or error}; "
-        "make room or give it write permission, or choose another one with run.dir=PATH"
-    )

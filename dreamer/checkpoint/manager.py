@@ -1,7 +1,11 @@
 """The checkpoints of a run: written in the background, the newest and the best kept.
 
-Layout: `DIRECTORY/STEP/`, see `checkpoint`. A folder has this name only while all of it is there:
-it is written under a temporary name, and renamed again before it is deleted.
+Layout: `DIRECTORY/STEP/`, see `storage`. Only a complete checkpoint has such a name: it is written
+under a temporary name, and renamed again before it is deleted.
+
+Orbax's CheckpointManager could only replace the thread and what is kept (async saves, max_to_keep,
+best_fn). It cannot change the meta or score of a saved step, check files and fall back to an older
+step, give each host its own folder, or keep the layout of a step, so it would add code, not remove.
 """
 
 import contextlib
@@ -18,14 +22,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from dreamer.checkpoint import storage
-from dreamer.checkpoint.schema import Document
-from dreamer.checkpoint.storage import Damaged
+from dreamer.checkpoint import arrays, folder, schema, storage
 from dreamer.config.explain import first_line
 from dreamer.errors import UserError, warn
 from dreamer.system import files
 
-DAMAGED, ASIDE = ".damaged", ".aside"  # of what is kept for the user, and is no checkpoint
+DAMAGED, ASIDE = ".damaged", ".aside"  # suffixes of what is kept for the user to look at
+_TEMPORARY = re.compile(r"[0-9]+((\.[0-9a-f]{16})?\.tmp|\.orbax-checkpoint-tmp.*)")
 
 
 class SaveError(UserError):
@@ -33,14 +36,14 @@ class SaveError(UserError):
 
 
 class Checkpointer:
-    """Saves and restores the checkpoints of one run, which alone may write in their folder.
+    """Saves and restores the checkpoints of one run, the only one to write in their folder.
 
     Args:
-        directory: folder of the checkpoints; made if missing.
-        keep: newest checkpoints to keep, beside the one with the best score.
+        directory: folder of the checkpoints; created if missing.
+        keep: number of newest checkpoints to keep, beside the one with the best score.
 
     Raises:
-        UserError: the folder cannot be made or written to.
+        UserError: the folder cannot be created or written to.
     """
 
     def __init__(self, directory: str | Path, keep: int = 2) -> None:
@@ -48,9 +51,9 @@ class Checkpointer:
         self._keep = keep
         self.completed = 0  # saves so far
         self.shared: int | None = None  # the newest that all hosts have, which is kept too
-        self.good: int | None = None  # the one that the run would go back to, likewise
+        self.good: int | None = None  # the one that the run would roll back to, which is kept too
         self._thread: threading.Thread | None = None
-        self._error: Exception | None = None  # that ended it
+        self._error: Exception | None = None  # of the thread
         make(self.directory)
         names = [str(step) for step in steps(self.directory)]
         files.refuse_links(self.directory, *names)
@@ -66,27 +69,29 @@ class Checkpointer:
         meta: dict[str, Any],
         score: float | None = None,
     ) -> None:
-        """Saves a checkpoint of a new step, after waiting for the one before.
+        """Starts to save a checkpoint of a new step, after the previous save has ended.
 
         Args:
-            step: names the checkpoint; the highest is the newest.
+            step: name of the checkpoint; the highest is the newest.
             state: pytree of jax and numpy arrays; may change once the call returns.
             replay: nested dict of numpy arrays that do not change until `wait` returns, or None.
-            meta: what JSON can hold; copied. Tuples come back as lists and keys as strings.
+            meta: JSON types; copied. Tuples are restored as lists and keys as strings.
             score: result of an evaluation, higher is better; not finite counts as none.
 
         Raises:
-            SaveError: the one before could not be written. Of this one the next call tells.
+            SaveError: the previous save has failed. A failure of this one is raised by the next
+                call.
         """
         self.wait()
         about = storage.document(state, meta, score)
-        copy = jax.tree.map(lambda x: np.array(x), state)  # leaves of numpy too
+        copy = jax.tree.map(lambda x: np.array(x), state)  # of numpy leaves too
         write = partial(self._write, step, copy, replay, about)
         self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
         self._thread.start()
 
     def amend(self, step: int, meta: dict[str, Any], score: float | None = None) -> None:
-        """Replaces the meta of a saved checkpoint, and adds a score; raises like `wait`."""
+        """Replaces parts of the meta of a saved checkpoint, and adds a score; raises like
+        `wait`."""
         self.wait()
         with self._explaining():
             storage.amend(self._path(step), meta, score)
@@ -103,7 +108,7 @@ class Checkpointer:
         return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
-        """Returns when the checkpoint being written is complete.
+        """Waits until the checkpoint that is being written is complete.
 
         Raises:
             SaveError: it could not be written and is removed.
@@ -114,107 +119,45 @@ class Checkpointer:
             raise error
 
     def join(self) -> None:
-        """Returns when nothing is written or removed any more; `wait` tells how that went."""
+        """Waits until nothing is written or removed any more, without raising its failure."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-
-    def close(self) -> None:
-        """Waits; raises like `wait`."""
-        self.wait()
 
     def remove_newer(self, step: int) -> None:
         """Removes the checkpoints newer than one; raises like `wait`."""
         self.wait()
         with self._explaining():
-            for newer in reversed(steps(self.directory)):
-                if newer > step:
-                    self._path(newer).rename(self._temporary(newer))
-            _remove_temporary(self.directory)
+            self._remove([newer for newer in reversed(steps(self.directory)) if newer > step])
 
     def latest_step(self) -> int | None:
-        """Returns the newest checkpoint, or None."""
+        """The newest checkpoint, or None."""
         return newest(self.directory)
-
-    def best_step(self) -> int | None:
-        """Returns the checkpoint with the highest score, of equals the newest; or None."""
-        return best(self.directory)
 
     def restore(self, step: int, pattern: Any) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
         """Restores (state, replay, meta), see `storage.restore`."""
         self.wait()
         return storage.restore(self._path(step), pattern)
 
-    def restore_newest(self, pattern: Any) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
-        """Restores the newest that is whole, as `storage.restore`.
-
-        Newer ones, which are damaged, are renamed, and a line of standard error tells of each.
-
-        Raises:
-            UserError: there is none, all are damaged, which leaves them as they are, or the newest
-                that is whole does not fit or cannot be read.
-        """
-        self.wait()
-        damaged: dict[int, Damaged] = {}
-        for step in reversed(steps(self.directory)):
-            try:
-                restored = self.restore(step, pattern)
-            except Damaged as error:
-                damaged[step] = error
-                continue
-            for number, found in damaged.items():
-                self.set_aside(number, found.what, f"training goes back to step {step:,}")
-            return restored
-        what = "; ".join([each.what for each in damaged.values()]) or "there is no checkpoint"
-        raise UserError(
-            f"{what}, and no other is in {self.directory}; put back a copy of one, or start over "
-            "with another run.dir"
-        )
-
-    def _path(self, step: int) -> Path:
-        return self.directory / str(step)
-
-    def _temporary(self, step: int) -> Path:
-        return self.directory / f"{step}{files.unguessable()}"
-
     def set_aside(self, step: int, why: str, then: str, suffix: str = DAMAGED) -> None:
-        """Renames a checkpoint, and warns why and of what comes then; raises like `wait`."""
+        """Renames a checkpoint, and warns why and what happens next; raises like `wait`."""
         names = (f"{step}{suffix}{number or ''}" for number in itertools.count())
         free = next(name for name in names if not os.path.lexists(self.directory / name))
         with self._explaining():
             self._path(step).rename(self.directory / free)
         warn(f"{why}; it is now named {free}, and {then}")
 
-    # ------------------------------------------------------------------------ in the background
+    def _path(self, step: int) -> Path:
+        return self.directory / str(step)
 
-    def _write(self, step: int, state: Any, replay: dict[str, Any] | None, about: Document) -> None:
-        temporary = self._temporary(step)
-        try:
-            with self._explaining():
-                temporary.mkdir()
-                storage.write(temporary, state, replay, about)
-                temporary.rename(self._path(step))
-                files.sync(self.directory)
-            self.completed += 1
-            self._remove_old()
-        except SaveError as error:
-            self._error = SaveError(str(error))  # without a traceback, which holds the arrays
-        except Exception as error:
-            self._error = error
-
-    def _remove_old(self) -> None:
-        """What cannot be removed now is tried again after the next save."""
-        with contextlib.suppress(OSError):
-            there = steps(self.directory)
-            kept = {*there[-self._keep :], best(self.directory), self.shared, self.good}
-            for step in there:
-                if step not in kept:
-                    self._path(step).rename(self._temporary(step))
-            _remove_temporary(self.directory)
+    def _remove(self, removed: list[int]) -> None:
+        for step in removed:
+            self._path(step).rename(self.directory / f"{step}{files.unguessable()}")
+        _remove_temporary(self.directory)
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
-        """Turns what the file system refused into a SaveError and removes what is half-written."""
+        """Turns errors of the file system into a SaveError and removes incomplete checkpoints."""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
@@ -225,9 +168,36 @@ class Checkpointer:
                 "make room there or choose another folder with checkpoint.dir"
             ) from error
 
+    # ------------------------------------------------------------------------ in the background
+
+    def _write(
+        self, step: int, state: Any, replay: dict[str, Any] | None, about: schema.Document
+    ) -> None:
+        temporary = self.directory / f"{step}{files.unguessable()}"
+        with arrays.process_settings():  # until the other writes of a failed save have ended
+            try:
+                with self._explaining():
+                    temporary.mkdir()
+                    storage.write(temporary, state, replay, about)
+                    temporary.rename(self._path(step))
+                    files.sync(self.directory)
+                self.completed += 1
+                self._remove_old()
+            except SaveError as error:
+                self._error = SaveError(str(error))  # without a traceback, which holds the arrays
+            except Exception as error:
+                self._error = error
+
+    def _remove_old(self) -> None:
+        """Removes old checkpoints; those that cannot be removed now are tried again later."""
+        with contextlib.suppress(OSError):
+            found = steps(self.directory)
+            kept = {*found[-self._keep :], best(self.directory), self.shared, self.good}
+            self._remove([step for step in found if step not in kept])
+
 
 def steps(directory: Path) -> list[int]:
-    """The checkpoints in a folder, the oldest first."""
+    """The checkpoints in a folder, oldest first."""
     found = (files.number(path.name) for path in directory.glob("*"))
     return sorted(step for step in found if step is not None)
 
@@ -238,72 +208,41 @@ def newest(directory: Path) -> int | None:
 
 
 def best(directory: Path) -> int | None:
-    """The checkpoint with the highest score, of equals the newest; None if none has a score."""
-    scores = {step: _score(directory / str(step)) for step in steps(directory)}
-    scored = [(score, step) for step, score in scores.items() if score is not None]
+    """The checkpoint with the highest score, the newest of equal ones; None if none has a score."""
+    scored = []
+    for step in steps(directory):
+        with contextlib.suppress(UserError):  # damaged, which is reported where it is restored
+            score = storage.read(directory / str(step)).score
+            if score is not None:
+                scored.append((score, step))
     return max(scored)[1] if scored else None
 
 
-def _score(path: Path) -> float | None:
-    try:
-        return storage.read(path).score
-    except UserError:  # a damaged one is nobody's best; who reads it is told
-        return None
-
-
-def check(directory: str | Path) -> None:
-    """Refuses a folder of checkpoints that cannot be made or written to; leaves no trace.
-
-    Raises:
-        UserError: the folder, or the nearest parent there is, cannot be written to.
-    """
-    directory = Path(directory).absolute()
-    with _explaining_refusal(directory):
-        files.probe(files.nearest(directory))
-
-
 def make(directory: Path) -> None:
-    """Makes a folder of checkpoints.
+    """Creates a folder of checkpoints.
 
     Raises:
-        UserError: it cannot be made or written to.
+        UserError: it cannot be created or written to.
     """
-    with _explaining_refusal(directory):
+    with folder.writing("checkpoint.dir", directory):
         directory.mkdir(parents=True, exist_ok=True)
         files.probe(directory)
 
 
-@contextlib.contextmanager
-def _explaining_refusal(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write checkpoints to {directory}: {error.strerror}; "
-            "choose another folder with checkpoint.dir"
-        ) from error
-
-
 def reason(error: Exception) -> str:
-    """Returns why the operating system refused; else the beginning of what the library that writes
-    has to say, which has many words for files that somebody removes while it writes them."""
+    """The reason of the operating system; else the first words of the library that writes."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore writes it
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # in the form of tensorstore
     return os.strerror(int(code[1])) if code else first_line(error)[:100]
 
 
 def _remove_temporary(directory: Path) -> None:
-    """Removes what is half-written or half-deleted; again while threads of a failed save write."""
+    """Removes incomplete checkpoints; repeatedly, for threads of a failed save still write."""
     for _ in range(20):
-        folders = [path for path in directory.glob("[0-9]*.*") if _is_temporary(path.name)]
-        for path in folders:
+        found = [path for path in directory.glob("[0-9]*.*") if _TEMPORARY.fullmatch(path.name)]
+        for path in found:
             files.remove(path)
-        if not folders:
+        if not found:
             return
         time.sleep(0.05)
-
-
-def _is_temporary(name: str) -> bool:
-    end = r"((\.[0-9a-f]{16})?\.tmp|\.orbax-checkpoint-tmp.*)"
-    return re.fullmatch(rf"[0-9]+{end}", name) is not None

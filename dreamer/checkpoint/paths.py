@@ -1,4 +1,4 @@
-"""Where a run keeps its files, and whether a folder may be resumed with a configuration."""
+"""The folders of a run, and whether a configuration may resume the run in them."""
 
 import contextlib
 import os
@@ -12,11 +12,11 @@ from dreamer.logs.writers import METRICS
 from dreamer.system import files
 
 CHECKPOINTS = "checkpoints"
-ROOM = 300  # bytes of the longest path inside of a run folder
+ROOM = 300  # bytes of the longest path inside a run folder
 
 
 def run_folder(config: Config) -> Path:
-    """`run.dir`, which composing fills with a name made of the choices when it is not given."""
+    """`run.dir`; if it was not given, composing has made a name of the choices."""
     return expand(config.run.dir, "run.dir")
 
 
@@ -31,34 +31,31 @@ def expand(path: str, key: str) -> Path:
     """The path with `~` as the home folder.
 
     Raises:
-      UserError: it is that of a user who does not exist, is too long, or what the library that
-        writes arrays cannot write: not UTF-8, with a control character or backslash, an address.
+      UserError: the user does not exist, the path is too long, or the library that writes arrays
+        cannot write it: not UTF-8, with a control character or backslash, an address.
     """
     try:
         found = Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(f"{key}={path}: {error} write the folder's full path") from None
     whole = str(found.absolute())
-    shown = path.encode("utf-8", "backslashreplace").decode()
+    shown, utf8 = (text.encode("utf-8", "backslashreplace").decode() for text in (path, whole))
     if any(character < " " or character == "\x7f" for character in path):
         raise UserError(f"{key}={path!r}: the name has a control character; choose another name")
     if "\\" in whole or any(part.endswith(":") for part in Path(whole).parts):
         raise UserError(
-            f"{key}={shown}: a backslash, or a part that ends in a colon as those of addresses do, "
-            "cannot be written by the library that saves arrays; name a folder of this machine"
+            f"{key}={shown}: the library that saves arrays cannot write names with a backslash, "
+            "or with a part that ends in a colon; name a local folder"
         )
-    try:
-        size = len(whole.encode())
-    except UnicodeEncodeError:
-        there = whole.encode("utf-8", "backslashreplace").decode()
+    if utf8 != whole:
         raise UserError(
-            f"{key}={shown}: {there} is not UTF-8, and such names cannot be written by all "
-            "libraries that are used; rename it, or choose another"
-        ) from None
+            f"{key}={shown}: {utf8} is not UTF-8, and some libraries cannot write such names; "
+            "rename it, or choose another"
+        )
     nearest = next(place for place in (found, *found.absolute().parents) if os.path.exists(place))
     limits = [os.pathconf(nearest, f"PC_{name}_MAX") for name in ("NAME", "PATH")]
     longest = max(len(part.encode()) for part in ("", *Path(whole).parts))
-    if longest > limits[0] or size + ROOM > limits[1]:
+    if longest > limits[0] or len(whole.encode()) + ROOM > limits[1]:
         raise UserError(
             f"{key}={shown[:60]}...: the name is too long; each part may have {limits[0]} bytes, "
             f"the whole path {limits[1] - ROOM}; choose a shorter one"
@@ -67,29 +64,27 @@ def expand(path: str, key: str) -> Path:
 
 
 def checked_run_folder(config: Config) -> Path:
-    """The run folder; refuses folders that are not for this run, and leaves no trace.
+    """The run folder; refuses folders of other runs, and leaves no trace.
 
     Raises:
-      UserError: as `folder.check`, `refuse_changes` and `manager.check`.
+      UserError: as `folder.check` and `refuse_changes`, or `checkpoint.dir` cannot be written.
     """
-    folder.check(run_folder(config))
-    refuse_changes(config, run_folder(config))
-    manager.check(checkpoint_folder(config))
-    return run_folder(config)
+    path, checkpoints = run_folder(config), checkpoint_folder(config)
+    folder.check(path)
+    refuse_changes(config, path)
+    with folder.writing("checkpoint.dir", checkpoints):
+        files.probe(files.nearest(checkpoints))
+    return path
 
 
 def refuse_changes(config: Config, path: Path) -> None:
-    """Compares with the configuration that the folder's run was started with.
+    """Compares a configuration with the one that the folder's run was started with.
 
     Raises:
-      UserError: if they differ and `run.accept_changes` is not set.
+      UserError: they differ and `run.accept_changes` is not set.
     """
-    saved = folder.saved_config(path)
-    if saved is None or config.run.accept_changes:
-        return
-    changes = serialization.differences(
-        serialization.from_yaml(saved, str(path / folder.CONFIG)), config
-    )
+    saved = None if config.run.accept_changes else folder.config(path)
+    changes = [] if saved is None else serialization.differences(saved, config)
     if changes:
         raise UserError(
             f"{path} holds a run with another configuration: {'; '.join(changes)}; "
@@ -99,14 +94,14 @@ def refuse_changes(config: Config, path: Path) -> None:
 
 
 def refuse_strange_checkpoints(config: Config, fresh: bool) -> None:
-    """Keeps a new run from taking over what another one saved in `checkpoint.dir`, and an old one
-    from starting over because that folder is not where it was.
+    """Refuses the checkpoints of another run, and a `checkpoint.dir` that has lost those of this
+    run, which would start over.
 
     Raises:
-      UserError: a fresh run finds checkpoints there, or one that has logged already finds none.
+      UserError: a new run finds checkpoints there, or a run with metrics finds none.
     """
     directory, path = checkpoint_folder(config), run_folder(config)
-    found = holds_checkpoints(directory)
+    found = manager.steps(directory)
     if fresh and found:
         raise UserError(
             f"checkpoint.dir={directory} holds the checkpoints of another run, and {path} is new; "
@@ -137,14 +132,9 @@ def locked_run(config: Config) -> Iterator[bool]:
         yield fresh
 
 
-def holds_checkpoints(directory: Path) -> bool:
-    """Whether a run saved something in this folder."""
-    return any(files.number(entry.name) is not None for entry in directory.glob("*"))
-
-
 def refuse_other_kind(offline: bool, config: Config) -> None:
-    """Keeps an offline run from going on as one that acts, and the other way round: what they count
-    and save is not the same.
+    """Refuses to resume an offline run as one that acts, or the reverse: their counters and arrays
+    differ.
 
     Args:
       offline: whether the checkpoint is of an offline run.
@@ -156,18 +146,18 @@ def refuse_other_kind(offline: bool, config: Config) -> None:
     if offline != config.run.offline:
         kind = "offline" if offline else "acting"
         raise UserError(
-            f"{run_folder(config)} holds the checkpoint of an {kind} run, which cannot go on with "
+            f"{run_folder(config)} holds the checkpoint of an {kind} run, which cannot resume with "
             f"run.offline={str(config.run.offline).lower()}; start another run.dir with its "
             f"weights by run.init_from={run_folder(config)}"
         )
 
 
 def refuse_checkpoint_of(owner: str, config: Config) -> None:
-    """Keeps a run from resuming what another one saved in the same `checkpoint.dir`.
+    """Refuses to resume what another run saved in the same `checkpoint.dir`.
 
     Args:
       owner: run folder of the checkpoint.
-      config: of the run that resumes; inside its own folder it may have moved.
+      config: of the run that resumes. Checkpoints inside the run folder move with it.
 
     Raises:
       UserError: they differ and `run.accept_changes` is not set.

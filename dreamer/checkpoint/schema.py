@@ -1,4 +1,4 @@
-"""What a checkpoint says beside its arrays: the one schema of `checkpoint.json`."""
+"""The schema of `checkpoint.json`: everything in a checkpoint but its arrays."""
 
 import math
 import reprlib
@@ -7,46 +7,48 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dreamer.envs import saved_spaces
+from dreamer.errors import UserError
 
-FORMAT = 3  # that is written and read, and no other
+FORMAT = 3  # the only one that is written and read
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Inside = Annotated[str, Field(pattern=r"^(state|replay)(/[^/\x00]*[^/.\x00][^/\x00]*)+$")]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Restart = Annotated[tuple[int, str, bool], Field(strict=False)]  # JSON has lists
 
 
 class Part(BaseModel):
-    """Exactly these fields, of exactly these types."""
+    """A part with exactly these fields, of exactly these types."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class Form(Part):
-    """An observation or action, see `agents.agent_spaces`."""
+    """One observation or action, see `agents.agent_spaces`."""
 
     shape: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=3)]
     dtype: Literal["bool", "uint8", "int8", "int16", "int32", "int64", "float32", "float64"]
     classes: Positive | None = None
 
     @model_validator(mode="after")
-    def _can_be(self) -> Self:
+    def _is_consistent(self) -> Self:
         image = self.dtype == "uint8" and len(self.shape) == 3
         if math.prod(self.shape) >= 2**31:
-            raise ValueError(f"{self.shape} are too many numbers")
+            raise ValueError(f"{self.shape} is too many numbers")
         if len(self.shape) == 3 and not image:
-            raise ValueError(f"{self.dtype} of rank 3 is no image")
+            raise ValueError(f"{self.dtype} of rank 3 is not an image")
         if ("int" in self.dtype and not image) != (self.classes is not None):
             raise ValueError(f"classes={self.classes} does not fit {self.dtype} {self.shape}")
         return self
 
 
 class Action(Form):
-    """An action, which is no image and no mask."""
+    """An action: neither an image nor a mask."""
 
     @model_validator(mode="after")
     def _is_an_action(self) -> Self:
         if len(self.shape) > 2 or self.dtype == "bool":
-            raise ValueError(f"{self.dtype} {self.shape} is no action")
+            raise ValueError(f"{self.dtype} {self.shape} is not an action")
         return self
 
 
@@ -75,12 +77,12 @@ class Ratio(Part):
     @model_validator(mode="after")
     def _is_less_than_one(self) -> Self:
         if self.remainder >= self.denominator:
-            raise ValueError(f"{self.remainder} of {self.denominator} is no fraction")
+            raise ValueError(f"{self.remainder} of {self.denominator} is not a fraction below 1")
         return self
 
 
 class Sums(Part):
-    """Of the running episodes."""
+    """Returns and lengths of the running episodes."""
 
     returns: list[float]
     lengths: list[Count]
@@ -93,37 +95,29 @@ class Sums(Part):
 
 
 class Episode(Part):
-    """Of one environment: what repeats it, and the hash of its observation."""
+    """The running episode of one environment: what replays it, and a hash of its observation."""
 
     episode: Annotated[int, Field(ge=-1, lt=2**63)]
-    actions: Any  # as gymnasium writes them
+    actions: Any  # in the JSON form of gymnasium
     ended: bool
     digest: str
 
 
 class Environments(Part):
-    """Of a batch of them, or of actors; those written in JAX are arrays."""
+    """A batch of environments, or actors. Environments written in JAX are saved as arrays."""
 
     episodes: list[Episode] | None = None
     step_type: list[Annotated[int, Field(ge=0, le=2)]] | None = None
     reward: list[float] | None = None
     discount: list[float] | None = None
-    restarts: Annotated[list[list[Any]], Field(max_length=2**20)] | None = None
+    restarts: Annotated[list[Restart], Field(max_length=2**20)] | None = None
     actors: Count | None = None
-
-    @field_validator("restarts")
-    @classmethod
-    def _are_restarts(cls, restarts: list[list[Any]] | None) -> list[list[Any]] | None:
-        for one in restarts or ():
-            if [type(part) for part in one] != [int, str, bool]:
-                raise ValueError(f"{reprlib.repr(one)} is no restart")
-        return restarts
 
     @model_validator(mode="after")
     def _are_whole(self) -> Self:
         rows = (self.episodes, self.step_type, self.reward, self.discount)
         if len({None if row is None else len(row) for row in rows}) > 1:
-            raise ValueError("episodes, step_type, reward and discount are of equal lengths")
+            raise ValueError("episodes, step_type, reward and discount must have equal lengths")
         return self
 
 
@@ -150,20 +144,20 @@ class Meta(Part):
     def _is_of_a_loop(self) -> Self:
         acting = (self.step, self.ratio, self.episodes)
         if any((part is None) != self.offline for part in acting):
-            raise ValueError("step, ratio and episodes are of a run that acts, all of them")
+            raise ValueError("only a run that acts has step, ratio and episodes, all of them")
         if self.step is not None and self.ratio is not None and self.ratio.step > self.step:
             raise ValueError(f"ratio.step={self.ratio.step} is after step={self.step}")
         return self
 
 
 class Document(Part):
-    """All of a checkpoint but its arrays."""
+    """Everything in a checkpoint but its arrays."""
 
     structure: dict[str, str]  # dtype and shape of every array of the state
-    meta: dict[str, Any]  # as `Meta`
+    meta: dict[str, Any]  # in the form of `Meta`
     score: Annotated[float, Field(allow_inf_nan=False)] | None = None  # of an evaluation
     format: Literal[3] = 3
-    # Size and checksum of the files of the arrays, by paths inside.
+    # Size and checksum of each file of the arrays, by its path inside.
     files: dict[Inside, Annotated[list[Count], Field(min_length=2, max_length=2)]] = {}
 
     @field_validator("meta")
@@ -173,39 +167,35 @@ class Document(Part):
         return meta
 
 
-class Wrong(ValueError):
-    """A document is not of the schema: what is wrong, in words."""
+def validate(content: Any, name: str) -> Document:
+    """The document with this content.
 
-
-def validate(content: Any) -> Document:
-    """The document of this content.
+    Args:
+      content: what JSON can hold.
+      name: of the checkpoint, for messages.
 
     Raises:
-      Wrong: it is of another format, or of none.
+      UserError: it has another format, or does not fit the schema.
     """
     form = content.get("format") if isinstance(content, dict) else None
     if type(form) is int and form != FORMAT:
-        kind = f"newer than the {FORMAT} that is" if form > FORMAT else f"and only {FORMAT} is"
         newer = ", or a newer one" if form > FORMAT else ""
-        raise Wrong(
-            f"has format {form}, {kind} known here; install the version of dreamer that saved it"
-            f"{newer}"
+        raise UserError(
+            f"{name} has format {form}; this version of dreamer reads format {FORMAT}; install the "
+            f"version that saved it{newer}"
         )
     try:
         return Document.model_validate(content)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-    for problem in problems:
-        if problem["type"] == "extra_forbidden":
-            raise Wrong(
-                f"has {_name(problem)}, which is not known here; install the version of dreamer "
-                "that saved it, or a newer one"
-            )
-    first = problems[0]
+    # Fields of a newer version explain whatever else is wrong.
+    first = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
+    key = ".".join(map(str, first["loc"])) or "its content"
+    if first["type"] == "extra_forbidden":
+        raise UserError(
+            f"{name} has {key}, which is not known here; install the version of dreamer that saved "
+            "it, or a newer one"
+        )
     value = "" if first["type"] == "missing" else f"={reprlib.repr(first['input'])[:60]}"
     reason = first["msg"].removeprefix("Value error, ")
-    raise Wrong(f"cannot be used: {_name(first)}{value}: {reason}")
-
-
-def _name(problem: Any) -> str:
-    return ".".join(map(str, problem["loc"])) or "its content"
+    raise UserError(f"{name} cannot be used: {key}{value}: {reason}")

@@ -1,4 +1,4 @@
-"""Checkpoints that several hosts have in common: each saves its own, all at the same step."""
+"""Checkpoints that all hosts have: each host saves its own, all at the same steps."""
 
 import contextlib
 from typing import Any
@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from dreamer.checkpoint import manager, storage
+from dreamer.checkpoint.integrity import Damaged
 from dreamer.checkpoint.manager import Checkpointer
-from dreamer.checkpoint.storage import Damaged
 from dreamer.distributed import hosts, mesh
 from dreamer.errors import UserError
 
@@ -16,110 +16,93 @@ Restored = tuple[Any, dict[str, Any] | None, dict[str, Any]]
 
 
 def restore(checkpoints: Checkpointer, pattern: Any, fresh: bool) -> Restored | None:
-    """Restores the newest checkpoint that is whole, on every host; None where there is none yet.
+    """Restores the newest checkpoint that is undamaged on every host; None if there is none yet.
+
+    Newer ones that are damaged are renamed, with a warning for each.
 
     Args:
       checkpoints: of this host.
-      pattern: as of `storage.restore`.
+      pattern: as in `storage.restore`.
       fresh: whether this host's folder is new.
 
     Raises:
-      UserError: it was saved by another number of hosts, hosts have none in common, or as
-        `Checkpointer.restore_newest`.
+      UserError: it was saved by another number of hosts, it does not fit or cannot be read, or
+        hosts have none in common that is undamaged, which leaves all as they are.
     """
     if hosts.count() > 1:
-        on_host = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), pattern)
-        return _agree(checkpoints, on_host, _survey(checkpoints, fresh))
-    if checkpoints.latest_step() is None:
-        return None
-    restored = checkpoints.restore_newest(pattern)
-    _refuse_others({restored[2]["hosts"]})
-    return restored
-
-
-def _agree(checkpoints: Checkpointer, pattern: Any, found: list[dict[str, Any]]) -> Restored | None:
-    """Restores what all hosts have, of what `_survey` found."""
-    shared = set.intersection(*(set(one["steps"]) for one in found))
-    lost: dict[int, str] = {}  # of this host, by step
-    told = []
-    for step in sorted(shared, reverse=True):
+        pattern = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), pattern)
+    found = _survey(checkpoints, fresh)
+    own: dict[int, str] = {}  # damages on this host, by step
+    damages = []  # on all hosts
+    for step in sorted(set.intersection(*(set(one["steps"]) for one in found)), reverse=True):
         restored: Restored | None = None
         try:
             restored = checkpoints.restore(step, pattern)
         except Damaged as error:
-            lost[step] = error.what
-        damages = [text for text in hosts.exchange(lost.get(step, "")) if text]
-        if restored is not None and not damages:
-            for number, what in lost.items():
-                checkpoints.set_aside(number, what, f"training goes back to step {step:,}")
-            checkpoints.remove_newer(step)  # which some other host has not, or not whole
+            own[step] = error.what
+        here = [text for text in hosts.exchange(own.get(step, "")) if text]
+        if restored is not None and not here:
+            for number, what in own.items():
+                checkpoints.set_aside(number, what, f"training rolls back to step {step:,}")
+            checkpoints.remove_newer(step)  # missing or damaged on some other host
             return restored
-        told += damages
-    if told or not _may_start_anew(found):
-        what = "; ".join(told) or "the hosts have no checkpoint of the same step"
+        damages += here
+    if damages or not _may_start_over(found):
+        what = "; ".join(damages) or "the hosts have no checkpoint of the same step"
         raise UserError(
-            f"{what}, and there is no other that all hosts have; put back copies of "
-            f"{checkpoints.directory} and of those of the other hosts, or start over with another "
-            "run.dir"
+            f"{what}, and {checkpoints.directory} has no other one that all hosts have; put back "
+            "copies on all hosts, or start over with another run.dir"
         )
     for step in manager.steps(checkpoints.directory):
-        why = f"{checkpoints.directory / str(step)} is of this host alone"
-        checkpoints.set_aside(step, why, "the run starts anew", manager.ASIDE)
+        why = f"{checkpoints.directory / str(step)} is on this host alone"
+        checkpoints.set_aside(step, why, "the run starts over", manager.ASIDE)
     return None
 
 
 def _survey(checkpoints: Checkpointer, fresh: bool) -> list[dict[str, Any]]:
-    """What every host has."""
-    newest = checkpoints.latest_step()
-    saved_by = None
-    if newest is not None:
-        with contextlib.suppress(Damaged):  # which is seen again when it is restored
-            saved_by = storage.read(checkpoints.directory / str(newest)).meta["hosts"]
-    own = {"steps": manager.steps(checkpoints.directory), "hosts": saved_by, "fresh": fresh}
+    """The checkpoints of every host."""
+    steps, saved_by = manager.steps(checkpoints.directory), None
+    for step in reversed(steps):
+        with contextlib.suppress(Damaged):  # reported when it is restored
+            saved_by = storage.read(checkpoints.directory / str(step)).meta["hosts"]
+            break
+    own = {"steps": steps, "hosts": saved_by, "fresh": fresh}
     found = hosts.gather(own)
-    _refuse_others({one["hosts"] for one in found} - {None})
+    now = hosts.count()
+    for number in {one["hosts"] for one in found} - {None, now}:
+        raise UserError(
+            f"this run was saved by {number} hosts and cannot resume with {now}, for each host has "
+            f"its own shard of replay and environments; start it on {number}, or another run.dir "
+            "with its weights by run.init_from"
+        )
     return found
 
 
-def _refuse_others(saved: set[int]) -> None:
-    now = hosts.count()
-    for number in saved - {now}:
-        raise UserError(
-            f"this run was saved by {number} hosts and cannot go on with {now}, for each has its "
-            f"own share of replay and environments; start it on {number}, or another run.dir with "
-            "its weights by run.init_from"
-        )
-
-
-def _may_start_anew(found: list[dict[str, Any]]) -> bool:
-    """Whether nothing was saved, or the run had begun everywhere and ended at its first save, which
-    some host does not have. After more of them it is a host that lost its own."""
+def _may_start_over(found: list[dict[str, Any]]) -> bool:
+    """Whether nothing was saved, or the run ended at its first save, which some host lacks. With
+    more saves, a host has lost its own."""
     saves = [len(one["steps"]) for one in found]
-    begun = not any(one["fresh"] for one in found)
-    return max(saves) == 0 or (begun and max(saves) == 1 and min(saves) == 0)
+    started = not any(one["fresh"] for one in found)
+    return max(saves) == 0 or (started and max(saves) == 1 and min(saves) == 0)
 
 
 def compare(checkpoints: Checkpointer, params: Any, step: int) -> None:
-    """Before a save on several hosts: sees that they have learned the same, and which checkpoint
-    they have in common, that must be kept.
+    """Before a save on several hosts: compares their parameters, and marks the newest checkpoint
+    that all have, which must be kept.
 
     Raises:
       UserError: their parameters differ.
     """
     if hosts.count() == 1:
         return
-    checkpoints.join()  # what is yet removed after the save before cannot be in common
-    own = {
-        "params": mesh.fingerprint(params),
-        "steps": manager.steps(checkpoints.directory),
-    }
-    found = hosts.gather(own)
+    checkpoints.join()  # what the last save still removes is not in common
+    steps = manager.steps(checkpoints.directory)
+    found = hosts.gather({"params": mesh.fingerprint(params), "steps": steps})
     for number, one in enumerate(found):
         if one["params"] != found[0]["params"]:
             raise UserError(
                 f"host {number} and host 0 have other parameters at step {step:,}, which must be "
                 "the same; look for a faulty device or other versions of the software there; the "
-                "same command resumes the save before"
+                "same command resumes from the last checkpoint"
             )
-    shared = set.intersection(*(set(one["steps"]) for one in found))
-    checkpoints.shared = max(shared, default=None)
+    checkpoints.shared = max(set.intersection(*(set(one["steps"]) for one in found)), default=None)

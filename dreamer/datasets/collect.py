@@ -1,9 +1,8 @@
-"""Plays episodes to be saved, turns them into Minari datasets, and tells what they hold."""
+"""Collects episodes, converts them to Minari datasets, and describes them."""
 
 import contextlib
 import importlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,13 +25,16 @@ from dreamer.system import files
 
 
 def collect(options: CollectOptions, env_config: Env | None) -> None:
-    """Plays and saves episodes of the agent of a run, or of chance in an environment.
+    """Plays and saves episodes of the agent of a run, or of random actions in an environment.
 
     Raises:
-      UserError: no such run, or a folder that is not new.
+      UserError: there is no such run, or the folder is not new.
     """
     out = paths.expand(options.out, "out")
-    _refuse_old(out, options.out)
+    with summary.explaining_refusal(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"out={options.out} exists already; name a new folder")
+        files.probe(files.nearest(out))
     num_envs = min(options.num_envs, options.episodes)
     params: Any = None
     policy: ActingPolicy | None = None
@@ -41,8 +43,7 @@ def collect(options: CollectOptions, env_config: Env | None) -> None:
         env_config, params = saved.config.env, saved.params
         policy = Policy(saved.agent, num_envs, options.greedy)
     assert env_config is not None, "the command line has one"
-    env = registry.make(env_config, num_envs, options.seed)
-    try:
+    with contextlib.closing(registry.make(env_config, num_envs, options.seed)) as env:
         policy = policy or RandomPolicy(num_envs, env.action_spec(), options.seed)
         episodes = whole_episodes(policy, params, env, options.episodes, options.seed)
         with summary.explaining_refusal(out), files.undone_on_failure(out):
@@ -51,11 +52,8 @@ def collect(options: CollectOptions, env_config: Env | None) -> None:
             recorded.save_spaces(out, recorded.spaces_of(env, env_config.name))
             for number, episode in enumerate(episodes):
                 recorded.save(out, number, episode)
-                played.append({key: episode[key] for key in ("reward", "is_first")})
-        restarts = env.restarts
-    finally:
-        env.close()
-    print("\n".join([restart.line for restart in restarts] + _numbers(played)))
+                played.append({"reward": episode["reward"]})
+    print("\n".join([restart.line for restart in env.restarts] + _table(_numbers(played))))
     print(f"saved in {out}; train on them with replay.load={out}")
 
 
@@ -81,10 +79,10 @@ def whole_episodes(
 
 
 def to_minari(options: ToMinariOptions, env_config: Env | None) -> None:
-    """Makes a Minari dataset of recorded episodes.
+    """Converts recorded episodes to a Minari dataset.
 
     Raises:
-      UserError: there are none, their environment is not known, or there is such a dataset.
+      UserError: there are none, their environment is unknown, or the dataset exists already.
     """
     if options.source.startswith(sources.MINARI):
         raise UserError(f"source={options.source} is a Minari dataset already; name a folder")
@@ -98,29 +96,26 @@ def to_minari(options: ToMinariOptions, env_config: Env | None) -> None:
 
 
 def info(options: InfoOptions, env_config: Env | None) -> None:
-    """Prints what recorded episodes hold.
+    """Prints a description of recorded episodes.
 
     Raises:
-      UserError: there are none, or their environment is not known.
+      UserError: there are none, or their environment is unknown.
     """
     if options.source.startswith(sources.MINARI):
-        name = options.source.removeprefix(sources.MINARI)
-        spaces = minari_data.spaces_of(name)
+        spaces = minari_data.spaces_of(options.source.removeprefix(sources.MINARI))
     else:
         _, spaces = _spaces(options, env_config)
     found = sources.open_recording(options.source, "source", spaces)
-    leaves = recorded.expected(spaces)
-    rows = {"source": f"{found.name}, {printable(spaces.name)}"}
-    print("\n".join([f"{name:>9}  {text}" for name, text in rows.items()]))
-    print("\n".join(_numbers(found.read())))
-    for name, leaf in leaves.items():
+    rows = {"source": f"{found.name}, {printable(spaces.name)}"} | _numbers(found.read())
+    print("\n".join(_table(rows)))
+    for name, leaf in recorded.expected(spaces).items():
         if name.startswith(("observation.", "action.")):
             print(f"{'':>9}  {name}: {recorded.describe(leaf)}")
 
 
 def _spaces(options: ToMinariOptions | InfoOptions, named: Env | None) -> tuple[Env, Spaces]:
-    """The environment of recorded episodes and its spaces: as they were saved, or of the one that
-    the user names, where a replay has only the observations that its agent uses."""
+    """The environment of recorded episodes and its spaces: the saved ones, or those of the named
+    environment. Of a replay, only the observations that its agent uses."""
     source = options.source
     if named is None:
         env = sources.env_of(source, "source")
@@ -134,7 +129,7 @@ def _spaces(options: ToMinariOptions | InfoOptions, named: Env | None) -> tuple[
 
 
 def _env_id(config: Env) -> str | None:
-    """By what gymnasium knows an environment, which need not be the name of its task."""
+    """The gymnasium id of an environment, which may differ from the name of its task."""
     if not isinstance(config, GymnasiumEnv) or config.entry_point:
         return None
     package, _, name = config.task.rpartition(":")
@@ -144,22 +139,18 @@ def _env_id(config: Env) -> str | None:
     return name
 
 
-def _numbers(episodes: Iterable[Any]) -> list[str]:
-    """Lines on episodes, returns and steps."""
+def _numbers(episodes: Iterable[Any]) -> dict[str, str]:
+    """Statistics of episodes."""
     returns, lengths = [], []
     for episode in episodes:
         returns.append(float(episode["reward"][1:].sum()))
         lengths.append(len(episode["reward"]) - 1)
-    rows = {
+    return {
         "episodes": f"{len(returns):,} of {min(lengths):,} to {max(lengths):,} steps",
         "steps": f"{sum(lengths):,}",
         "returns": f"{min(returns):.6g} to {max(returns):.6g}, mean {np.mean(returns):.6g}",
     }
+
+
+def _table(rows: dict[str, str]) -> list[str]:
     return [f"{name:>9}  {text}" for name, text in rows.items()]
-
-
-def _refuse_old(out: Path, name: str) -> None:
-    with summary.explaining_refusal(out):
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"out={name} is there already; name a new folder")
-        files.probe(files.nearest(out))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dreamer.agents.interface import Agent
-from dreamer.checkpoint import weights
+from dreamer.checkpoint import loading
 from dreamer.config import Config
 from dreamer.datasets import sources
 from dreamer.datasets.recorded import Recording
@@ -13,14 +13,14 @@ from dreamer.errors import UserError
 
 @dataclass(frozen=True)
 class Initial:
-    """Nothing, unless given."""
+    """Recorded episodes and weights; neither by default."""
 
     recording: Recording | None = None
     params: Any = None  # of every network
-    origin: str = ""  # of these, in words
+    origin: str = ""  # of the parameters, for messages
 
     def steps(self, num_envs: int) -> int:
-        """Steps that come into the replay, as many for every environment."""
+        """Steps to add to the replay, equally many for every environment."""
         return self.recording.rows // num_envs * num_envs if self.recording else 0
 
     def __str__(self) -> str:
@@ -35,15 +35,15 @@ NOTHING = Initial()
 
 
 def choose(config: Config, agent: Agent, params: Any) -> Initial:
-    """What `replay.load` and `run.init_from` ask for.
+    """The initial data that `replay.load` and `run.init_from` name.
 
     Args:
       config: the whole configuration.
       agent: networks.
-      params: fresh parameters, which those of no other run replace.
+      params: fresh parameters, used where no other run provides them.
 
     Raises:
-      UserError: it is not there, or does not fit.
+      UserError: they do not exist, or do not fit.
     """
     recording = None
     if config.replay.load:
@@ -53,7 +53,7 @@ def choose(config: Config, agent: Agent, params: Any) -> Initial:
     if not config.run.init_from:
         return Initial(recording)
     source, modules = config.run.init_from, config.run.init_modules
-    params = weights.load(source, modules, params)
+    params = loading.load_weights(source, modules, params)
     return Initial(recording, params, f"{', '.join(modules) or 'the weights'} of {source}")
 
 
@@ -67,7 +67,7 @@ def _check_length(config: Config, recording: Recording) -> None:
     window = config.replay.batch_length + 1
     if config.run.offline and rows // rings < window:
         raise UserError(
-            f"replay.load={config.replay.load} has {rows} steps, which for env.num_envs={rings} "
-            f"rings of replay hold no sequence of replay.batch_length + 1 = {window}; record more, "
-            "or lower one of both"
+            f"replay.load={config.replay.load} has {rows} steps, too few for one sequence of "
+            f"replay.batch_length + 1 = {window} in each of env.num_envs={rings} rings; record "
+            "more, or lower one of both"
         )

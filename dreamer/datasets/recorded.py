@@ -1,29 +1,26 @@
 """Recorded episodes: rows of replay without latents, and the folders they are saved in.
 
 An episode is a flat dict of arrays by name, whose leading axis are its T + 1 rows:
-- `observation.KEY` and `action.KEY` as in the specs of the environment; row t holds what was seen
-  at t and the action then taken, which is zero in the last row;
+- `observation.KEY` and `action.KEY` as in the specs of the environment; row t has the observation
+  at t and the action taken then, which is zero in the last row;
 - `reward` float32, received on arriving at t, so 0 in the first row;
-- `is_first`, `is_last`, `is_terminal` bool; an episode that was cut off has no last row, one that
-  ended by a time limit has a last row that is not terminal.
+- `is_first`, `is_last`, `is_terminal` bool; an incomplete episode has no last row, a truncated one
+  has a last row that is not terminal.
 
-A folder holds one `.npz` file of these arrays per episode, `env.yaml`, the section `env` of the
-configuration they were made with, and `spaces.json`, the spaces of that environment; the last two
-only those need who do not say which environment it is.
+A folder has one `.npz` file of these arrays per episode; `env.yaml`, the section `env` of the
+configuration they were made with; and `spaces.json`, the spaces of that environment. The last two
+are only needed where the user does not name the environment.
 """
 
 import contextlib
 import json
-import math
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
-import numpy.lib.format as npy
 import psutil
 from dm_env import specs
 from gymnasium import spaces
@@ -32,7 +29,7 @@ from dreamer.envs import saved_spaces
 from dreamer.envs.base import BatchedEnv, Specs
 from dreamer.envs.spaces import action_codec
 from dreamer.errors import UserError
-from dreamer.errors import describe as told
+from dreamer.errors import describe as message
 from dreamer.system import files
 
 Episode = dict[str, np.ndarray]
@@ -46,21 +43,21 @@ _ADVICE = "choose the environment that was recorded, or other episodes"
 
 @dataclass(frozen=True)
 class Spaces:
-    """What the episodes are wanted for."""
+    """What episodes have to fit."""
 
     name: str  # of the environment
-    observations: Specs  # those that are used
+    observations: Specs  # only those in use
     actions: Specs
     native: gymnasium.Space  # of actions, in the environment's own units
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Episodes that can be read one after the other, as often as needed."""
+    """Episodes that are read one after the other, as often as needed."""
 
     name: str
     lengths: list[int]  # rows of each
-    read: Callable[[], Iterator[Episode]]  # raises UserError for values that cannot be
+    read: Callable[[], Iterator[Episode]]  # raises UserError for invalid values
 
     @property
     def rows(self) -> int:
@@ -70,30 +67,32 @@ class Recording:
 def spaces_of(
     env: BatchedEnv, name: str, observations: Mapping[str, specs.Array] | None = None
 ) -> Spaces:
-    """The spaces of an environment, of its observations only those given."""
+    """The spaces of an environment; with these observations only, if given."""
     actions = env.action_spec()
     native = getattr(env, "native_actions", None) or space_of(actions)
     return Spaces(name, dict(observations or env.observation_spec()), actions, native)
 
 
-def fitting(native: gymnasium.Space | None, actions: Specs) -> gymnasium.Space | None:
-    """The space, if actions of these specs are made into its elements.
+def load_native(saved: Any, actions: Specs) -> gymnasium.Space | None:
+    """The saved space of native actions, see `saved_spaces`; None if none was saved.
 
     Raises:
-      ValueError: they are not.
+      ValueError, UserError: it cannot be loaded, or does not have these actions.
     """
-    try:
-        specs_of = {} if native is None else action_codec(native).specs
-    except UserError as error:
-        raise ValueError(str(error)) from error
-    forms = [{key: describe(leaf) for key, leaf in part.items()} for part in (specs_of, actions)]
-    if native is not None and forms[0] != forms[1]:
-        raise ValueError("its actions are not those of the space that it has for them")
+    native = saved_spaces.load_space(saved)
+    if native is None:
+        return None
+    found, own = (
+        {key: describe(leaf) for key, leaf in part.items()}
+        for part in (action_codec(native).specs, actions)
+    )
+    if found != own:
+        raise ValueError(f"the space has actions {found}, expected {own}")
     return native
 
 
 def space_of(leaves: Specs) -> gymnasium.Space:
-    """A gymnasium space with these specs: of one leaf named as such, else a Dict."""
+    """A gymnasium space with these specs: a Dict, or that of a single leaf with a default name."""
     parts = {key: _space(leaf) for key, leaf in leaves.items()}
     (key, leaf), *others = parts.items()
     image = leaf.dtype == np.uint8
@@ -126,32 +125,33 @@ def expected(wanted: Spaces) -> dict[str, specs.Array]:
 
 
 def compare(name: str, found: Mapping[str, specs.Array], wanted: Spaces) -> None:
-    """Refuses episodes of another environment; observations that nobody uses do not count.
+    """Refuses episodes of another environment; unused observations do not matter.
 
     Args:
-      name: where the episodes are from.
+      name: of the source of the episodes.
       found: specs of their observations and actions, by name.
-      wanted: what they are compared with.
+      wanted: what they have to fit.
 
     Raises:
-      UserError: the first difference.
+      UserError: naming the first difference.
     """
-    leaves = expected(wanted)
-    unused = [key for key in found if key.startswith("action.") and key not in leaves]
-    for key in [*leaves, *unused]:
-        if key in ("reward", *FLAGS):
-            continue
-        there = describe(found[key]) if key in found else "missing"
-        here = describe(leaves[key]) if key in leaves else "missing"
-        if there != here:
+    here = {key: describe(leaf) for key, leaf in expected(wanted).items() if "." in key}
+    there = {
+        key: describe(leaf)
+        for key, leaf in found.items()
+        if key in here or key.startswith("action.")
+    }
+    for key in here | there:
+        if here.get(key) != there.get(key):
             raise UserError(
-                f"{name} does not fit the environment {wanted.name}: {key} is {there} there and "
-                f"{here} in the environment; {_ADVICE}"
+                f"{name} does not fit the environment {wanted.name}: {key} is "
+                f"{there.get(key, 'missing')} in the recording and {here.get(key, 'missing')} in "
+                f"the environment; {_ADVICE}"
             )
 
 
 def describe(leaf: specs.Array) -> str:
-    """Type, shape and classes of a spec, in words."""
+    """Dtype, shape and classes of a spec, for messages."""
     text = f"{leaf.dtype} {list(leaf.shape)}"
     if np.issubdtype(leaf.dtype, np.signedinteger) and isinstance(leaf, specs.BoundedArray):
         return f"{text} of {int(np.max(leaf.maximum)) + 1} classes"
@@ -159,15 +159,15 @@ def describe(leaf: specs.Array) -> str:
 
 
 def checked(name: str, episode: Mapping[str, Any], wanted: Spaces) -> Episode:
-    """The arrays of an episode that are used.
+    """The used arrays of an episode, after they are checked.
 
     Args:
-      name: what the episode is called in messages.
+      name: of the episode, for messages.
       episode: its arrays by name.
       wanted: what they have to fit.
 
     Raises:
-      UserError: an array is missing, of another shape or type, or holds values that cannot be.
+      UserError: an array is missing, has another shape or dtype, or invalid values.
     """
     leaves, found = expected(wanted), {}
     for key, leaf in leaves.items():
@@ -177,44 +177,37 @@ def checked(name: str, episode: Mapping[str, Any], wanted: Spaces) -> Episode:
         if not value.ndim or value.shape[1:] != leaf.shape or value.dtype != leaf.dtype:
             raise UserError(
                 f"{name} does not fit the environment {wanted.name}: a row of {key} is "
-                f"{value.dtype} {list(value.shape[1:])} there and {describe(leaf)} in the "
-                f"environment; {_ADVICE}"
+                f"{value.dtype} {list(value.shape[1:])} in the recording and {describe(leaf)} in "
+                f"the environment; {_ADVICE}"
             )
         _check_values(name, key, value, leaf)
     lengths = {key: len(value) for key, value in found.items()}
     if len(set(lengths.values())) > 1 or not lengths["reward"]:
         raise UserError(
-            f"{name}: the arrays of an episode have equally many rows, at least one, not "
+            f"{name}: all arrays of an episode need the same number of rows, at least one, not "
             + ", ".join(f"{key} {length}" for key, length in lengths.items())
         )
-    # What comes before in replay is another episode, also where the beginning of this one is lost.
+    # The rows before it in replay are another episode, also if its first rows are lost.
     found["is_first"] = np.concatenate([[True], found["is_first"][1:]])
     return found
 
 
 def _check_values(name: str, key: str, value: np.ndarray, leaf: specs.Array) -> None:
-    if value.dtype == np.float32 and not np.isfinite(value).all():
-        raise UserError(f"{name}: {key} is not finite in row {_row(~np.isfinite(value))}")
-    # Floats have no bounds here: a continuous action is kept as the policy drew it, which the model
-    # is told as well, and only the environment clips it.
+    wrong, what = ~np.isfinite(value), "not finite"
+    # Floats have no bounds here: a continuous action is kept as the policy has sampled it, which is
+    # also the input of the model; only the environment clips it.
     if isinstance(leaf, specs.BoundedArray) and np.issubdtype(leaf.dtype, np.signedinteger):
-        outside = (value < leaf.minimum) | (value > leaf.maximum)
-        if outside.any():
-            raise UserError(
-                f"{name}: {key} in row {_row(outside)} is not between {np.min(leaf.minimum)} and "
-                f"{np.max(leaf.maximum)}"
-            )
-
-
-def _row(wrong: np.ndarray) -> int:
-    return int(np.argwhere(wrong)[0, 0])
+        wrong = (value < leaf.minimum) | (value > leaf.maximum)
+        what = f"not between {np.min(leaf.minimum)} and {np.max(leaf.maximum)}"
+    if wrong.any():
+        raise UserError(f"{name}: {key} in row {np.argwhere(wrong)[0, 0]} is {what}")
 
 
 # ------------------------------------------------------------------------------------------ folders
 
 
 def save(folder: Path, number: int, episode: Episode) -> Path:
-    """Writes one episode whole or not at all.
+    """Writes one episode atomically.
 
     Raises:
       OSError: it cannot be written.
@@ -243,7 +236,7 @@ def read_spaces(folder: Path, name: str) -> Spaces:
     """The spaces that were saved with the episodes in a folder.
 
     Raises:
-      UserError: they cannot be read, or are none.
+      UserError: they cannot be read, or are invalid.
     """
     file = folder / SPACES
     try:
@@ -253,12 +246,11 @@ def read_spaces(folder: Path, name: str) -> Spaces:
         )
         if not (observations and actions):
             raise ValueError("it has no observations or no actions")
-        native = fitting(saved_spaces.load_space(saved["native"]), actions)
+        native = load_native(saved["native"], actions)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError) as error:
-        what = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"{file} cannot be read as the spaces of an environment: {what}; say which it is, as "
-            "in env.task=CartPole-v1"
+            f"{file} cannot be read as the spaces of an environment: {message(error)}; name "
+            "the environment, as in env.task=CartPole-v1"
         ) from None
     return Spaces(name, observations, actions, native or space_of(actions))
 
@@ -275,59 +267,34 @@ def open_folder(folder: Path, wanted: Spaces) -> Recording:
             f"{folder} holds no saved episodes (*.npz); save some with python -m dreamer.data "
             "collect, or name a Minari dataset as minari:DATASET_ID"
         )
-    lengths = [_rows(file) for file in found]
+    lengths = []
+    for file in found:
+        with _opened(file) as members:
+            lengths.append(len(_array(members, "reward")))
 
     def read() -> Iterator[Episode]:
         for file in found:
-            yield checked(str(file), _arrays(file, expected(wanted)), wanted)
+            with _opened(file) as members:
+                names = [name for name in expected(wanted) if name in members]
+                episode = {name: _array(members, name) for name in names}
+            yield checked(str(file), episode, wanted)
 
     return Recording(str(folder), lengths, read)
 
 
-def _rows(file: Path) -> int:
-    """The rows of a saved episode, of which no array is read."""
-    with _opened(file) as members:
-        shape, _ = _form(members, "reward")
-        if not shape:
-            raise ValueError("reward has no axis of rows")
-        return shape[0]
-
-
-def _arrays(file: Path, names: Iterable[str]) -> Episode:
-    """Those of these arrays that a file has."""
-    with _opened(file) as members:
-        there = [name for name in names if f"{name}.npy" in members.namelist()]
-        forms = [_form(members, name) for name in there]
-        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in forms)
-        if size > (free := psutil.virtual_memory().available):
-            raise ValueError(f"its arrays have {size:,} bytes, and {free:,} of memory are free")
-        arrays = {}
-        for name in there:
-            with members.open(f"{name}.npy") as member:
-                arrays[name] = npy.read_array(member, allow_pickle=False)
-        return arrays
-
-
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
+def _opened(file: Path) -> Iterator[Any]:
+    """The file of an episode, whose arrays are read one by one."""
     try:
-        with open(files.open_regular(file), "rb") as opened, zipfile.ZipFile(opened) as members:
+        with open(files.open_regular(file), "rb") as opened, np.load(opened) as members:
             yield members
     except Exception as error:  # of many kinds, for files that are no archives of arrays
-        raise UserError(f"{file} cannot be read as a saved episode: {told(error)}") from None
+        raise UserError(f"{file} cannot be read as a saved episode: {message(error)}") from None
 
 
-def _form(members: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of an array, which must be all that the file says of its size."""
-    if f"{name}.npy" not in members.namelist():
-        raise ValueError(f"it has no array {name}")
-    with members.open(f"{name}.npy") as member:
-        version = npy.read_magic(member)
-        header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = header(member)
-        size = member.tell() + math.prod(shape) * dtype.itemsize
-    if dtype.hasobject:
-        raise ValueError(f"{name} holds objects, which are not read")
-    if (there := members.getinfo(f"{name}.npy").file_size) != size or min(shape, default=0) < 0:
-        raise ValueError(f"{name} has {there:,} bytes where its header says {size:,}")
-    return shape, dtype
+def _array(members: Any, name: str) -> np.ndarray:
+    """An array that fits into memory: a small file may unpack to a large one."""
+    size = members.zip.getinfo(f"{name}.npy").file_size
+    if size > (free := psutil.virtual_memory().available):
+        raise ValueError(f"{name} has {size:,} bytes, and {free:,} of memory are free")
+    return np.asarray(members[name])

@@ -1,4 +1,4 @@
-"""Well sealed checkpoints of other content, and environments in JAX of either format."""
+"""Forged checkpoints with valid checksums, and environments in JAX of either format."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import dreamer
+from dreamer.checkpoint import arrays as stored
 from dreamer.checkpoint import integrity, storage
 from dreamer.cli import compose, data, export, train
 from dreamer.cli import eval as evaluation
@@ -35,7 +36,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 def refused(
     capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], *argv: str
 ) -> str:
-    """The one line that a command ends with."""
+    """The one line of error of a command."""
     capsys.readouterr()
     assert exit_on_user_error(lambda: main(list(argv))) == 2
     (error,) = capsys.readouterr().err.splitlines()
@@ -43,7 +44,7 @@ def refused(
 
 
 def rewrite(run: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """Changes a document and seals it again; gives the folder of the checkpoint."""
+    """Changes a document and its checksum; returns the folder of the checkpoint."""
     path = run / "checkpoints" / "100"
     content = integrity.read_document(path / DOCUMENT)
     assert content is not None
@@ -74,7 +75,7 @@ def lose(path: str) -> Callable[[dict[str, Any]], None]:
 
 WIDE = {"shape": [2**30, 2**30], "dtype": "float32"}
 FORGED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
-    "a newer format": (put("format", 99), "has format 99, newer than the 3 .*; install"),
+    "a newer format": (put("format", 99), "has format 99; this .* reads format 3; install"),
     "a format in words": (put("format", "2"), "format='2'"),
     "a true format": (put("format", True), "format=True"),
     "a field more": (put("more", 1), "has more, which is not known here; install"),
@@ -82,7 +83,7 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "deeper more": (put("meta.learner.more", 1), "has meta.learner.more, which is not known"),
     "a field less": (lose("structure"), "structure: Field required"),
     "a counter less": (lose("meta.learner"), "meta.learner: Field required"),
-    "no step": (lose("meta.step"), "step, ratio and episodes are of a run that acts"),
+    "no step": (lose("meta.step"), "only a run that acts has step, ratio and episodes"),
     "no meta": (put("meta", None), "meta=None"),
     "a list for meta": (put("meta", [1, 2]), r"meta=\[1, 2\]"),
     "a negative step": (put("meta.step", -1), "meta.step=-1"),
@@ -91,7 +92,7 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a true step": (put("meta.step", True), "meta.step=True"),
     "a huge step": (put("meta.step", 10**30), "meta.step=1000"),
     "NaN updates": (put("meta.learner.updates", float("nan")), "meta.learner.updates=nan"),
-    "owed for ever": (put("meta.learner.owed", 2**40), "meta.learner.owed=1099511627776"),
+    "too many owed": (put("meta.learner.owed", 2**40), "meta.learner.owed=1099511627776"),
     "zero hosts": (put("meta.hosts", 0), "meta.hosts=0"),
     "a ratio of nothing": (put("meta.ratio.denominator", 0), "meta.ratio.denominator=0"),
     "a ratio ahead": (put("meta.ratio.step", 10**9), "ratio.step=1000000000 is after step=100"),
@@ -101,11 +102,14 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "text for lists": (put("meta.episodes.returns", "abc"), "meta.episodes.returns='abc'"),
     "episodes in words": (put("meta.env.episodes", "abc"), "meta.env.episodes='abc'"),
     "an episode of text": (put("meta.env.episodes", ["a", "b"]), "meta.env.episodes.0='a'"),
-    "rewards less": (put("meta.env.reward", [0.0]), "of equal lengths"),
-    "restarts of numbers": (put("meta.env.restarts", [[1, 2, 3]]), "is no restart"),
+    "rewards less": (put("meta.env.reward", [0.0]), "must have equal lengths"),
+    "restarts of numbers": (
+        put("meta.env.restarts", [[1, 2, 3]]),
+        "meta.env.restarts.0.1=2",
+    ),
     "no spaces in spaces": (put("meta.spaces", {}), "meta.spaces.observations: Field required"),
     "no actions": (put("meta.spaces.actions", {}), "meta.spaces.actions={}"),
-    "a type of nobody": (
+    "an unknown type": (
         put("meta.spaces.observations.observation.dtype", "object"),
         "meta.spaces.observations.observation.dtype='object'",
     ),
@@ -113,7 +117,7 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         put("meta.spaces.observations.observation.shape", "abc"),
         "meta.spaces.observations.observation.shape='abc'",
     ),
-    "too many numbers": (put("meta.spaces.observations.observation", WIDE), "too many numbers"),
+    "too many numbers": (put("meta.spaces.observations.observation", WIDE), "is too many numbers"),
     "classes less": (lose("meta.spaces.actions.action.classes"), "classes=None does not fit"),
     "a rank of 40": (put("meta.spaces.observations.observation.shape", [1] * 40), "shape="),
     "files outside": (put("files", {"../../x": [1, 1]}), "files.../../x"),
@@ -124,7 +128,7 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 
 
 @pytest.mark.parametrize("kind", FORGED)
-def test_a_document_that_no_run_wrote_is_one_line(kind: str, run: Path) -> None:
+def test_a_forged_document_is_one_line(kind: str, run: Path) -> None:
     change, message = FORGED[kind]
     path = rewrite(run, change)
     with pytest.raises(UserError, match=f"^the checkpoint {path} .*{message}") as caught:
@@ -133,7 +137,7 @@ def test_a_document_that_no_run_wrote_is_one_line(kind: str, run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_command_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_refuses_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = rewrite(run, put("meta.learner.updates", [[]]))
     new = run.parent / "new"
     for main, *argv in (
@@ -150,8 +154,8 @@ def test_every_command_says_so(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert not new.exists()
 
 
-def test_deep_documents_are_damage(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """They cannot be told from any other text that is no document."""
+def test_deep_documents_are_damaged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are treated as any other text that is not a document."""
     file = run / "checkpoints" / "100" / DOCUMENT
     file.write_text('{"checksum": 1, "content": ' + "[" * 10**5 + "]" * 10**5 + "}")
     assert f"{DOCUMENT} has changed" in refused(capsys, evaluation.main, f"run={run}")
@@ -164,11 +168,11 @@ def test_deep_documents_are_damage(run: Path, capsys: pytest.CaptureFixture[str]
 
 
 def rearrange(run: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """Changes the arrays beside the state and seals them."""
+    """Changes the arrays of the replay and their checksums."""
     path = run / "checkpoints" / "100"
     about = storage.read(path)
-    arrays = jax.tree.map(np.array, storage.read_arrays(path, "replay"))
-    state = storage.read_arrays(path, "state")
+    arrays = jax.tree.map(np.array, stored.read(path / "replay"))
+    state = stored.read(path / "state")
     change(arrays)
     shutil.rmtree(path)
     path.mkdir()
@@ -209,7 +213,7 @@ def fewer(arrays: dict[str, Any]) -> None:
         (fewer, "KeyError: 'carry'"),
     ],
 )
-def test_arrays_that_no_run_wrote_are_one_line(
+def test_forged_arrays_are_one_line(
     change: Callable[[dict[str, Any]], None],
     message: str,
     run: Path,
@@ -230,13 +234,13 @@ def test_arrays_larger_than_memory_are_refused(
     assert "need 0.0 MiB of memory, and 0.0 MiB are free" in refused(capsys, data.main, *argv)
 
 
-def test_a_state_of_other_shapes_is_refused_unread(
+def test_a_state_of_other_shapes_is_refused_before_it_is_read(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the document says of it."""
+    """Even if the document has the right shapes."""
     path = run / "checkpoints" / "100"
     about = storage.read(path)
-    state = storage.read_arrays(path, "state")
+    state = stored.read(path / "state")
     shutil.rmtree(path)
     path.mkdir()
     (name, part), *_ = state["params"].items()
@@ -247,16 +251,16 @@ def test_a_state_of_other_shapes_is_refused_unread(
     def read(*_: Any, **__: Any) -> None:
         raise AssertionError("it is read")
 
-    monkeypatch.setattr(storage.ocp.PyTreeCheckpointHandler, "restore", read)
+    monkeypatch.setattr(stored.ocp.PyTreeCheckpointHandler, "restore", read)
     new = tiny_run.argv(run.parent / "new", f"run.init_from={run}")
     for argv in (new, tiny_run.argv(run, "run.steps=110")):
         line = refused(capsys, train.main, *argv)
         assert f"the checkpoint {path} cannot be read: params.{name}." in line
-        assert " there and [" in line
+        assert " in the checkpoint and float32[" in line
 
 
 @pytest.mark.parametrize("sealed", [[0, 0], [4, 0]])
-def test_no_seal_leads_out_of_a_checkpoint(
+def test_no_checksum_is_of_a_file_outside_of_the_checkpoint(
     sealed: list[int], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = rewrite(run, lambda content: content["files"].update({"state/e/zero": sealed}))
@@ -265,7 +269,7 @@ def test_no_seal_leads_out_of_a_checkpoint(
     assert f"{path}/state/e: it is a link to a folder elsewhere" in line
 
 
-def test_pipes_in_place_of_old_documents_are_not_waited_for(
+def test_pipes_in_place_of_old_documents_do_not_block(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = run / "checkpoints" / "100"
@@ -293,7 +297,7 @@ def environments() -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["arrays", "lists"])
 def test_environments_in_jax_continue_exactly(form: str) -> None:
-    """Lists are what checkpoints had before format 2."""
+    """Checkpoints had lists before format 2."""
     env, again = environments(), environments()
     action = {"action": np.array([0, 1, 1], np.int32)}
     env.reset()
@@ -308,7 +312,7 @@ def test_environments_in_jax_continue_exactly(form: str) -> None:
     tiny_run.assert_same(again.step(action), env.step(action))
 
 
-def test_environments_of_another_kind_start_anew() -> None:
+def test_environments_of_another_kind_are_reset() -> None:
     env = environments()
     env.reset()
     state = env.get_state()

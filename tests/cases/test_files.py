@@ -340,7 +340,7 @@ def test_notes_of_earlier_starts_that_cannot_be_read_are_replaced(
     capsys.readouterr()
     assert train.main(tiny_run.argv(run)) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"warning: {run}/version.json cannot be read and is written from the")
+    assert line.startswith(f"warning: {run}/version.json cannot be read and is replaced")
     assert json.loads((run / "version.json").read_text())["earlier"] == []
 
 

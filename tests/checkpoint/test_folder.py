@@ -1,4 +1,4 @@
-"""The run folder: what it accepts, what it writes, and that a refusal leaves nothing behind."""
+"""The run folder: what it accepts, what it writes, and that a refusal leaves no trace."""
 
 import json
 import resource
@@ -45,7 +45,7 @@ def test_new_folder_gets_config_and_version(tmp_path: Path) -> None:
     assert version["earlier"] == []
 
 
-def test_resuming_renews_config_and_keeps_earlier_starts(tmp_path: Path) -> None:
+def test_resuming_replaces_config_and_keeps_earlier_starts(tmp_path: Path) -> None:
     prepare(tmp_path, CONFIG, command=["one"])
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     first = saved_config(tmp_path)
@@ -60,7 +60,7 @@ def test_resuming_renews_config_and_keeps_earlier_starts(tmp_path: Path) -> None
     assert names(tmp_path) == ["config.yaml", "metrics.jsonl", "version.json"]
 
 
-def test_what_an_interrupted_write_leaves_is_no_foreign_folder(tmp_path: Path) -> None:
+def test_a_folder_with_temporary_files_only_is_accepted(tmp_path: Path) -> None:
     (tmp_path / ".config.yaml.123.tmp").write_text("seed")
     prepare(tmp_path, CONFIG)
     assert saved_config(tmp_path) is not None
@@ -79,7 +79,7 @@ def test_foreign_folder_is_refused_untouched(tmp_path: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize("below", [".", "a", "a/b"])
-def test_file_in_the_way_is_refused(tmp_path: Path, below: str) -> None:
+def test_file_in_place_of_the_folder_is_refused(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file is not a folder"):
         prepare(tmp_path / "file" / below, CONFIG)
@@ -96,7 +96,7 @@ def test_full_disk_is_refused_before_anything_is_made(tmp_path: Path, below: str
 
 
 @pytest.mark.parametrize("below", [".", "a/b"])
-def test_disk_that_fills_up_in_between_leaves_nothing(
+def test_disk_that_fills_up_meanwhile_leaves_nothing(
     tmp_path: Path, below: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(path: Path, text: str) -> None:
@@ -143,7 +143,7 @@ def test_write_atomic_replaces_the_file_and_does_not_write_into_it(tmp_path: Pat
     assert (tmp_path / "reader").read_text() == "old"
 
 
-def test_git_state_tells_commit_and_changes(tmp_path: Path) -> None:
+def test_git_state_has_commit_and_changes(tmp_path: Path) -> None:
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
         command = ["git", "-C", str(tmp_path), *identity, *arguments]
@@ -171,8 +171,8 @@ def test_versions_are_those_installed() -> None:
     assert {"python", "dreamer", "jax", "flax", "optax", "gymnasium"} <= versions().keys()
 
 
-def test_a_lock_keeps_others_out_until_it_is_given_back(tmp_path: Path) -> None:
-    refusal = pytest.raises(UserError, match=r"is in use by a run .* with run\.dir=PATH")
+def test_a_lock_keeps_others_out_until_it_is_released(tmp_path: Path) -> None:
+    refusal = pytest.raises(UserError, match=r"is in use by a run; .* with run\.dir=PATH")
     with locked(tmp_path), refusal, locked(tmp_path):
         pass
     with locked(tmp_path):

@@ -1,4 +1,4 @@
-"""Whatever changes in a file is found, and what cannot be read is not called changed."""
+"""Every change of a file is found; a file that cannot be read does not count as changed."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_one_bit_is_found(sealed: tuple[Path, dict], position: int) -> None:
     assert damage(folder, seals, "small") == ""
 
 
-def test_what_is_cut_grown_or_gone_is_found(sealed: tuple[Path, dict]) -> None:
+def test_truncated_grown_and_missing_files_are_found(sealed: tuple[Path, dict]) -> None:
     folder, seals = sealed
     (folder / "a/empty").write_bytes(b"1")
     assert damage(folder, seals) == "a/empty has 1 bytes of 0"
@@ -48,7 +48,7 @@ def test_what_is_cut_grown_or_gone_is_found(sealed: tuple[Path, dict]) -> None:
     assert damage(folder, seals) == "a/b/large is missing"
 
 
-def test_what_cannot_be_read_is_no_damage(sealed: tuple[Path, dict]) -> None:
+def test_an_unreadable_file_is_not_damaged(sealed: tuple[Path, dict]) -> None:
     folder, seals = sealed
     (folder / "small").unlink()
     (folder / "small").symlink_to(folder / "small")

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: newest and best kept, a damaged one set aside, failures in one line."""
+"""Checkpoints of a run: newest and best kept, damaged ones renamed, failures in one line."""
 
 import errno
 import re
@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from dreamer.checkpoint import manager
+from dreamer.checkpoint import manager, shared
 from dreamer.checkpoint.manager import Checkpointer, SaveError
 from dreamer.errors import UserError
 from dreamer.replay import host
@@ -95,7 +95,7 @@ def opened(tmp_path):
 
     yield make
     for each in made:
-        each.close()
+        each.wait()
 
 
 def assert_same(actual, expected):
@@ -110,6 +110,12 @@ def save(writer, step, score=None):
     writer.save(step, {"step": np.array([step])}, None, META | {"step": step}, score)
 
 
+def restore_newest(writer, pattern):
+    restored = shared.restore(writer, pattern, fresh=False)
+    assert restored is not None
+    return restored
+
+
 def folders(writer):
     return sorted(path.name for path in writer.directory.iterdir())
 
@@ -118,14 +124,14 @@ def test_restores_everything_bit_for_bit(opened):
     state = train_state(seed=1)
     writer = opened()
     writer.save(5, state, REPLAY, META)
-    writer.close()
+    writer.wait()
     reader = opened()
     assert reader.latest_step() == 5
     restored, replay, meta = reader.restore(5, train_state(seed=2))
     assert_same(restored, state)
     assert_same(replay, REPLAY)
     assert meta == META
-    assert_same(reader.restore_newest(state)[0], state)
+    assert_same(restore_newest(reader, state)[0], state)
 
 
 def test_restores_into_abstract_arrays(opened):
@@ -139,7 +145,7 @@ def test_restores_into_abstract_arrays(opened):
 
 
 def test_later_changes_do_not_reach_the_checkpoint(opened):
-    """The next update donates the state, and the environments go on stepping."""
+    """The next update donates the state, and the environments continue to step."""
     state = {"jax": jnp.arange(300_000.0), "numpy": np.arange(300_000)}
     expected = jax.tree.map(lambda x: np.array(x), state)
     returns = [1.0]
@@ -157,7 +163,7 @@ def test_later_changes_do_not_reach_the_checkpoint(opened):
     assert meta["episodes"]["returns"] == [1.0]
 
 
-def test_meta_is_turned_into_json_before_the_call_returns(opened):
+def test_meta_is_converted_to_json_before_the_call_returns(opened):
     writer = opened()
     with pytest.raises(TypeError, match="not JSON serializable"):
         writer.save(1, {"x": np.zeros(1)}, None, {"x": object()})
@@ -165,7 +171,7 @@ def test_meta_is_turned_into_json_before_the_call_returns(opened):
     assert folders(writer) == []
 
 
-def test_a_replay_goes_on_as_if_never_stopped(opened):
+def test_a_replay_resumes_exactly(opened):
     spec = {"is_first": ((), bool), "is_last": ((), bool), "latent": {"stoch": ((2,), np.uint8)}}
     rng = np.random.default_rng(0)
 
@@ -199,12 +205,12 @@ def test_keeps_the_newest_and_the_best(opened):
         save(writer, step, score)
     writer.wait()
     assert folders(writer) == ["2", "5", "6"]
-    assert (writer.latest_step(), writer.best_step()) == (6, 2)
+    assert (writer.latest_step(), manager.best(writer.directory)) == (6, 2)
     reopened = opened(keep=2)  # the scores are on disk
     save(reopened, 7, 9.0)
     reopened.wait()
     assert folders(reopened) == ["6", "7"]
-    assert reopened.best_step() == 7
+    assert manager.best(reopened.directory) == 7
 
 
 def test_without_scores_only_the_newest_is_kept_and_none_is_best(opened):
@@ -213,7 +219,7 @@ def test_without_scores_only_the_newest_is_kept_and_none_is_best(opened):
         save(writer, step)
     writer.wait()
     assert folders(writer) == ["2", "3"]
-    assert writer.best_step() is None
+    assert manager.best(writer.directory) is None
 
 
 def test_a_score_can_be_added_to_a_saved_step(opened):
@@ -221,7 +227,7 @@ def test_a_score_can_be_added_to_a_saved_step(opened):
     save(writer, 1, 3.0)
     save(writer, 2)
     writer.amend(2, {"skipped": 3}, 4.0)
-    assert writer.best_step() == 2
+    assert manager.best(writer.directory) == 2
     writer.amend(2, {"skipped": 4})  # keeps its score and all else
     save(writer, 3)
     writer.wait()
@@ -239,28 +245,28 @@ def damage(path):
     return f"{file.relative_to(path)} has {file.stat().st_size:,} bytes"
 
 
-def test_the_newest_whole_one_is_restored_and_damaged_ones_are_set_aside(opened, capsys):
+def test_the_newest_undamaged_one_is_restored_and_damaged_ones_are_renamed(opened, capsys):
     writer = opened(keep=4)
     for step in (1, 2, 3, 40):
         save(writer, step)
     writer.wait()
     found = {step: damage(writer.directory / str(step)) for step in (3, 40)}
-    (writer.directory / "3.damaged").mkdir()  # of an earlier time
-    assert writer.restore_newest({"step": np.array([0])})[2]["step"] == 2
+    (writer.directory / "3.damaged").mkdir()  # of an earlier start
+    assert restore_newest(writer, {"step": np.array([0])})[2]["step"] == 2
     first, second = capsys.readouterr().err.splitlines()
     path = writer.directory / "40"
     assert first.startswith(f"warning: the checkpoint {path} is damaged: {found[40]} of ")
-    assert first.endswith("; it is now named 40.damaged, and training goes back to step 2")
+    assert first.endswith("; it is now named 40.damaged, and training rolls back to step 2")
     assert "now named 3.damaged1, and" in second
     assert folders(writer) == ["1", "2", "3.damaged", "3.damaged1", "40.damaged"]
     for step in (3, 4):
         save(writer, step)
     writer.wait()
-    assert writer.restore_newest({"step": np.array([0])})[2]["step"] == 4
+    assert restore_newest(writer, {"step": np.array([0])})[2]["step"] == 4
     assert capsys.readouterr().err == ""
 
 
-def test_when_all_are_damaged_none_is_touched(opened):
+def test_if_all_are_damaged_none_is_renamed(opened):
     writer = opened()
     for step in (1, 2):
         save(writer, step)
@@ -268,13 +274,13 @@ def test_when_all_are_damaged_none_is_touched(opened):
     for step in (1, 2):
         damage(writer.directory / str(step))
     for _ in range(2):
-        with pytest.raises(UserError, match=r"/2 is damaged: .*/1 is damaged: .*; put back a"):
-            writer.restore_newest({"step": np.array([0])})
+        with pytest.raises(UserError, match=r"/2 is damaged: .*/1 is damaged: .*; put back "):
+            restore_newest(writer, {"step": np.array([0])})
     assert folders(writer) == ["1", "2"]
 
 
-def test_what_is_being_deleted_is_no_checkpoint(opened, monkeypatch):
-    """Killed in the middle of it, it is gone at the next start."""
+def test_a_partly_deleted_checkpoint_does_not_count(opened, monkeypatch):
+    """The next start deletes the rest."""
     writer = opened(keep=1)
     with monkeypatch.context() as patch:
         patch.setattr("dreamer.system.files.remove", lambda _: None)
@@ -296,7 +302,7 @@ def test_a_folder_without_checkpoints_has_none(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_a_failure_is_told_by_the_next_call_and_once(opened):
+def test_a_failure_is_raised_once_by_the_next_call(opened):
     writer = opened()
     save(writer, 1)
     writer.wait()
@@ -316,7 +322,7 @@ def test_a_failure_is_told_by_the_next_call_and_once(opened):
     assert writer.completed == 2
 
 
-def test_a_temporary_folder_is_no_checkpoint_and_is_cleaned_up(opened):
+def test_temporary_folders_do_not_count_and_are_removed(opened):
     writer = opened()
     writer.save(1, train_state(), None, META)
     writer.wait()
@@ -335,7 +341,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatc
     (tmp_path / "file").write_text("")
     with pytest.raises(
         UserError,
-        match="^cannot write checkpoints to .*/file/x: Not a directory; .*checkpoint.dir$",
+        match="^checkpoint.dir=.*/file/x cannot be written: Not a directory; .*checkpoint.dir=PATH",
     ):
         Checkpointer(tmp_path / "file" / "x")
 
@@ -354,7 +360,7 @@ def run_python(code, *arguments):
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint(tmp_path):
-    """A limit on the size of files stands for the full disk: the error takes the same way."""
+    """Simulated by a limit on the size of files, which fails in the same way."""
     code = """
         import resource, sys
         import numpy as np
@@ -373,7 +379,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoint(tmp_path):
         print(writer.latest_step(), sorted(path.name for path in writer.directory.iterdir()))
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         writer.save(3, {"x": np.zeros(3)}, {"noise": noise}, META)
-        writer.close()
+        writer.wait()
         print(writer.latest_step(), sorted(path.name for path in writer.directory.iterdir()))
     """
     done = run_python(code, tmp_path / "run")
@@ -398,7 +404,7 @@ def test_saved_on_several_devices_and_restored_on_one(tmp_path, opened):
         sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         writer = Checkpointer(sys.argv[1])
         writer.save(1, {"x": jax.device_put(jnp.arange(4.0), sharding)}, None, META)
-        writer.close()
+        writer.wait()
     """
     done = run_python(code, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -421,6 +427,6 @@ def test_saved_on_several_devices_and_restored_on_one(tmp_path, opened):
         ),
     ],
 )
-def test_what_kept_a_checkpoint_from_being_written_is_told(error, reason):
+def test_the_reason_of_a_failed_write_is_short(error, reason):
     assert manager.reason(error).startswith(reason)
     assert len(manager.reason(error)) <= 100

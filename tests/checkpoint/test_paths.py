@@ -1,4 +1,4 @@
-"""Where a run keeps its files, and when it may be resumed."""
+"""The folders of a run, and when it may be resumed."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_the_run_folder_is_named_after_what_the_run_is() -> None:
     assert paths.run_folder(compose.compose(["run.dir=~/a"])) == Path.home() / "a"
 
 
-def test_checkpoints_are_inside_the_run_folder_unless_told(
+def test_checkpoints_are_inside_the_run_folder_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -71,7 +71,7 @@ def test_a_new_run_does_not_take_over_the_checkpoints_of_another(tmp_path: Path)
 def test_a_run_does_not_start_over_because_its_checkpoints_are_gone(tmp_path: Path) -> None:
     config = compose.compose([f"run.dir={tmp_path}/run", f"checkpoint.dir={tmp_path}/saved"])
     (tmp_path / "run").mkdir()
-    paths.refuse_strange_checkpoints(config, fresh=False)  # it has done nothing yet
+    paths.refuse_strange_checkpoints(config, fresh=False)  # it has logged nothing yet
     (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(
         UserError, match=r"holds no checkpoint of the run in .*; put the folder back"
@@ -94,7 +94,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["run.dir", "checkpoint.dir"])
-def test_the_home_of_nobody_is_refused(key: str) -> None:
+def test_the_home_of_an_unknown_user_is_refused(key: str) -> None:
     with pytest.raises(UserError, match=f"{key}=~nosuch/x: .* write the folder's full path"):
         paths.checkpoint_folder(compose.compose([f"{key}=~nosuch/x"]))
 

@@ -1,4 +1,4 @@
-"""Checkpoints that hosts have in common: the newest that all can read is that of all."""
+"""Checkpoints that all hosts have: the newest that is undamaged on all is restored."""
 
 import threading
 import time
@@ -27,7 +27,7 @@ def save(folder: Path, *steps: int, hosts: int = 2, keep: int = 9) -> Checkpoint
 
 
 def restore(monkeypatch: pytest.MonkeyPatch, folders: list[Path], fresh: str = "") -> list[Any]:
-    """The weights that each gets; `fresh` has the numbers of hosts whose folder is new."""
+    """The weights that each host restores; `fresh` lists the hosts whose folder is new."""
 
     def work(number: int) -> Any:
         made = Checkpointer(folders[number])
@@ -49,7 +49,7 @@ def test_the_newest_that_both_have(folders: list[Path], monkeypatch: pytest.Monk
     assert [manager.steps(folder) for folder in folders] == [[10, 20], [10, 20]]
 
 
-def test_one_that_is_damaged_on_one_host_makes_all_go_back(
+def test_damage_on_one_host_makes_all_use_an_older_one(
     folders: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder in folders:
@@ -58,23 +58,23 @@ def test_one_that_is_damaged_on_one_host_makes_all_go_back(
     assert restore(monkeypatch, folders) == [10, 10]
     assert [manager.steps(folder) for folder in folders] == [[10], [10]]
     assert (folders[1] / "20.damaged").is_dir()
-    told = capsys.readouterr().err
-    assert told.count("it is now named 20.damaged, and training goes back to step 10") == 1
+    warnings = capsys.readouterr().err
+    assert warnings.count("it is now named 20.damaged, and training rolls back to step 10") == 1
 
 
-def test_a_run_that_was_saved_once_on_one_host_only_starts_anew(
+def test_a_run_that_was_saved_once_on_one_host_starts_over(
     folders: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(folders[0], 10)
     assert restore(monkeypatch, folders) == [None, None]
     assert manager.steps(folders[0]) == []
     assert (folders[0] / "10.aside/checkpoint.json").exists()
-    line = f"{folders[0]}/10 is of this host alone; it is now named 10.aside, and the run starts"
+    line = f"{folders[0]}/10 is on this host alone; it is now named 10.aside, and the run"
     assert line in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fresh", ["", "1"])
-def test_a_host_without_checkpoints_does_not_cost_the_others_theirs(
+def test_a_host_without_checkpoints_is_refused(
     fresh: str, folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(folders[0], 10, 20)
@@ -83,7 +83,7 @@ def test_a_host_without_checkpoints_does_not_cost_the_others_theirs(
     assert manager.steps(folders[0]) == [10, 20]
 
 
-def test_one_that_cannot_be_renamed_is_a_line(
+def test_a_rename_that_fails_is_one_line(
     folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in folders:
@@ -98,16 +98,14 @@ def test_one_that_cannot_be_renamed_is_a_line(
         restore(monkeypatch, folders)
 
 
-def test_a_folder_that_is_lost_ends_the_start(
-    folders: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_folder_is_refused(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     save(folders[0], 10)
     with pytest.raises(UserError, match="the hosts have no checkpoint of the same step, and"):
         restore(monkeypatch, folders, fresh="1")
     assert manager.steps(folders[0]) == [10]
 
 
-def test_all_damaged_are_left_as_they_are(
+def test_if_all_are_damaged_none_is_renamed(
     folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in folders:
@@ -124,12 +122,14 @@ def test_another_number_of_hosts_is_refused(
 ) -> None:
     folders = [tmp_path / str(number) for number in range(now)]
     save(folders[0], 10, hosts=saved)
-    line = f"this run was saved by {saved} hosts and cannot go on with {now}"
+    line = f"this run was saved by {saved} hosts and cannot resume with {now}"
     with pytest.raises(UserError, match=line):
         restore(monkeypatch, folders)
 
 
-def test_the_newest_in_common_is_kept(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_that_all_have_is_kept(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = [save(folders[0], 10, 20, keep=1), save(folders[1], 10, keep=1)]
     assert manager.steps(folders[0]) == [20]
     save(folders[0], 10)
@@ -145,7 +145,7 @@ def test_the_newest_in_common_is_kept(folders: list[Path], monkeypatch: pytest.M
     assert manager.steps(folders[0]) == [10, 40]
 
 
-def test_what_is_removed_after_a_save_is_not_taken_for_common(
+def test_a_checkpoint_that_is_being_removed_does_not_count(
     folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = [save(folder, 10, 20) for folder in folders]
@@ -159,7 +159,7 @@ def test_what_is_removed_after_a_save_is_not_taken_for_common(
         write(*args)
 
     monkeypatch.setattr(storage, "write", slow)
-    made[0].save(30, PATTERN, None, META)  # which the other could not
+    made[0].save(30, PATTERN, None, META)  # the other host could not save it
     begun.wait()
     monkeypatch.setattr(mesh, "fingerprint", lambda tree: 5)
     together(monkeypatch, 2, lambda number: shared.compare(made[number], PATTERN, 40))
@@ -168,7 +168,7 @@ def test_what_is_removed_after_a_save_is_not_taken_for_common(
     assert [one.shared for one in made] == [10, 10]
 
 
-def test_a_failure_to_save_is_told_after_hosts_have_compared(
+def test_a_failed_save_is_raised_after_hosts_have_compared(
     folders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = [save(folder, 10) for folder in folders]
@@ -191,7 +191,7 @@ def test_other_weights_on_another_host_end_the_run(
         )
 
 
-def test_any_other_bit_has_another_fingerprint() -> None:
+def test_every_bit_changes_the_fingerprint() -> None:
     devices = mesh.local_devices("cpu", 1, 4)
     tree = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(2, np.float32)}
 

@@ -1,4 +1,4 @@
-"""One checkpoint: what is read is what was written, or an error that names the file."""
+"""One checkpoint: it is read as it was written, or an error names the file."""
 
 import shutil
 from collections.abc import Callable
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from dreamer.checkpoint import integrity, storage
+from dreamer.checkpoint.integrity import Damaged
 from dreamer.checkpoint.schema import FORMAT
-from dreamer.checkpoint.storage import DOCUMENT, Damaged
+from dreamer.checkpoint.storage import DOCUMENT
 from dreamer.errors import UserError
 from tests.checkpoint.test_manager import META, REPLAY, assert_same, train_state
 
@@ -77,9 +78,7 @@ DAMAGES = (flip, cut, lose, lose_document, flip_document)
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("part", ["state", "replay"])
-def test_whatever_is_damaged_is_named(
-    damage: Callable[[Path, str], str], part: str, copy: Path
-) -> None:
+def test_damage_is_named(damage: Callable[[Path, str], str], part: str, copy: Path) -> None:
     found = damage(copy, part)
     with pytest.raises(Damaged) as caught:
         storage.restore(copy, train_state())
@@ -87,8 +86,8 @@ def test_whatever_is_damaged_is_named(
     assert str(caught.value).startswith(f"{caught.value.what}; name another one, or resume")
 
 
-def test_parameters_alone_are_read_and_checked_without_the_rest(copy: Path) -> None:
-    """Without a replay and with another optimiser."""
+def test_parameters_are_read_and_checked_alone(copy: Path) -> None:
+    """Without a replay and with another optimizer."""
     shutil.rmtree(copy / "replay")
     params = train_state(1).params
     assert storage.read(copy).meta == META
@@ -101,7 +100,7 @@ def test_parameters_alone_are_read_and_checked_without_the_rest(copy: Path) -> N
 
 
 @pytest.mark.parametrize("prepare", ["missing", "empty", "foreign"])
-def test_a_folder_that_is_no_checkpoint_is_one_line(prepare: str, tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_is_one_line(prepare: str, tmp_path: Path) -> None:
     path = tmp_path / "12"
     if prepare != "missing":
         path.mkdir()
@@ -111,11 +110,11 @@ def test_a_folder_that_is_no_checkpoint_is_one_line(prepare: str, tmp_path: Path
         storage.restore(path, {})
 
 
-def test_what_the_system_does_not_let_read_is_no_damage(copy: Path) -> None:
+def test_an_unreadable_file_is_not_damaged(copy: Path) -> None:
     (copy / DOCUMENT).unlink()
     (copy / DOCUMENT).mkdir()
     with pytest.raises(
-        UserError, match=r"^cannot read the checkpoint .*: Is a directory$"
+        UserError, match=r"^the checkpoint .* cannot be read: .*: Is a directory$"
     ) as error:
         storage.restore(copy, train_state())
     assert not isinstance(error.value, Damaged)
@@ -126,12 +125,15 @@ def test_what_the_system_does_not_let_read_is_no_damage(copy: Path) -> None:
     [
         (
             FORMAT + 1,
-            f"has format {FORMAT + 1}, newer than the {FORMAT} .*; install the version",
+            f"has format {FORMAT + 1}; this .* reads format {FORMAT}; install .* or a newer one",
         ),
-        (FORMAT - 1, f"has format {FORMAT - 1}, and only {FORMAT} is known here; install the vers"),
+        (
+            FORMAT - 1,
+            f"has format {FORMAT - 1}; this .* reads format {FORMAT}; .* saved it$",
+        ),
     ],
 )
-def test_another_format_is_refused_and_is_no_damage(form: int, message: str, copy: Path) -> None:
+def test_another_format_is_refused_and_not_damaged(form: int, message: str, copy: Path) -> None:
     content = integrity.read_document(copy / DOCUMENT)
     assert content is not None
     integrity.write_document(copy / DOCUMENT, content | {"format": form, "more": 1})
@@ -145,19 +147,19 @@ def test_another_format_is_refused_and_is_no_damage(form: int, message: str, cop
     [
         (
             lambda s: s.replace(updates=np.array([1], np.int32)),
-            r"\.updates is int64\[1\] there and int32\[1\] here",
+            r"\.updates is int64\[1\] in the checkpoint and int32\[1\] in this run",
         ),
         (
             lambda s: s.replace(params={**s.params, "new": jnp.ones(1)}),
-            r"\['new'\] is missing there and float32\[1\]",
+            r"\['new'\] is missing in the checkpoint and float32\[1\]",
         ),
         (
             lambda _: train_state(width=4),
-            r"kernel'\] is float32\[3, 2\] there and float32\[4, 2\] here",
+            r"kernel'\] is float32\[3, 2\] in the checkpoint and float32\[4, 2\] in",
         ),
         (
             lambda s: s.replace(params={"half": s.params["half"]}),
-            r"\['bias'\] is float32\[2\] there and missing here",
+            r"\['bias'\] is float32\[2\] in the checkpoint and missing in this run",
         ),
     ],
 )

@@ -217,7 +217,7 @@ def test_a_checkpoint_folder_that_cannot_be_made_is_refused(
     (tmp_path / "file").write_text("")
     assert run(tmp_path / "run", f"checkpoint.dir={tmp_path / 'file'}") == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert f"cannot write checkpoints to {tmp_path / 'file'}" in line
+    assert f"checkpoint.dir={tmp_path / 'file'} cannot be written" in line
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -276,7 +276,7 @@ def test_a_second_run_in_the_same_folder_is_refused(
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
         assert run(folder) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert f"run folder {folder} is in use by a run that goes on" in line
+        assert f"run folder {folder} is in use by a run; " in line
         assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert run(folder) == 0
 

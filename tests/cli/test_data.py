@@ -190,7 +190,7 @@ def test_a_replay_is_told_of_as_well(tmp_path_factory: Any, capsys: pytest.Captu
         ),
         (["collect", "out=x"], "name one of both"),
         (["collect", "out=x", "run=y", WALK], "y is not a folder"),
-        (["collect", "out=tests", WALK], "out=tests is there already; name a new folder"),
+        (["collect", "out=tests", WALK], "out=tests exists already; name a new folder"),
         (["collect", "out=/proc/x", WALK], "cannot write /proc/x"),
         (["collect", WALK], "out"),
         (["collect", "out=x", "run=tests"], "tests is not the folder of a run"),

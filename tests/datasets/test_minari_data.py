@@ -73,8 +73,8 @@ def test_three_steps_by_hand(minari: Any) -> None:
     ("terminations", "truncations", "last", "terminal"),
     [
         ([0, 1], [0, 0], [0, 0, 1], [0, 0, 1]),
-        ([0, 0], [0, 0], [0, 0, 0], [0, 0, 0]),  # cut off
-        ([1, 0], [0, 1], [0, 0, 1], [0, 1, 0]),  # goes on after a terminal state
+        ([0, 0], [0, 0], [0, 0, 0], [0, 0, 0]),  # incomplete
+        ([1, 0], [0, 1], [0, 0, 1], [0, 1, 0]),  # continues after a terminal state
         ([1, 0], [0, 0], [0, 0, 0], [0, 1, 0]),
     ],
 )
@@ -107,7 +107,7 @@ def test_ends(terminations: list, truncations: list, last: list, terminal: list)
     ],
     ids=repr,
 )
-def test_encoding_actions_undoes_what_the_codec_does(space: gymnasium.Space) -> None:
+def test_encoding_actions_inverts_the_codec(space: gymnasium.Space) -> None:
     space.seed(0)
     codec = action_codec(space)
     samples = [space.sample() for _ in range(5)]
@@ -133,7 +133,7 @@ def test_images_are_resized_to_those_of_the_environment(minari: Any) -> None:
 
 
 def test_masks_are_kept(minari: Any) -> None:
-    """Which Minari knows as classes."""
+    """Minari has them as classes."""
     masked = wanted(spaces.Discrete(3))
     masked.observations["action_mask"] = specs.BoundedArray((3,), bool, False, True)
     valid = np.array([[True, False, True], [False, True, True]])
@@ -153,17 +153,17 @@ def test_another_environment_is_refused(minari: Any) -> None:
 
     text = refusal(wanted(observation=specs.Array((4,), np.float32)))
     assert text.startswith("minari:space/walk-v0 does not fit the environment Walk: observation.")
-    assert "is float32 [3] there and float32 [4] in the environment" in text
-    assert "action.action is float32 [2] there and int32 [] of 3 cl" in refusal(
+    assert "is float32 [3] in the recording and float32 [4] in the environment" in text
+    assert "action.action is float32 [2] in the recording and int32 [] of 3 cl" in refusal(
         wanted(spaces.Discrete(3))
     )
     other = spaces.Box(np.array([-2, 0], np.float32), np.array([2, 3], np.float32))
-    assert "action.action is between -2 and 2 there and between -2 and 3 in the e" in refusal(
+    assert "action.action is between -2 and 2 in the recording and between -2 and 3" in refusal(
         wanted(other)
     )
 
 
-def test_a_dataset_that_is_not_there_is_refused(minari: Any, tmp_path: Any) -> None:
+def test_a_missing_dataset_is_refused(minari: Any, tmp_path: Any) -> None:
     with pytest.raises(
         UserError,
         match=r"minari:no/such-v0 is not on this machine, in .*minari; "
@@ -181,7 +181,7 @@ def test_minari_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         minari_data.open_dataset("x-v0", wanted())
 
 
-def test_what_is_written_is_read_back(minari: Any) -> None:
+def test_a_written_dataset_is_read_back(minari: Any) -> None:
     discrete = wanted(spaces.Discrete(3))
     whole = [recordings.episode(5, 0), recordings.episode(1, 1), recordings.episode(3, 2, False)]
     for name, env_id in (("made/walk-v0", None), ("made/walk-v1", "probe/Named-v0")):
@@ -196,15 +196,15 @@ def test_what_is_written_is_read_back(minari: Any) -> None:
     assert [one.terminations.tolist() for one in dataset] == [[0, 0, 0, 1], [0, 0]]
     assert [one.truncations.tolist() for one in dataset] == [[0, 0, 0, 0], [0, 1]]
     with pytest.raises(
-        UserError, match="minari:made/walk-v0 is there already, in .*; choose another"
+        UserError, match="minari:made/walk-v0 exists already, in .*; choose another"
     ):
         minari_data.create("made/walk-v0", whole, discrete, None)
     with pytest.raises(UserError, match="minari:none-v0 would be empty"):
         minari_data.create("none-v0", [recordings.episode(1)], discrete, None)
 
 
-def test_images_are_written_as_they_are(minari: Any) -> None:
-    """Minari would compress those of 32 pixels and more, and lose some of them."""
+def test_images_are_written_without_compression(minari: Any) -> None:
+    """Minari would compress those of 32 pixels and more with losses."""
     image = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     seen = wanted(spaces.Discrete(3), specs.BoundedArray((32, 32, 3), np.uint8, 0, 255))
     episode = recordings.episode(3) | {"observation.image": image}
@@ -222,7 +222,7 @@ def test_continuous_actions_are_written_in_units_of_the_environment(minari: Any)
 
 
 @pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")  # by Minari
-def test_what_minari_collects_is_read(minari: Any) -> None:
+def test_episodes_that_minari_collects_are_read(minari: Any) -> None:
     env = minari.DataCollector(gymnasium.make("probe/Named-v0", disable_env_checker=True))
     rewards = []
     for seed in range(2):

@@ -16,7 +16,7 @@ RINGS = ("reward", "is_last", "is_terminal")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: Any) -> tuple[Path, Any]:
-    """A run that is complete, and its replay: 50 steps of two environments in rings of 30."""
+    """A finished run, and its replay: 50 steps of two environments in rings of 30."""
     folder, state = tiny_run.finished(tmp_path_factory)
     return folder, state["arrays"]["replay"]
 
@@ -26,7 +26,7 @@ def spaces() -> Any:
     return sources.spaces_of(tiny_run.config(Path("unused")).env)
 
 
-def test_a_replay_is_cut_into_episodes(run: tuple[Path, Any], spaces: Any) -> None:
+def test_a_replay_is_split_into_episodes(run: tuple[Path, Any], spaces: Any) -> None:
     folder, replay = run
     found = sources.open_recording(str(folder), "replay.load", spaces)
     episodes = list(found.read())
@@ -44,7 +44,7 @@ def test_a_replay_is_cut_into_episodes(run: tuple[Path, Any], spaces: Any) -> No
         assert not episode["is_last"][:-1].any()
 
 
-def test_a_run_begins_with_the_replay_of_another(run: tuple[Path, Any], tmp_path: Path) -> None:
+def test_a_run_starts_from_the_replay_of_another(run: tuple[Path, Any], tmp_path: Path) -> None:
     changes = (f"replay.load={run[0]}", "run.offline=true", "run.steps=2", "replay.capacity=80")
     from dreamer.training.trainer import Trainer
 
@@ -65,15 +65,15 @@ def test_a_replay_that_cannot_be_read_is_refused(
         sources.open_recording(str(broken), "source", spaces)
 
 
-def test_a_folder_says_of_which_environment_it_is(run: tuple[Path, Any], tmp_path: Path) -> None:
+def test_a_folder_names_its_environment(run: tuple[Path, Any], tmp_path: Path) -> None:
     config = tiny_run.config(Path("unused"))
     assert sources.env_of(str(run[0]), "source") == config.env
-    with pytest.raises(UserError, match="has no env.yaml .*; say which it is, as in env.task=Cart"):
+    with pytest.raises(UserError, match="has no env.yaml .*; name it, as in env.task=Cart"):
         sources.env_of(str(tmp_path), "source")
     (tmp_path / "env.yaml").write_text("suite: gymnasium\ntask: Acrobot-v1\n")
     assert sources.env_of(str(tmp_path), "source").task == "Acrobot-v1"
     (tmp_path / "env.yaml").write_text("suite: [")
-    with pytest.raises(UserError, match=f"^{tmp_path}/env.yaml is not yaml"):
+    with pytest.raises(UserError, match=f"^{tmp_path}/env.yaml cannot be used: it is not yaml"):
         sources.env_of(str(tmp_path), "source")
     (tmp_path / "env.yaml").write_text("suite: nope\n")
     with pytest.raises(UserError, match="env.suite=nope: expected one of gymnasium"):

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from dreamer.api.training import train
-from dreamer.checkpoint import manager, storage
+from dreamer.checkpoint import arrays, manager
 from dreamer.config.run import RunConfig
 from dreamer.distributed import context, hosts, sync
 from dreamer.errors import EnvironmentFault, UserError
@@ -213,7 +213,7 @@ def saved(checkpoints: Path, part: str) -> Any:
     """Arrays of the newest checkpoint."""
     step = manager.newest(checkpoints)
     path = checkpoints / str(step)
-    return storage.read_arrays(path, part)
+    return arrays.read(path / part)
 
 
 # The advantages that actor and critic learn from are as small as rounding in the beginning.

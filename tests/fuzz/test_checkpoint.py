@@ -1,4 +1,4 @@
-"""A checkpoint of which any bytes or values were changed is restored as written, or refused."""
+"""A checkpoint with changed bytes or values is restored as it was written, or refused."""
 
 import shutil
 import tempfile
@@ -32,7 +32,7 @@ DIGITS = [str(digit).encode() for digit in range(10)]  # what JSON stays readabl
 
 @st.composite
 def changes(draw: Any) -> tuple[str, float, bytes, int]:
-    """How one file is changed: what is done, where, by which bytes, and how many are lost."""
+    """How one file is changed: the kind, the place, the new bytes, and how many are lost."""
     what = draw(st.sampled_from(["replace", "insert", "cut", "empty", "remove"]))
     return (
         what,
@@ -60,9 +60,7 @@ def change(path: Path, what: str, where: float, content: bytes, count: int) -> N
 
 @examples(60)
 @given(in_document=st.booleans(), number=st.integers(0, 10**6), how=changes())
-def test_changed_bytes_are_noticed(
-    written: Path, in_document: bool, number: int, how: tuple
-) -> None:
+def test_changed_bytes_are_found(written: Path, in_document: bool, number: int, how: tuple) -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(written, Path(folder) / "8"))
         files = sorted(path for path in copy.rglob("*") if path.is_file())
@@ -92,7 +90,7 @@ ODD = st.recursive(
 
 @st.composite
 def forgeries(draw: Any) -> tuple[str, int, Any, str]:
-    """How one value of a document is changed: what is done, where, and by what."""
+    """How one value of a document is changed: the kind, the place, and the new value."""
     what = draw(st.sampled_from(["replace", "remove", "add"]))
     return what, draw(st.integers(0, 10**6)), draw(ODD), draw(st.text(max_size=3))
 
@@ -121,10 +119,10 @@ def forge(content: Any, what: str, where: int, value: Any, key: str) -> None:
 
 @examples(40)
 @given(st.lists(forgeries(), min_size=1, max_size=2))
-def test_a_well_sealed_document_is_taken_or_refused_in_one_line(
+def test_a_document_with_a_valid_checksum_is_used_or_refused_in_one_line(
     written: Path, how: list[tuple]
 ) -> None:
-    """And what is taken is used as what it says."""
+    """If it is used, its values are."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(written, Path(folder) / "8"))
         content = integrity.read_document(copy / DOCUMENT)

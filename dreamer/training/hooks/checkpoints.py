@@ -27,7 +27,7 @@ REFUSED = (UserError, ValueError, TypeError, LookupError, ArithmeticError, Attri
 
 def start_without_checkpoint(run: "Trainer") -> Initial | None:
     """Starts the loop of a run that has no checkpoint; None where it has one."""
-    held = paths.holds_checkpoints(paths.checkpoint_folder(run.config))
+    held = manager.steps(paths.checkpoint_folder(run.config))
     return None if held else _start(run)
 
 
@@ -227,6 +227,6 @@ class Checkpoints(Callback):
     def _end(self, kind: type[BaseException] | None, *_: object) -> None:
         """Waits for the save under way, but not when a second Ctrl-C ends all at once."""
         if kind is None:
-            self.manager.close()
+            self.manager.wait()
         elif not issubclass(kind, KeyboardInterrupt):
-            self._run.console.attempt("the checkpoint under way is lost", self.manager.close)
+            self._run.console.attempt("the checkpoint under way is lost", self.manager.wait)

@@ -1,4 +1,4 @@
-"""Weights of another run: which are taken, where they are found, and what is refused."""
+"""Weights of another run: which are loaded, where they are found, and what is refused."""
 
 import re
 import shutil
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from dreamer.checkpoint import weights
+from dreamer.checkpoint import loading
 from dreamer.errors import UserError
 from dreamer.training.trainer import Trainer
 from tests import tiny_run
@@ -18,7 +18,7 @@ from tests.probe_envs import task
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: Any) -> tuple[Path, Any]:
-    """A run that is complete, and its weights."""
+    """A finished run, and its weights."""
     folder, state = tiny_run.finished(tmp_path_factory)
     return folder, state["train"].params
 
@@ -35,12 +35,12 @@ def same(ours: Any, theirs: Any) -> bool:
 @pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/100"])
 def test_a_checkpoint_is_found(place: str, source: tuple[Path, Any]) -> None:
     folder, params = source
-    assert same(weights.load(str(folder / place), (), fresh(params)), params)
+    assert same(loading.load_weights(str(folder / place), (), fresh(params)), params)
 
 
-def test_only_the_networks_that_are_named_are_taken(source: tuple[Path, Any]) -> None:
+def test_only_named_networks_are_loaded(source: tuple[Path, Any]) -> None:
     folder, params = source
-    found = weights.load(str(folder), ("encoder", "rssm"), fresh(params))
+    found = loading.load_weights(str(folder), ("encoder", "rssm"), fresh(params))
     for name, part in found.items():
         assert same(part, params[name]) == (name in ("encoder", "rssm")), name
 
@@ -50,41 +50,42 @@ def test_other_shapes_are_refused_with_the_networks_that_fit(source: tuple[Path,
     wider = fresh(params)
     wider["actor"]["params"]["logits_action"]["bias"] = np.zeros(4, np.float32)
     with pytest.raises(UserError) as caught:
-        weights.load(str(folder), (), wider)
+        loading.load_weights(str(folder), (), wider)
     fitting = "encoder,rssm,decoder,reward,cont,critic"
     assert re.sub(r"^run.init_from=\S+: ", "", str(caught.value)) == (
-        "actor does not fit: params.logits_action.bias is float32[3] there and float32[4] here; "
-        "give this run the sizes and spaces of that one, or take those that fit, "
+        "actor does not fit: params.logits_action.bias is float32[3] in the checkpoint and "
+        "float32[4] in this run; "
+        "give this run the same sizes and spaces, or take those that fit, "
         f"run.init_modules=[{','.join(n for n in wider if n in fitting.split(','))}]"
     )
-    assert same(weights.load(str(folder), ("rssm",), wider)["rssm"], params["rssm"])
+    assert same(loading.load_weights(str(folder), ("rssm",), wider)["rssm"], params["rssm"])
     wider["encoder"]["params"]["more"] = np.zeros(1, np.float32)
-    with pytest.raises(UserError, match=r"encoder does not fit: params.more is missing there and "):
-        weights.load(str(folder), ("encoder",), wider)
+    with pytest.raises(UserError, match=r"encoder does not fit: params.more is missing in the ch"):
+        loading.load_weights(str(folder), ("encoder",), wider)
 
 
-def test_networks_that_are_not_there_are_refused(source: tuple[Path, Any]) -> None:
+def test_unknown_networks_are_refused(source: tuple[Path, Any]) -> None:
     folder, params = source
     with pytest.raises(UserError, match="run.init_modules names mask, .*; it has "):
-        weights.load(str(folder), ("mask",), params)
+        loading.load_weights(str(folder), ("mask",), params)
 
 
-def test_what_holds_no_checkpoint_is_refused(source: tuple[Path, Any], tmp_path: Path) -> None:
+def test_a_folder_without_checkpoints_is_refused(source: tuple[Path, Any], tmp_path: Path) -> None:
     folder, params = source
     for place in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=f"run.init_from={place} holds no checkpoint; name"):
-            weights.load(str(place), (), params)
+            loading.load_weights(str(place), (), params)
     broken = tmp_path / "checkpoints" / "100"
     shutil.copytree(folder / "checkpoints" / "100", broken)
     shutil.rmtree(broken / "state")
     with pytest.raises(UserError, match=f"^the checkpoint {broken} is damaged: state/"):
-        weights.load(str(tmp_path / "checkpoints"), (), params)
+        loading.load_weights(str(tmp_path / "checkpoints"), (), params)
 
 
-def test_a_run_begins_with_them_and_its_slow_critic_too(
+def test_a_run_starts_from_them_and_so_does_its_slow_critic(
     source: tuple[Path, Any], tmp_path: Path
 ) -> None:
-    """Also in device memory; the optimiser begins anew."""
+    """Also with replay in device memory; the optimizer starts from scratch."""
     folder, params = source
     for number, where in enumerate(("host", "device")):
         changes = (f"run.init_from={folder}", f"replay.where={where}")
@@ -99,9 +100,7 @@ def test_a_run_begins_with_them_and_its_slow_critic_too(
         assert not any(np.any(x) for x in jax.tree.leaves(state.optimizer))
 
 
-def test_a_resumed_run_does_not_look_for_them_again(
-    source: tuple[Path, Any], tmp_path: Path
-) -> None:
+def test_a_resumed_run_does_not_read_them_again(source: tuple[Path, Any], tmp_path: Path) -> None:
     moved = tiny_run.copy(source[0], tmp_path / "source")
     changes = (f"run.init_from={moved}", "run.init_modules=[rssm]")
     first = tiny_run.train(tmp_path / "run", *changes, "run.steps=40")
@@ -110,7 +109,7 @@ def test_a_resumed_run_does_not_look_for_them_again(
     assert again["train"].updates > first["train"].updates
 
 
-def test_a_mistake_is_told_before_a_folder_is_made(
+def test_a_mistake_fails_before_a_folder_is_created(
     source: tuple[Path, Any], tmp_path: Path
 ) -> None:
     changes = (task("Steered"), f"run.init_from={source[0]}")
