@@ -1,12 +1,12 @@
 """DreamerV3 in JAX.
 
-`load` gives a trained agent, `make_env` environments for it, `train` trains one; examples are in
-docs/library.md. What is not used is not imported, so that `import dreamer` is quick.
+`train` trains an agent, `load` loads it, `make_env` makes environments for it; examples are in
+docs/library.md. Submodules are imported on first use, so that `import dreamer` is quick.
 """
 
 from dreamer.system import importing
 
-importing.leave_out_saved()  # before anything is imported that a file there could take the name of
+importing.leave_out_saved()  # before other imports: saved files must not shadow a module
 
 import importlib  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402

@@ -1,4 +1,4 @@
-"""`python -m dreamer.eval run=PATH [KEY=VALUE ...]`: plays episodes with a trained agent."""
+"""`python -m dreamer.eval run=PATH [KEY=VALUE ...]`: evaluates a trained agent."""
 
 from dreamer.cli import command, eval
 

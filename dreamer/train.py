@@ -1,4 +1,4 @@
-"""`python -m dreamer.train [GROUP=CHOICE ...] [KEY=VALUE ...]`: trains; again, it resumes."""
+"""`python -m dreamer.train [GROUP=CHOICE ...] [KEY=VALUE ...]`: trains, or resumes a run."""
 
 from functools import partial
 
@@ -8,8 +8,8 @@ from dreamer.system.signals import StopRequest
 if __name__ == "__main__":
     signals = StopRequest(ends_process=True)
     command.run(partial(train.main, entered=signals), signals)
-elif __name__ != "__mp_main__":  # as which spawned processes import it
+elif __name__ != "__mp_main__":  # the name in spawned processes
     raise ImportError(
-        "dreamer.train is the command python -m dreamer.train; a program calls the function "
+        "dreamer.train is the command python -m dreamer.train; programs call the function "
         "dreamer.train(...), or dreamer.cli.train.main(argv)"
     )

@@ -1,1 +1,1 @@
-"""The agent as a library: what programs and notebooks use; `dreamer` itself names all of it."""
+"""The library for programs and notebooks; `dreamer` exports all of it."""

@@ -1,6 +1,6 @@
-"""A trained agent: loaded from its run, it acts, imagines, and shows what it expects."""
+"""A trained agent: loaded from its run, it acts, imagines and predicts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -13,7 +13,7 @@ import numpy as np
 from dreamer.agents import agent_spaces
 from dreamer.agents.interface import Agent, Carry
 from dreamer.api import arguments
-from dreamer.api.policy import AgentPolicy
+from dreamer.api.policies import AgentPolicy, GymnasiumPolicy
 from dreamer.checkpoint import loading
 from dreamer.config import Config
 from dreamer.distributed import mesh
@@ -21,28 +21,28 @@ from dreamer.envs import registry
 from dreamer.envs.base import BatchedEnv
 from dreamer.errors import UserError
 from dreamer.logs import summary
+from dreamer.replay import tree
 from dreamer.rollout.driver import Driver, play, transition_spec
 from dreamer.rollout.policy import Policy, compile_act
 from dreamer.rollout.video import FPS, open_loop_grids, write_mp4
 
 if TYPE_CHECKING:
-    from dreamer.api.gymnasium_policy import GymnasiumPolicy
     from dreamer.training.trainer import Trainer
 
-RECORDED = {"observation", "action", "is_first", "latent"}  # what predictions need of a record
+RECORDED = {"observation", "action", "is_first", "latent"}  # parts of a record for predictions
 
 
 @dataclass(frozen=True)
 class Imagination:
-    """N futures of H steps as the agent expects them.
+    """N imagined rollouts of H steps.
 
-    `actions[t]` are taken in state t and lead to state t + 1; state 0 is the one that was imagined
-    from, and `actions[0]` those that the policy had already chosen there.
+    `actions[t]` are taken in state t and lead to state t + 1; state 0 is the initial one, and
+    `actions[0]` are those that the policy had already chosen there.
     """
 
-    actions: dict[str, np.ndarray]  # [H, N, ...] by key, as environments take them
+    actions: dict[str, np.ndarray]  # [H, N, ...] by key, for environments
     rewards: np.ndarray  # [H, N], on arriving at state t + 1
-    continuation: np.ndarray  # [H, N], of the episode at state t + 1, the discount included
+    continuation: np.ndarray  # [H, N], probability at state t + 1, the discount included
     values: np.ndarray  # [H + 1, N], the critic's, of state t
     observations: dict[str, np.ndarray]  # [H + 1, N, ...] by key, of state t; {} unless decoded
 
@@ -54,7 +54,7 @@ class Imagination:
 
 @dataclass(frozen=True, eq=False)
 class TrainedAgent:
-    """What was learned, and the settings it was learned with."""
+    """The networks of a run, their parameters and the configuration."""
 
     config: Config
     networks: Agent
@@ -68,7 +68,7 @@ class TrainedAgent:
 
     @classmethod
     def of(cls, run: "Trainer") -> Self:
-        """The agent of a run under way, for callbacks; training on leaves it as it is."""
+        """The current agent of a run, for callbacks; further training does not change it."""
         params = mesh.copy_to(run.loop.learner.params, run.devices[0])
         return cls(run.config, run.loop.agent, params, run.step)
 
@@ -78,10 +78,10 @@ class TrainedAgent:
         Args:
           num_envs: N.
           greedy: mode of the policy instead of a sample; latents are sampled either way.
-          seed: of the draws.
+          seed: of the random numbers.
 
         Raises:
-          UserError: no such number or seed.
+          UserError: an invalid number or seed.
         """
         policy = self.bare_policy(arguments.whole("num_envs", num_envs), greedy)
         return AgentPolicy(policy, dict(self.networks.seen), self.params, arguments.seed(seed))
@@ -95,11 +95,11 @@ class TrainedAgent:
         return {greedy: compile_act(self.networks.act, greedy) for greedy in (False, True)}
 
     def make_env(self, num_envs: int = 1, seed: int = 0, render: bool = False) -> BatchedEnv:
-        """Environments like those of training.
+        """Environments with the settings of training.
 
         Raises:
-          UserError: they cannot be made here, are no longer like those of training, or run code
-            that the run names and the user has never named, see `load`.
+          UserError: they cannot be made here, have other spaces than in training, or run code that
+            the run names and the user has never named, see `load`.
         """
         num_envs = arguments.whole("num_envs", num_envs)
         env = registry.make(self.config.env, num_envs, arguments.seed(seed), render)
@@ -110,29 +110,27 @@ class TrainedAgent:
             raise
         return env
 
-    def sb3(self, env: Any, seed: int = 0) -> "GymnasiumPolicy":
-        """A model by the convention of stable-baselines3, see `GymnasiumPolicy`.
+    def sb3(self, env: Any, seed: int = 0) -> GymnasiumPolicy:
+        """A model with the interface of stable-baselines3, see `GymnasiumPolicy`.
 
         Args:
-          env: gymnasium environment, vector environment or VecEnv of stable-baselines3, of which
-            only the spaces are read.
-          seed: of the draws.
+          env: gymnasium environment, vector environment or VecEnv of stable-baselines3; only its
+            spaces are read.
+          seed: of the random numbers.
 
         Raises:
-          UserError: its spaces are not those of the agent.
+          UserError: it has other spaces than the agent.
         """
-        from dreamer.api.gymnasium_policy import GymnasiumPolicy
-
         return GymnasiumPolicy(self, env, seed)
 
     def record(
         self, env: BatchedEnv, steps: int, greedy: bool = False, seed: int = 0
     ) -> dict[str, Any]:
-        """Plays from a reset on, and gives the steps as replay keeps them.
+        """Plays from a reset and returns the steps in the format of replay.
 
         Args:
           env: N environments.
-          steps: of each.
+          steps: of each environment.
           greedy: mode of the policy instead of a sample.
           seed: of the draws, as in `policy`.
 
@@ -141,7 +139,7 @@ class TrainedAgent:
           latent: leaves [N, steps, ...].
 
         Raises:
-          UserError: the environments are not those of the agent, or no such number or seed.
+          UserError: the environments have other spaces, or an invalid number or seed.
         """
         steps, key = arguments.whole("steps", steps), jax.random.key(arguments.seed(seed))
         batched = hasattr(env, "num_envs") and hasattr(env, "action_spec")
@@ -161,26 +159,25 @@ class TrainedAgent:
         decode: bool = False,
         seed: int = 0,
     ) -> Imagination:
-        """What the agent expects to come of a moment, and would do.
+        """Imagines rollouts of the policy in the world model.
 
         Args:
           state: `AgentPolicy.state` after a step in N environments.
           horizon: steps H.
           greedy: modes of the policy instead of samples.
           decode: whether to decode observations.
-          seed: of the draws.
+          seed: of the random numbers.
 
         Raises:
-          UserError: it is no such state, or no such number or seed.
+          UserError: it is no such state, or an invalid number or seed.
         """
         one = jax.eval_shape(lambda: self.networks.initial_carry(1))
         same = bool(jax.tree.structure(state) == jax.tree.structure(one))  # type: ignore[operator]
         arguments.expect(same, "state", state, "the carry of a policy, policy.state")
         shapes = [np.shape(x) for x in jax.tree.leaves(state)]
-        num_envs = {shape[:1] for shape in shapes}
-        own = [x.shape[1:] for x in jax.tree.leaves(one)]
-        if len(num_envs) > 1 or () in num_envs or [shape[1:] for shape in shapes] != own:
-            raise UserError("state: it does not fit this agent; give that of one of its policies")
+        num_envs = shapes[0][:1]
+        if shapes != [(*num_envs, *x.shape[1:]) for x in jax.tree.leaves(one)] or not num_envs:
+            raise UserError("state: it does not fit this agent; use that of one of its policies")
         horizon, key = arguments.whole("horizon", horizon), jax.random.key(arguments.seed(seed))
         found = self._dream(self.params, state, horizon, key, bool(greedy), bool(decode))
         return Imagination(**jax.device_get(found))
@@ -197,13 +194,13 @@ class TrainedAgent:
         seed: int = 0,
     ) -> dict[str, np.ndarray]:
         """Open-loop predictions beside the truth: rows truth, prediction, error; sequences side by
-        side, with a green border while the model sees them and a red one while it imagines.
+        side, with a green border while the model observes and a red one while it imagines.
 
         Args:
-          sequences: of `record`, leaves [N, T + 1, ...]; the first step is only where they start.
-          context: steps that the model sees, 1 to T - 1; None is half.
-          path: mp4 file to write; of several images each gets its key before the ending.
-          seed: of the draws.
+          sequences: of `record`, leaves [N, T + 1, ...]; the first step only gives the start.
+          context: steps that the model observes, 1 to T - 1; None is half.
+          path: mp4 file to write; with several images, their keys are added to the name.
+          seed: of the random numbers.
 
         Returns:
           Frames uint8 [T, H, W, 3] by the key of the image.
@@ -217,16 +214,17 @@ class TrainedAgent:
         arguments.expect(recorded, "sequences", sequences, "all that agent.record gives")
         spec = transition_spec(self.networks)
         for name in sorted(RECORDED):
-            found = _each(sequences[name], lambda rows: np.shape(rows)[2:])
-            if found != _each(spec[name], lambda leaf: leaf[0]):
+            rows, leaves = (tree.flatten({name: nested[name]}) for nested in (sequences, spec))
+            found = {path: np.shape(x)[2:] for path, x in rows.items()}
+            if found != {path: shape for path, (shape, _) in leaves.items()}:
                 raise UserError(
                     f"sequences: {name!r} does not fit this agent; record them with this one"
                 )
         steps = sequences["is_first"].shape[1] - 1
         if steps < 2:
             raise UserError(
-                f"sequences have {steps + 1} steps, but predictions need 3: where they start, one "
-                "that is seen and one that is imagined; record more"
+                f"sequences have {steps + 1} steps, but predictions need 3: the start, an observed "
+                "step and an imagined one; record more"
             )
         context = steps // 2 if context is None else context
         context = arguments.whole("context", context, most=steps - 1)
@@ -245,22 +243,15 @@ class TrainedAgent:
         return jax.jit(self.networks.open_loop, static_argnums=2)
 
 
-def _each(nested: Any, function: Callable[[Any], Any]) -> Any:
-    """A function of every leaf of nested mappings."""
-    if isinstance(nested, Mapping):
-        return {key: _each(inner, function) for key, inner in nested.items()}
-    return function(nested)
-
-
 def load(path: str | Path, which: str = "newest", trust: bool = False) -> TrainedAgent:
-    """Reads an agent: its weights and settings, but neither replay nor optimiser.
+    """Loads an agent: its weights and configuration, but neither replay nor optimiser.
 
     Args:
       path: a run folder; or a folder of checkpoints, or one checkpoint, with config.yaml in it or
         above it.
       which: newest or best checkpoint, where there are several.
       trust: whether `make_env` may run code that the run names and you have never named, such as an
-        `env.entry_point`; it may also later then.
+        `env.entry_point`, now and later.
 
     Raises:
       UserError: there is no run or checkpoint, or one that cannot be read.

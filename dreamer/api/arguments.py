@@ -1,4 +1,4 @@
-"""What the functions of the library are given: refused in one line where it cannot be."""
+"""Validation of the arguments of the library, with errors in one line."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ SEEDS = 2**32  # as many as the configuration allows
 
 
 def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """A whole number, of Python or numpy.
+    """Returns an integer of Python or numpy as int.
 
     Args:
       name: of the argument.
-      value: what was given.
-      least, most: bounds, both allowed.
+      value: of the argument.
+      least, most: inclusive bounds.
 
     Raises:
-      UserError: it is another thing, or out of bounds.
+      UserError: it is of another type, or out of bounds.
     """
     is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_whole or value < least or (most is not None and value > most):
@@ -28,7 +28,7 @@ def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int
 
 
 def seed(value: Any) -> int:
-    """A seed.
+    """Returns a seed as int.
 
     Raises:
       UserError: it is none.
@@ -37,13 +37,13 @@ def seed(value: Any) -> int:
 
 
 def expect(fits: bool, name: str, value: Any, expected: str) -> None:
-    """Refuses an argument of another kind.
+    """Refuses an argument of a wrong type.
 
     Args:
-      fits: whether it is of the kind.
+      fits: whether its type is right.
       name: of the argument.
-      value: what was given.
-      expected: the kind in words, and how to get one.
+      value: of the argument.
+      expected: the type in words, or a function that returns it.
 
     Raises:
       UserError: it is not.

@@ -1,4 +1,4 @@
-"""Training from a program, as `python -m dreamer.train` does it."""
+"""Training from a program, like `python -m dreamer.train`."""
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,24 +24,24 @@ Options = Config | Iterable[str] | Mapping[str, Any]
 def train(
     options: Options = (), callbacks: Sequence[Callback] = (), trust: bool = False
 ) -> TrainedAgent:
-    """Trains, or resumes the run of that folder, until `run.steps` or a wish to stop.
+    """Trains, or resumes the run in its folder, until `run.steps` or a request to stop.
 
-    Ctrl-C and SIGTERM save and return, as do callbacks that ask for it; the same call then resumes.
-    From another thread than the main one, signals are left to the program.
+    Ctrl-C and SIGTERM save and return, and so do callbacks that request a stop; the same call then
+    resumes. Outside of the main thread, signals are not handled.
 
     Args:
       options: those of the command line, as ["env=atari100k", "env.task=pong"]; or a mapping such
-        as {"env": "atari100k", "env.task": "pong", "run": {"steps": 5000}}, whose values are taken
+        as {"env": "atari100k", "env.task": "pong", "run": {"steps": 5000}}, whose values are used
         exactly as they are; or a whole configuration.
-      callbacks: told how it goes.
+      callbacks: called on steps, updates, episodes and checkpoints.
       trust: whether a whole configuration, which may be that of a saved run, may run code and reach
-        outside of its folder as it says, although you have never named what it does.
+        outside of its folder although you have never named what it names.
 
     Returns:
-      The agent of the newest checkpoint; of `run.seeds` runs that of the first.
+      The agent of the newest checkpoint; with `run.seeds`, of the first run.
 
     Raises:
-      UserError: what the user can mend, before anything is written.
+      UserError: an error that the user can fix, before anything is written.
     """
     arguments.expect(
         isinstance(callbacks, Sequence) and all(isinstance(each, Callback) for each in callbacks),
@@ -58,16 +58,16 @@ def train(
     return load(paths.run_folder(first))
 
 
-def _config(options: Options, word: bool) -> Config:
+def _config(options: Options, trusted: bool) -> Config:
     if isinstance(options, Config):
-        settle(options, (), OBJECT, word)
+        settle(options, (), OBJECT, trusted)
         return options
     if isinstance(options, Mapping):
-        return compose.compose({**options, "trust": True} if word else options)
+        return compose.compose({**options, "trust": True} if trusted else options)
     given = [options] if isinstance(options, str) else options
     given = list(given) if isinstance(given, Iterable) else [given]
     arguments.expect(
         all(isinstance(option, str) for option in given),
         *("options", options, "a list of texts KEY=VALUE, a mapping or a configuration"),
     )
-    return compose.compose([*given, "trust=true"] if word else given)
+    return compose.compose([*given, "trust=true"] if trusted else given)

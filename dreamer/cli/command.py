@@ -1,4 +1,4 @@
-"""What every command does around its `main`: standard streams, signals, exit status."""
+"""Standard streams, signals and exit status of every command."""
 
 import contextlib
 import os
@@ -15,12 +15,12 @@ def run(
     main: Callable[[], int], stop: StopRequest | None = None, announced: bool = True
 ) -> NoReturn:
     """Runs the `main` of a command and exits with its status. Before `StopRequest.begin` a signal
-    ends it at once, or when what is half-made is removed; its output may go anywhere.
+    ends it at once, or after incomplete files are removed; its output may be closed or full.
 
     Args:
-      main: gives the exit status.
-      stop: through which `main` sees signals; its own where there is none.
-      announced: prints a line before the slow imports, unless the arguments ask for a text.
+      main: returns the exit status.
+      stop: receives the signals; None is a new one.
+      announced: prints a line before the slow imports, unless the arguments request a text.
     """
     open_missing()
     try:
@@ -40,6 +40,6 @@ def run(
 
 
 def _silent(argv: list[str]) -> bool:
-    """Whether the output is to be nothing, or a text such as the help."""
+    """Whether the command prints nothing, or a text such as the help."""
     flags = {argument for argument in argv if argument.startswith("-") or argument == "help"}
     return "log.progress=none" in argv or bool(flags - {"-m", "--multirun"})

@@ -13,7 +13,7 @@ Usage: python -m dreamer.data VERB [KEY=VALUE ...]
   python -m dreamer.data to_minari source=data/expert dataset=pendulum/expert-v0
   python -m dreamer.data info source=minari:pendulum/expert-v0
 
-Options of the group env say which environment, where no run or folder does.
+Options of the group env choose the environment where no run or folder does.
 """
 
 
@@ -21,29 +21,25 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; raises UserError."""
     # Slow to import.
     from dreamer.cli import compose, usage
-    from dreamer.config.data import CollectOptions, InfoOptions, ToMinariOptions
+    from dreamer.config import options as schemas
 
     verbs: dict[str, Any] = {
-        "collect": CollectOptions,
-        "to_minari": ToMinariOptions,
-        "info": InfoOptions,
+        "collect": schemas.CollectOptions,
+        "to_minari": schemas.ToMinariOptions,
+        "info": schemas.InfoOptions,
     }
-    argv = sys.argv[1:] if argv is None else argv
-
-    def text() -> str:
-        sections = [f"\n{verb}: {o.__doc__}\n{usage.options_text(o)}" for verb, o in verbs.items()]
-        return HELP + "\n".join(sections)
-
-    if usage.answered(argv or ["help"], text):
+    argv = (sys.argv[1:] if argv is None else argv) or ["help"]
+    about = (f"\n{verb}: {o.__doc__}\n{usage.options_text(o)}" for verb, o in verbs.items())
+    if usage.answered(argv, lambda: HELP + "\n".join(about)):
         return 0
     verb, *given = argv
     if verb not in verbs:
-        raise UserError(f"{verb} is no verb; there are {', '.join(verbs)}{nearest(verb, verbs)}")
+        raise UserError(f"{verb}: expected one of {', '.join(verbs)}{nearest(verb, verbs)}")
     options, env = compose.options_and_env(given, verbs[verb])
     if verb == "collect" and not (env or options.run):
         raise UserError(
-            "collect plays with the agent of run=FOLDER, whose environment it knows, or at random "
-            "in that of env=, as in env.task=CartPole-v1; name one of both"
+            "collect needs an agent or an environment; add run=FOLDER, or env= as in "
+            "env.task=CartPole-v1 for random actions"
         )
     from dreamer.system import runtime
 

@@ -1,22 +1,15 @@
-"""`python -m dreamer.eval run=PATH [KEY=VALUE ...]`: plays episodes with a trained agent."""
-
-import sys
+"""`python -m dreamer.eval run=PATH [KEY=VALUE ...]`: evaluates a trained agent."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status; raises UserError."""
     # Slow to import.
     from dreamer.cli import usage
-    from dreamer.config import EvalOptions
+    from dreamer.config.options import EvalOptions
 
-    found = usage.of_run(sys.argv[1:] if argv is None else argv, EvalOptions, "eval")
-    if found is None:
-        return 0
-    options, env = found
-    from dreamer.system import runtime
+    found = usage.agent_options(argv, EvalOptions, "eval")
+    if found:
+        from dreamer.cli.evaluate_run import evaluate_run
 
-    runtime.runtime(options.platform)
-    from dreamer.cli.evaluate_run import evaluate_run
-
-    evaluate_run(options, env)
+        evaluate_run(*found)
     return 0

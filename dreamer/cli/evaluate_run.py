@@ -1,6 +1,5 @@
-"""Plays episodes with the agent of a run folder, and writes a summary."""
+"""Evaluates the agent of a run folder: plays episodes and writes a summary."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,13 +7,13 @@ import numpy as np
 from dreamer.agents import agent_spaces
 from dreamer.checkpoint import loading, paths
 from dreamer.checkpoint.loading import Saved
-from dreamer.config import EvalOptions
 from dreamer.config.env import Env
+from dreamer.config.options import EvalOptions
 from dreamer.distributed import mesh
 from dreamer.envs import registry
 from dreamer.errors import UserError, describe, printable
 from dreamer.logs import summary
-from dreamer.rollout.evaluate import EvaluationResult, evaluate, frame
+from dreamer.rollout.evaluate import evaluate, frame
 from dreamer.rollout.policy import Policy
 from dreamer.rollout.video import FPS, write_mp4
 
@@ -31,7 +30,7 @@ def evaluate_run(options: EvalOptions, named: Env | None = None) -> dict[str, An
     Raises:
       UserError: no run, no checkpoint, a folder that cannot be written; or at the end, no video.
     """
-    mesh.local_devices(options.platform, 1, 1)  # refuses a platform that is not there
+    mesh.local_devices(options.platform, 1, 1)  # refuses a platform that is not available
     saved = loading.load(options.run, options.checkpoint, options.trust, named)
     env, step = saved.config.env, saved.step
     _check(saved, options.video)
@@ -51,37 +50,28 @@ def evaluate_run(options: EvalOptions, named: Env | None = None) -> dict[str, An
     for restart in result.restarts:
         print(restart.line)
     numbers = summary.summarize(result.returns, result.lengths)
-    settings = {key: getattr(options, key) for key in ("seed", "greedy", "checkpoint")}
+    settings = options.model_dump(include={"seed", "greedy", "checkpoint"})
     episodes = {"returns": result.returns, "lengths": result.lengths}
     summary.write_json(out, {"step": step, **settings, **numbers, **episodes})
     print(summary.render(numbers, f"{printable(env.name)}, step {step:,}"))
     if options.video:
-        _film(video, result, out)
+        try:
+            if result.frames is None:
+                raise UserError(result.not_drawn or "nothing was rendered")
+            with summary.explaining_refusal(video):
+                write_mp4(video, result.frames, FPS)
+        except Exception as error:
+            why = f"no video of the first episode: {describe(error)}"
+            raise UserError(f"{why}; the results are written to {out}") from error
     print(f"written to {out}" + (f", the first episode to {video}" if options.video else ""))
     return numbers
 
 
-def _film(video: Path, result: EvaluationResult, out: Path) -> None:
-    """Writes the video, when the results are written.
-
-    Raises:
-      UserError: there are no frames, or the file cannot be written.
-    """
-    try:
-        if result.frames is None:
-            raise UserError(result.not_drawn or "nothing was rendered")
-        with summary.explaining_refusal(video):
-            write_mp4(video, result.frames, FPS)
-    except Exception as error:
-        why = f"no video of the first episode: {describe(error)}"
-        raise UserError(f"{why}; the results are written to {out}") from error
-
-
 def _check(saved: Saved, video: bool) -> None:
-    """Makes an environment for a moment, to see whether it is one for the agent.
+    """Makes one environment to check that it fits the agent.
 
     Raises:
-      UserError: its spaces are others, or a video is requested and it cannot be rendered.
+      UserError: it has other spaces, or a video is requested and it cannot be rendered.
     """
     env = registry.make(saved.config.env, 1, saved.config.seed, render=video)
     try:

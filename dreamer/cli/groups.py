@@ -1,7 +1,7 @@
-"""The yaml files that options come from: those of the groups, and one of the user's.
+"""The yaml files of options: those of the groups, and one of the user's.
 
-Group files are written as for Hydra, but Hydra itself is not started: its state is global and
-belongs to the program that uses this library.
+Group files have the format of Hydra, but Hydra itself is not started: its state is global and
+belongs to the program that imports this library.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,13 +18,13 @@ from dreamer.errors import UserError, nearest
 from dreamer.system import files
 
 GROUPS = ("env", "size", "agent", "experiment")
-MERGED = ("size", "agent", "env", "experiment")  # the groups, later ones over earlier ones
+MERGED = ("size", "agent", "env", "experiment")  # later ones override earlier ones
 FILE = "config"  # the option that names a file of the user's
 CONFIG = "config.yaml"  # the default groups; in a run folder, its saved configuration
 
 
 def config_dir() -> Path:
-    """Returns the folder of the group files: in an installed package, or atop a checkout."""
+    """Returns the folder of the group files: in an installed package, or in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "_configs"
     return installed if installed.is_dir() else package.parent / "configs"
@@ -69,11 +69,11 @@ def each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], bool]:
-    """Returns {dotted key: value} of a yaml file, the groups that it chooses among them, and
-    whether it is the saved configuration of a run.
+    """Returns {dotted key: value} of a yaml file, its choices of groups included, and whether it is
+    the saved configuration of a run.
 
     Raises:
-      UserError: it cannot be read, or is not such a file.
+      UserError: it cannot be read, or is no such file.
     """
     try:
         text = files.read(path.expanduser(), serialization.MOST).decode()
@@ -86,8 +86,6 @@ def read_file(path: Path) -> tuple[dict[str, Any], bool]:
         ) from None
     saved = text.startswith(serialization.HEADER)
     tree = serialization.read_yaml(text, str(path), yaml.SafeLoader if saved else get_yaml_loader())
-    if saved:
-        serialization.refuse_cut(tree, str(path))
     entries = tree.pop("defaults", None) or []
     entries = entries if isinstance(entries, list) else [entries]
     chosen = [_choice(entry, path) for entry in entries if entry != "_self_"]
@@ -105,13 +103,14 @@ def _choice(entry: Any, path: Path) -> tuple[str, str | None]:
         if group in GROUPS:
             return group, choice
     raise UserError(
-        f"{path}: defaults: {keys.show(entry)} chooses nothing here; an entry is "
+        f"{path}: defaults: {keys.show(entry)} is not a choice of a group; an entry is "
         f"GROUP: CHOICE, with a group of {', '.join(GROUPS)}"
     )
 
 
 def pop(given: dict[str, Any]) -> dict[str, str]:
-    """Takes the choices of groups out of {key: value}; a suite alone chooses its group."""
+    """Removes the choices of groups from {key: value} and returns them; a suite alone chooses its
+    group."""
     chosen = {group: given.pop(group) for group in GROUPS if group in given}
     suite = given.get("env.suite")
     if isinstance(suite, str) and suite in keys.suites(Config):
@@ -125,7 +124,7 @@ def defaults() -> dict[str, str]:
 
 
 def with_recipe(chosen: dict[str, str]) -> dict[str, str]:
-    """Returns the choices, over those of the recipe among them.
+    """Returns the choices, merged over those of the recipe among them.
 
     Raises:
       UserError: there is no such choice.
@@ -135,28 +134,26 @@ def with_recipe(chosen: dict[str, str]) -> dict[str, str]:
             close = nearest(choice, choices(group))
             own = [path for path in (Path(choice), Path(f"{choice}.yaml")) if path.is_file()]
             if own or Path(choice).suffix in (".yaml", ".yml"):
-                close = f"; a file of your own is given as {FILE}={own[0] if own else choice}"
+                close = f"; your own file is {FILE}={own[0] if own else choice}"
             raise UserError(f"{group}={choice}: no such choice; {group} is {one_of(group)}{close}")
     recipe = chosen.get("experiment")
     return (pop(_values("experiment", recipe)) if recipe else {}) | chosen
 
 
 def merge(chosen: dict[str, str], below: dict[str, Any]) -> DictConfig:
-    """Returns the chosen groups over the defaults of the schema, values not yet checked.
+    """Returns the chosen groups merged over the defaults of the schema, not validated.
 
     Args:
       chosen: {group: choice}.
       below: values of the user's file, for the suite where no group chooses it.
     """
-    # The keys of env depend on the suite: validation fills them, so that no other suite's remain.
+    # The keys of env depend on the suite, so validation fills in their defaults.
     tree = OmegaConf.create(Config().model_dump(mode="json", exclude={"env"}))
     if "env" not in chosen:
-        suite = below.get("env.suite")
-        if not isinstance(suite, str) or suite not in keys.suites(Config):
-            validate(Config, {"env": {"suite": suite}})
-        tree.env = {"suite": suite}
-    for group in MERGED:
-        values = _values(group, chosen[group]) if group in chosen else {}
+        env = validate(Config, {"env": {"suite": below.get("env.suite")}}).env
+        tree.env = {"suite": env.suite}
+    for group in sorted(chosen, key=MERGED.index):
+        values = _values(group, chosen[group])
         pop(values)
         for key, value in values.items():
             OmegaConf.update(tree, key, value, merge=False, force_add=True)
@@ -167,8 +164,9 @@ def merge(chosen: dict[str, str], below: dict[str, Any]) -> DictConfig:
 def not_covered(
     below: dict[str, Any], chosen: dict[str, str], given: dict[str, Any]
 ) -> dict[str, Any]:
-    """Returns the values of a file that remain beside options: not those that any choice of a group
-    sets if the options choose one, nor the name of the environment if the options have one.
+    """Returns the values of a file that options do not override: without the keys that any choice
+    of a group sets if the options choose one, and without the name of the environment if the
+    options have one.
 
     Args:
       below: values of the file.

@@ -1,6 +1,7 @@
-"""What to write here instead of flags and options that other programs of Hydra have."""
+"""Advice for flags and options that other programs of Hydra have."""
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,16 +9,16 @@ from pydantic.fields import FieldInfo
 
 from dreamer.config.explain import inside_mapping, similar
 
-OWN_FILE = "a file of your own is given whole, as {file}"
+OWN_FILE = "your own file is an option, {file}"
 SEVERAL = "it is for several runs; add --multirun"
 EVERY = "leave it out; --multirun runs every combination of the values given"
 # Options of Hydra, the longest fit first; {} is the value.
 OF_HYDRA = {
     "hydra.run.dir": "the folder of a run is run.dir={}",
     "hydra.searchpath": OWN_FILE,
-    "hydra.job.chdir": "leave it out; the working folder is never changed",
+    "hydra.job.chdir": "leave it out; the working folder does not change",
     "hydra.output_subdir": "leave it out; the folder of a run is run.dir=FOLDER",
-    "hydra.mode": "leave it out; several runs are made by --multirun",
+    "hydra.mode": "leave it out; several runs are started by --multirun",
     **dict.fromkeys(("hydra/sweeper", "hydra.sweeper"), EVERY),
     **dict.fromkeys(("hydra/launcher", "hydra.launcher", "hydra.sweep."), SEVERAL),
     "hydra": "leave it out; Hydra's own options are those of its launchers, with --multirun",
@@ -32,14 +33,14 @@ FLAGS = {
     ),
     **dict.fromkeys(("--hydra-help", "-sc", "--shell-completion"), "write --help"),
     **dict.fromkeys(("-r", "--run"), "leave it out; without --multirun there is one run"),
-    **dict.fromkeys(("-m", "--multirun"), "several runs are made by python -m dreamer.train alone"),
+    **dict.fromkeys(("-m", "--multirun"), "only python -m dreamer.train starts several runs"),
     "--experimental-rerun": "run.dir=RUN alone resumes a run, config=RUN/config.yaml repeats it",
 }
 
 
 def advice(argv: Sequence[str], index: int, known: Mapping[str, FieldInfo | None]) -> str:
-    """Returns what to write instead of a flag, or of an option of Hydra or with its signs; '' where
-    the argument is none.
+    """Returns what to write instead of a flag, an option of Hydra or one with its signs; '' for
+    other arguments.
 
     Args:
       argv: all arguments.
@@ -48,7 +49,7 @@ def advice(argv: Sequence[str], index: int, known: Mapping[str, FieldInfo | None
     """
     key, equals, value = argv[index].partition("=")
     name = key.lstrip("+~-")
-    trains = "run.dir" in known  # other commands take neither files nor groups
+    trains = "run.dir" in known  # other commands have neither files nor groups
     if trains and name.startswith("hydra"):
         return of_hydra(name, value, argv)
     if trains and key in FLAGS:
@@ -59,7 +60,7 @@ def advice(argv: Sequence[str], index: int, known: Mapping[str, FieldInfo | None
     name = name.replace("-", "_") if dashed else name
     same = [path for path in known if path == name or path.endswith(f".{name}")]
     inside = inside_mapping(name, value, known)
-    if not same and not inside:  # with a plus it is refused as any other unknown key
+    if not same and not inside:  # with a plus it is refused like any other unknown key
         close = similar(name, [], list(known))
         unknown = f"no such key; keys are written KEY=VALUE, and --help lists them{close}"
         return "" if key.startswith("+") else unknown
@@ -87,23 +88,16 @@ def of_hydra(name: str, value: str, argv: Sequence[str] = ()) -> str:
 
 
 def _own_file(argv: Sequence[str]) -> str:
-    """Returns the option for the file that Hydra's flags for folders and names mean."""
-    folders, names, instead = [], [], {}
-    for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
-        key, equals, value = argument.partition("=")
-        value = value if equals else following
-        if key in FOLDERS:
-            folders.append(value)
-        elif key in NAMES:
-            names.append(value)
-        elif key.lstrip("+") == "hydra.searchpath":
-            parts = (part.strip("'\" ") for part in value.strip("[]").split(","))
-            folders += [part.removeprefix("file://") for part in parts]
-        elif equals and "." not in key:
-            names.append(f"{key.lstrip('+')}/{value}")
-            instead[names[-1]] = f" instead of {argument}"
+    """Returns the option for the file that Hydra's flags for folders and names refer to."""
+    text = f" {' '.join(argv)} "
+    folders = re.findall(rf" (?:{'|'.join(FOLDERS)})[= ](\S+)", text)
+    for path in re.findall(r"hydra\.searchpath=\[?(\S*?)\]? ", text):
+        folders += [part.strip("'\"").removeprefix("file://") for part in path.split(",")]
+    names = dict.fromkeys(re.findall(rf" (?:{'|'.join(NAMES)})[= ](\S+)", text), "")
+    for option, group, choice in re.findall(r" (\+?([\w/]+)=(\S+))", text):
+        names[f"{group}/{choice}"] = f" instead of {option}"
     for folder, name in itertools.product([*folders, "."], names):
         file = Path(folder, name.removesuffix(".yaml") + ".yaml")
         if file.is_file():
-            return f"config={file}{instead.get(name, '')}"
+            return f"config={file}{names[name]}"
     return "config=FILE.yaml"

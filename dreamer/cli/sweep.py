@@ -1,26 +1,25 @@
 """Several runs by one command: `python -m dreamer.train --multirun seed=0,1,2 env.task=a,b`.
 
 Every combination is a job, a process of its own with a run folder of its own. Hydra's launchers run
-them: on this machine one after the other, on Ray or on SLURM.
+the jobs: on this machine one after the other, on Ray or on SLURM.
 """
 
 import contextlib
 import itertools
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra import initialize
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Transformer
 from hydra.errors import HydraException
@@ -31,17 +30,17 @@ from dreamer.config.explain import first_line
 from dreamer.errors import INTERRUPTED, UserError, describe
 from dreamer.system.signals import StopRequest
 
-FLAGS = ("--multirun", "-m")
+FLAGS = {"--multirun", "-m"}
 # Keys from which `compose` makes the name of a run folder.
 NAMED = ("env", "env.task", "env.id", "env.entry_point", "size", "agent", "experiment", "seed")
-# Launchers log what is printed here; incremental keeps the handlers of others open.
+# Launchers log what is printed here; incremental keeps the handlers of other loggers open.
 QUIET = (
     *("hydra/hydra_logging=disabled", "+hydra.hydra_logging.incremental=true"),
     *("hydra/job_logging=disabled", "+hydra.job_logging.incremental=true"),
     "hydra.output_subdir=null",
 )
 FOLDER = "runs/multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}"  # of Ray's and SLURM's launchers
-# The launcher sets a size of Ray's memory, which joining a cluster forbids.
+# The launcher sets a size of Ray's memory, which is not allowed when joining a cluster.
 RAY = tuple(
     f"+hydra.launcher.ray.init.{option}"
     for option in ("object_store_memory=null", "log_to_driver=false", "logging_level=error")
@@ -52,8 +51,10 @@ EXPLAINED = (
     *("hydra.run.", "hydra.searchpath", "hydra.job.chdir", "hydra.output_subdir", "hydra.mode"),
     *("hydra/sweeper", "hydra.sweeper"),
 )
-LOCAL = "basic"  # the launcher that runs one after the other in this process
-POLL = 0.2  # seconds between looks at a job and at signals
+LOCAL = "basic"  # the launcher that runs one job after the other in this process
+POLL = 0.2  # seconds between checks of a job and of signals
+# SLURM warns a launcher of its time limit by SIGUSR2; the launcher then ends the job by SIGTERM.
+IGNORING_SIGUSR2 = ("sh", "-c", 'trap "" USR2; exec "$@"', "sh")
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,6 @@ class Result(NamedTuple):
 
     status: int | None
     last: str = ""
-
-
-def requested(argv: Sequence[str]) -> bool:
-    """Whether the arguments request several runs."""
-    return any(flag in argv for flag in FLAGS)
 
 
 def sweep(argv: Sequence[str], stop: StopRequest) -> int:
@@ -125,8 +121,9 @@ def plan(argv: Sequence[str]) -> list[Job]:
     return jobs
 
 
+@dataclass
 class Task:
-    """Runs the job of a number in a process of its own, called by a launcher, here or on another
+    """Runs the job of a number in a process of its own; launchers call it, here or on another
     machine.
 
     Args:
@@ -135,51 +132,41 @@ class Task:
         other. None for other launchers, whose jobs write to `output.txt` of the launcher's folder.
     """
 
-    def __init__(self, jobs: Sequence[Job], stop: StopRequest | None) -> None:
-        self._jobs, self._stop = jobs, stop
-        self._folder = os.getcwd()
+    jobs: Sequence[Job]
+    stop: StopRequest | None
+    folder: str = field(default_factory=os.getcwd)
 
     def __call__(self, config: Any) -> Result:
-        command = [sys.executable, "-m", "dreamer.train", *self._jobs[config.job].argv]
+        command = (sys.executable, "-m", "dreamer.train", *self.jobs[config.job].argv)
+        if self.stop and self.stop.requested:
+            return Result(None)
         try:
-            return self._run_here(command) if self._stop else self._run_there(command)
+            if self.stop:  # Ctrl-C does not reach a new session; it is passed on once
+                return Result(self._run(command, start_new_session=True))
+            output = Path(HydraConfig.get().runtime.output_dir) / "output.txt"
+            with output.open("w", encoding="utf-8") as file:
+                command = (*IGNORING_SIGUSR2, *command)
+                status = self._run(command, stdout=file, stderr=subprocess.STDOUT)
+            lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
+            return Result(status, f"{lines[-1] if lines else 'no output'}; see {output}")
         except Exception as error:  # Hydra would drop the results of all other jobs
             return Result(1, describe(error))
 
-    def _run_here(self, command: Sequence[str]) -> Result:
-        if self._stop and self._stop.requested:
-            return Result(None)
-        # Ctrl-C does not reach a new session; it is passed on once.
-        with subprocess.Popen(command, cwd=self._folder, start_new_session=True) as process:
-            return Result(self._wait(process))
-
-    def _run_there(self, command: Sequence[str]) -> Result:
-        from hydra.core.hydra_config import HydraConfig
-
-        output = Path(HydraConfig.get().runtime.output_dir) / "output.txt"
-        with output.open("w", encoding="utf-8") as file, _sigusr2_ignored():
-            process = subprocess.Popen(
-                command, cwd=self._folder, stdout=file, stderr=subprocess.STDOUT
-            )
-        with process:
-            status = self._wait(process)
-        lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
-        return Result(status, f"{lines[-1] if lines else 'no output'}; see {output}")
-
-    def _wait(self, process: subprocess.Popen) -> int:
-        """Waits for the end of a job, which saves first after SIGTERM."""
+    def _run(self, command: Sequence[str], **options: Any) -> int:
+        """Runs a job, which saves after SIGTERM; returns its exit status."""
         terminated = False
-        try:
-            while process.poll() is None:
-                if self._stop and self._stop.requested and not terminated:
-                    terminated = True
-                    process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(POLL)
-        except BaseException:  # a second Ctrl-C, or a launcher that ends this process
-            # A second SIGTERM may count as the first, see `StopRequest`.
-            (process.kill if terminated else process.terminate)()
-            raise
+        with subprocess.Popen(command, cwd=self.folder, **options) as process:
+            try:
+                while process.poll() is None:
+                    if self.stop and self.stop.requested and not terminated:
+                        terminated = True
+                        process.terminate()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(POLL)
+            except BaseException:  # a second Ctrl-C, or a launcher that ends this process
+                # A second SIGTERM may count as the first, see `StopRequest`.
+                (process.kill if terminated else process.terminate)()
+                raise
         return process.returncode
 
 
@@ -190,26 +177,24 @@ def _is_hydras(argument: str) -> bool:
 
 def _values(argument: str) -> list[str]:
     """The options that an argument combines, itself if it has one value."""
-    try:
+    with contextlib.suppress(HydraException):  # composing explains it, or reads it as text
         override = OverridesParser.create().parse_override(argument)
-    except HydraException:
-        override = None  # composing explains it, or reads it as text
-    if override is None or not override.is_sweep_override():
-        return [argument]
-    if not override.is_discrete_sweep():
-        raise UserError(
-            f"{argument}: cannot be swept; write values as in seed=0,1,2 or seed=range(0,3)"
-        )
-    plain = override.sweep_iterator(transformer=Transformer.identity)
-    written = override.sweep_string_iterator()  # with escapes that text does not need here
-    return [
-        f"{override.get_key_element()}={value if isinstance(value, str) else text}"
-        for value, text in zip(plain, written, strict=True)
-    ]
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise UserError(
+                f"{argument}: cannot be swept; write values as in seed=0,1,2 or seed=range(0,3)"
+            )
+        if override.is_sweep_override():
+            plain = override.sweep_iterator(transformer=Transformer.identity)
+            written = override.sweep_string_iterator()  # with escapes that text does not need here
+            return [
+                f"{override.get_key_element()}={value if isinstance(value, str) else text}"
+                for value, text in zip(plain, written, strict=True)
+            ]
+    return [argument]
 
 
 def _with_folder(job: Job) -> Job:
-    """The job in a folder whose name says which values it has."""
+    """The job in a folder named after the values that vary."""
     others = [option for option in job.argv if not option.startswith("run.dir=")]
     unnamed = [
         option.replace("/", "-")
@@ -221,8 +206,8 @@ def _with_folder(job: Job) -> Job:
 
 
 def _launch(jobs: Sequence[Job], options: Sequence[str], stop: StopRequest) -> list[Result]:
-    chosen = [option for option in options if option.startswith("hydra/launcher=")]
-    name = chosen[-1].partition("=")[2] if chosen else LOCAL
+    chosen = [option.partition("=")[2] for option in options if "hydra/launcher=" in option]
+    name = chosen[-1] if chosen else LOCAL
     ConfigStore.instance().store(name="sweep", node={"job": 0})
     numbers = ",".join(str(number) for number in range(len(jobs)))
     try:
@@ -253,7 +238,7 @@ def _launch(jobs: Sequence[Job], options: Sequence[str], stop: StopRequest) -> l
 
 
 def _loopback_alone(launcher: str, options: Sequence[str]) -> AbstractContextManager[None]:
-    """Keeps a cluster that the launcher starts itself from listening to other machines."""
+    """Keeps a cluster that the launcher starts itself on the loopback interface."""
     joins = any(".ray.init.address=" in option for option in options)
     if launcher == "ray" and not joins and "RAY_ADDRESS" not in os.environ:
         with contextlib.suppress(ImportError):  # Hydra says what is missing
@@ -264,30 +249,17 @@ def _loopback_alone(launcher: str, options: Sequence[str]) -> AbstractContextMan
 
 
 def _report(jobs: Sequence[Job], results: Sequence[Result], stopped: bool) -> int:
-    """Prints how each job ended; returns the exit status of them all."""
+    """Prints how each job ended; returns the exit status of the command."""
     for number, (job, result) in enumerate(zip(jobs, results, strict=True)):
-        state, last, stream = "done or stopped" if stopped else "done", "", sys.stdout
+        state = "done or stopped" if stopped else "done"
         if result.status is None:
             state = "not started"
         elif result.status:
-            state, stream = f"failed with status {result.status}", sys.stderr
-            last = f": {result.last}" if result.last else ""
+            state = f"failed with status {result.status}"
+        last = f": {result.last}" if result.status and result.last else ""
+        stream = sys.stderr if result.status else sys.stdout
         print(f"job {number}: {job}: {state}, in {job.folder}{last}", file=stream, flush=True)
     if stopped:
         print("stopped, the same command resumes")
     failed = [result.status for result in results if result.status]
     return INTERRUPTED if INTERRUPTED in failed else int(bool(failed))
-
-
-@contextlib.contextmanager
-def _sigusr2_ignored() -> Iterator[None]:
-    """Starts processes that ignore SIGUSR2, with which SLURM warns a launcher of its time limit;
-    the launcher ends them by SIGTERM then."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGUSR2, before)

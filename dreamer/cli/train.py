@@ -1,4 +1,4 @@
-"""Trains by arguments; again, it resumes."""
+"""`python -m dreamer.train [GROUP=CHOICE ...] [KEY=VALUE ...]`: trains, or resumes a run."""
 
 import sys
 from contextlib import nullcontext
@@ -17,19 +17,19 @@ def main(argv: list[str] | None = None, entered: StopRequest | None = None) -> i
       The exit status: 0 when done or stopped by a signal.
 
     Raises:
-      UserError: what the user can fix.
+      UserError: an error that the user can fix.
     """
     argv = sys.argv[1:] if argv is None else argv
-    # Before the slow imports: a signal never meets a half-made run.
+    # Before the slow imports, so that a signal finds no incomplete run.
     with nullcontext(entered) if entered else StopRequest() as stop:
         from dreamer.cli import compose, sweep, usage
 
         if usage.answered(argv, usage.help_text) or usage.answered_config(argv):
             return 0
-        if sweep.requested(argv):
+        if sweep.FLAGS & set(argv):
             return sweep.sweep(argv, stop)
         config = compose.compose(argv)
-        # jax is the slowest: only once the configuration is known to be right.
+        # jax is the slowest import, so the configuration is validated first.
         from dreamer.system import runtime
 
         runtime.runtime(config.platform, config.xla_flags)

@@ -1,7 +1,8 @@
-"""The text of --help: groups with their choices, keys with their defaults and meanings."""
+"""Answers of the command line: help, versions, the configuration, and options of commands."""
 
 import os
 import platform
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -14,12 +15,13 @@ from pydantic.fields import FieldInfo
 
 from dreamer.cli import groups
 from dreamer.cli.compose import compose, options_and_env, preview
-from dreamer.config import Config, TrainOptions, keys, trust
-from dreamer.config.env import Env
+from dreamer.config import Config, keys, trust
+from dreamer.config.env import SUITES, Env
+from dreamer.config.options import AgentOptions, TrainOptions
 from dreamer.config.serialization import to_yaml
 from dreamer.errors import UserError
 
-Schema = TypeVar("Schema", bound=BaseModel)
+Options = TypeVar("Options", bound=AgentOptions)
 WIDTH = 100
 INTRODUCTION = """\
 Trains a DreamerV3 agent.
@@ -31,39 +33,34 @@ usage: python -m dreamer.train [GROUP=CHOICE ...] [KEY=VALUE ...]
   python -m dreamer.train experiment=cartpole run.dir=runs/first
 
 The same command with the same run folder resumes, and so does run.dir=FOLDER alone.
-config=FILE.yaml takes groups and keys from a file, which those given beside it override. --cfg job
-prints the whole configuration, --version the versions; DREAMER_TRACEBACK=1 in the environment shows
-where an error comes from. Lists are written [64,64]. With --multirun, every combination of several
+config=FILE.yaml reads groups and keys from a file; those of the command line override it. --cfg job
+prints the whole configuration, --version the versions; the variable DREAMER_TRACEBACK=1 prints the
+traceback of an error. Lists are written [64,64]. With --multirun, every combination of several
 values is a run: python -m dreamer.train --multirun seed=0,1,2 size=1m,12m
 """
 PURPOSE = {
     "env": "the suite of environments and its published protocol",
     "size": "the size of the networks",
     "agent": "the variant of the algorithm",
-    "experiment": "a full recipe; other options are applied over it",
+    "experiment": "a full recipe; other options override it",
 }
 
 
-def wants_help(argv: Sequence[str]) -> bool:
-    """Returns whether the arguments request help."""
-    return any(argument in ("-h", "--help", "help") for argument in argv)
-
-
 def answered(argv: Sequence[str], text: Callable[[], str]) -> bool:
-    """Prints the help or the versions, where the arguments request them; whether they do."""
-    if wants_help(argv):
+    """Prints the help or the versions if the arguments request them; returns whether they do."""
+    if {"-h", "--help", "help"} & set(argv):
         print(text())
     elif "--version" in argv:
-        print(f"dreamer {_version('dreamer')}, jax {_version('jax')}, ", end="")
-        print(f"Python {platform.python_version()}")
+        versions = (f"{package} {_version(package)}" for package in ("dreamer", "jax"))
+        print(f"{', '.join(versions)}, Python {platform.python_version()}")
     else:
         return False
     return True
 
 
 def answered_config(argv: Sequence[str]) -> bool:
-    """Prints the whole configuration that the arguments make, where they have --cfg job as in
-    programs of Hydra; whether they do."""
+    """Prints the whole configuration if the arguments have --cfg job, as in programs of Hydra;
+    returns whether they do."""
     found = [
         index
         for index, argument in enumerate(argv)
@@ -79,34 +76,35 @@ def answered_config(argv: Sequence[str]) -> bool:
 
 
 def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
+    found = metadata.distributions(name=package)
+    return next((one.version for one in found), "(not installed)")
 
 
-def of_run(
-    argv: Sequence[str], schema: type[Schema], name: str
-) -> tuple[Schema, Env | None] | None:
-    """Returns the options of a command about a run, and the environment if they repeat the names of
-    one; None where it has printed its help instead.
+def agent_options(
+    argv: Sequence[str] | None, schema: type[Options], name: str
+) -> tuple[Options, Env | None] | None:
+    """Returns the options of a command that loads an agent, and the environment if they repeat
+    its name; None after printing the help. Starts jax on the chosen platform.
 
     Args:
-      argv: arguments.
-      schema: has a field `run`, of a folder.
+      argv: arguments; those of the process if None.
+      schema: of the options.
       name: of the command.
 
     Raises:
       UserError: an option that is not allowed, or no such folder.
     """
+    argv = sys.argv[1:] if argv is None else argv
     text = f"Usage: python -m dreamer.{name} run=PATH [KEY=VALUE ...]\n"
     if answered(argv, lambda: text + options_text(schema)):
         return None
-    found, env = options_and_env(list(argv), schema, trust.NAMES)
-    run: str = found.run  # type: ignore[attr-defined]
-    if not Path(os.path.expanduser(run)).is_dir():
-        raise UserError(f"run={run} is not a folder; name the folder of a training run")
-    return found, env
+    options, env = options_and_env(argv, schema, trust.NAMES)
+    if not Path(os.path.expanduser(options.run)).is_dir():
+        raise UserError(f"run={options.run} is not a folder; name the folder of a training run")
+    from dreamer.system import runtime  # imports jax, which is slow
+
+    runtime.runtime(options.platform)
+    return options, env
 
 
 def help_text() -> str:
@@ -116,8 +114,7 @@ def help_text() -> str:
     chosen = {"env": default.env.suite, "size": default.size, "agent": "default"}
     parts += [_group(group, chosen.get(group)) for group in groups.GROUPS]
     parts.append("KEYS (KEY=VALUE): key, default, meaning (what it takes)\n")
-    suites = keys.suites(Config)
-    parts += _sections({suite: compose([f"env={groups.of_suite(suite)}"]) for suite in suites})
+    parts += _sections({suite: compose([f"env={groups.of_suite(suite)}"]) for suite in SUITES})
     parts.append(f"  of this command, kept in no file\n{options_text(TrainOptions)}")
     return "\n".join(parts)
 
@@ -126,25 +123,23 @@ def _group(group: str, default: str | None) -> str:
     lines = [f"  {group}: {PURPOSE[group]}"]
     for choice in groups.choices(group):
         mark = " (default)" if choice == default else ""
-        lines += _columns(
-            f"    {choice}", description(groups.config_dir() / group / f"{choice}.yaml") + mark, 22
-        )
+        about = description(groups.config_dir() / group / f"{choice}.yaml")
+        lines += _columns(f"    {choice}", about + mark, 22)
     return "\n".join(lines) + "\n"
 
 
 def description(path: Path) -> str:
     """Returns the first comment line of a group file that is not Hydra's own."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    return next(
-        (line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line), ""
-    )
+    comments = (line[1:].strip() for line in lines if line[:1] == "#" and "@package" not in line)
+    return next(comments, "")
 
 
 def _sections(defaults: dict[str, Config]) -> list[str]:
     """Returns the keys of every section, those of env once for each suite.
 
     Args:
-      defaults: what a run without other options has, by suite.
+      defaults: the configuration of a run without other options, by suite.
     """
     titles = {suite: f"env, with the suite {suite}" for suite in defaults}
     sections: dict[str, list[str]] = {"general": [], **{title: [] for title in titles.values()}}
@@ -154,15 +149,13 @@ def _sections(defaults: dict[str, Config]) -> list[str]:
             title = titles[suite] if parent == "env" else parent or "general"
             is_new = parent == "env" or suite == next(iter(defaults))
             if is_new and key not in ("size", "env.suite"):
-                default = keys.show(attrgetter(key)(config)) or "(empty)"
-                sections.setdefault(title, []).extend(
-                    _columns(f"    {key:<32}{default:<14}", _meaning(field), 50)
-                )
+                left = f"    {key:<32}{keys.show(attrgetter(key)(config)) or '(empty)':<14}"
+                sections.setdefault(title, []).extend(_columns(left, _meaning(field), 50))
     return ["\n".join([f"  {title}", *lines]) + "\n" for title, lines in sections.items()]
 
 
 def _meaning(field: FieldInfo) -> str:
-    return f"{field.description} ({keys.allowed(field.annotation, tuple(field.metadata))})"
+    return f"{field.description} ({keys.expected(field)})"
 
 
 def _columns(left: str, right: str, width: int) -> list[str]:

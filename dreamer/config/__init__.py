@@ -5,28 +5,28 @@ control tasks through world models", and its reference code. Units: a step is on
 agent in one environment (action repeat not counted); an update is one gradient step.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from dreamer.config.agent import AgentConfig
 from dreamer.config.env import Env, GymnasiumEnv
 from dreamer.config.run import CheckpointConfig, EvalConfig, LogConfig, ReplayConfig, RunConfig
-from dreamer.config.section import Count, Section, Whole, Word
+from dreamer.config.section import Platform, Section, Seed, Whole
 
 
 class Config(Section):
     """The whole configuration of a run."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of everything random")
-    platform: Literal["auto", "cpu", "gpu", "tpu"] = Field(
-        "auto", description="what to train on; auto is the best that is present"
+    seed: Seed = Field(0, description="of everything random")
+    platform: Platform = Field(
+        "auto", description="what to train on; auto is the best that is available"
     )
     devices: Whole = Field(0, description="local devices to train on; 0 is all")
     xla_flags: str = Field(
         "",
-        description="flags for jax's compiler, such as --xla_gpu_graph_min_graph_size=5; those of "
-        "the environment's XLA_FLAGS win",
+        description="flags of XLA, such as --xla_gpu_graph_min_graph_size=5; those of the variable "
+        "XLA_FLAGS win",
     )
     size: str = Field("200m", description="name of the chosen size, for display")
     env: Env = GymnasiumEnv()
@@ -45,11 +45,11 @@ class Config(Section):
 
     @property
     def first_update(self) -> int:
-        """Environment step from which updates are owed: when the replay holds batch_size *
-        batch_length different sequences of batch_length + 1 steps."""
+        """Environment step of the first update: when the replay holds batch_size * batch_length
+        different sequences of batch_length + 1 steps."""
         sequences = self.replay.batch_size * self.replay.batch_length
-        of_each = -(-sequences // self.env.num_envs)  # rounded up
-        return self.env.num_envs * (of_each + self.replay.batch_length)
+        per_env = -(-sequences // self.env.num_envs)  # rounded up
+        return self.env.num_envs * (per_env + self.replay.batch_length)
 
     @property
     def updates(self) -> int:
@@ -59,15 +59,7 @@ class Config(Section):
         per_step = self.replay.train_ratio / (self.replay.batch_size * self.replay.batch_length)
         return int(max(0, self.run.steps - self.first_update) * per_step)
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        for message, is_wrong in self._rules().items():
-            if is_wrong:
-                raise ValueError(message)
-        return self
-
-    def _rules(self) -> dict[str, Any]:
-        """Conditions under which sections do not go together, by what is wrong then."""
+    def _problems(self) -> dict[str, Any]:
         run, replay, num_envs = self.run, self.replay, self.env.num_envs
         remote = run.actors != "local"
         acting = {  # options of runs that act in this process
@@ -107,52 +99,3 @@ class Config(Section):
                 for option, given in {**acting, "run.offline=true": run.offline}.items()
             },
         }
-
-
-class TrainOptions(Section):
-    """What `python -m dreamer.train` takes beside the configuration."""
-
-    trust: Word = False
-
-
-class EvalOptions(Section):
-    """What `python -m dreamer.eval` takes."""
-
-    run: str = Field(description="run folder")
-    episodes: Count = Field(10, description="whole episodes to play")
-    num_envs: Count = Field(4, description="environments stepped together")
-    greedy: bool = Field(False, description="mode of the policy instead of a sample")
-    checkpoint: Literal["newest", "best"] = Field("newest", description="best is by evaluation")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(1, description="of environments and policy")
-    video: bool = Field(False, description="write an mp4 of the first episode")
-    out: str = Field(
-        "", description="JSON file; empty is evaluation-STEP-seedSEED.json in the run folder"
-    )
-    platform: Literal["auto", "cpu", "gpu", "tpu"] = Field("auto", description="jax platform")
-    trust: Word = False
-
-
-class ExportOptions(Section):
-    """What `python -m dreamer.export` takes."""
-
-    run: str = Field(description="run folder, or a checkpoint with config.yaml beside it")
-    out: str = Field("", description="folder to make; empty is policy-STEP in the run folder")
-    checkpoint: Literal["newest", "best"] = Field("newest", description="best is by evaluation")
-    format: Literal["stablehlo", "onnx"] = Field(
-        "stablehlo", description="for jax, or for onnxruntime"
-    )
-    greedy: bool = Field(True, description="mode of the policy instead of a sample")
-    num_envs: Whole = Field(
-        0, description="environments acted in together; 0 is any number, with onnx 1"
-    )
-    platforms: str = Field(
-        "cpu,cuda", description="what StableHLO may run on: some of cpu, cuda, rocm, tpu"
-    )
-    steps: Count = Field(
-        250, description="observations of each environment on which policy and agent are compared"
-    )
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
-        1, description="of these observations where the checkpoint has no replay to take them from"
-    )
-    platform: Literal["auto", "cpu", "gpu", "tpu"] = Field("auto", description="jax platform")
-    trust: Word = False

@@ -5,9 +5,9 @@ control tasks through world models", and its reference code.
 An update is one gradient step.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from dreamer.config.section import (
     Decay,
@@ -23,7 +23,7 @@ from dreamer.config.section import (
 )
 
 Kernel = Annotated[int, Field(ge=1, le=255)]
-NO_CLASS = 255  # in place of a class number where no latent is stored: the zero state
+NO_CLASS = 255  # class number of the zero state, where no latent is stored
 
 Module = Literal["encoder", "rssm", "decoder", "reward", "cont", "mask", "actor", "critic"]
 
@@ -47,16 +47,18 @@ class RSSMConfig(Section):
     unimix: Fraction = Field(0.01, description="uniform probability mixed into categorical latents")
     min_std: Positive = Field(0.1, description="smallest standard deviation of a gaussian latent")
 
-    @model_validator(mode="after")
-    def _divisible(self) -> Self:
-        if self.deter % self.blocks:
-            raise ValueError(f"deter={self.deter} must be divisible by blocks={self.blocks}")
-        return self
+    def _problems(self) -> dict[str, Any]:
+        return {
+            f"deter={self.deter} must be divisible by blocks={self.blocks}": (
+                self.deter % self.blocks
+            )
+        }
 
 
 class EncoderConfig(Section):
     keys: str = Field(
-        ".*", description="regular expression of the observations that are seen, whole keys"
+        ".*",
+        description="regular expression of the observations to encode, matched against whole keys",
     )
     layers: Layers = Field(3, description="layers for vector observations")
     mults: Mults = Field(
@@ -69,7 +71,8 @@ class EncoderConfig(Section):
 
 class DecoderConfig(Section):
     keys: str = Field(
-        ".*", description="regular expression of the observations that are predicted, whole keys"
+        ".*",
+        description="regular expression of the observations to predict, matched against whole keys",
     )
     layers: Layers = Field(3, description="layers for vector observations")
     mults: Mults = Field(
@@ -96,9 +99,9 @@ class TwoHotHeadConfig(HeadConfig):
 class ActorConfig(HeadConfig):
     layers: Layers = Field(3, description="hidden layers")
     gradient: Literal["auto", "analytic", "reinforce", "mixed"] = Field(
-        "auto", description="analytic goes through the model; auto chooses by the kind of action"
+        "auto", description="analytic is through the model; auto chooses by the kind of action"
     )
-    mix: Fraction = Field(0.1, description="share of reinforce in the mixed gradient")
+    mix: Fraction = Field(0.1, description="fraction of reinforce in the mixed gradient")
     entropy: NonNegative = Field(3e-4, description="scale of the entropy bonus")
     unimix: Fraction = Field(
         0.01, description="uniform probability mixed into discrete policies (paper; code: 0)"
@@ -106,11 +109,12 @@ class ActorConfig(HeadConfig):
     min_std: Positive = Field(0.1, description="smallest standard deviation of a continuous policy")
     max_std: Positive = Field(1.0, description="largest standard deviation of a continuous policy")
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min_std > self.max_std:
-            raise ValueError(f"min_std={self.min_std} must be at most max_std={self.max_std}")
-        return self
+    def _problems(self) -> dict[str, Any]:
+        return {
+            f"min_std={self.min_std} must be at most max_std={self.max_std}": (
+                self.min_std > self.max_std
+            )
+        }
 
 
 class CriticConfig(TwoHotHeadConfig):
@@ -136,7 +140,7 @@ class LossConfig(Section):
     critic: NonNegative = Field(1.0, description="scale of the critic loss on imagined states")
     replay_critic: NonNegative = Field(0.3, description="scale of the critic loss on replay")
     free_nats: NonNegative = Field(
-        1.0, description="nats of KL per step below which there is no gradient"
+        1.0, description="KL per step in nats below which there is no gradient"
     )
 
 
@@ -155,11 +159,8 @@ class ReturnConfig(Section):
     high: Annotated[float, Field(ge=0, le=100)] = Field(95.0, description="upper percentile")
     floor: Positive = Field(1.0, description="smallest scale that returns are divided by")
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.low >= self.high:
-            raise ValueError(f"low={self.low} must be below high={self.high}")
-        return self
+    def _problems(self) -> dict[str, Any]:
+        return {f"low={self.low} must be below high={self.high}": self.low >= self.high}
 
 
 class OptimizerConfig(Section):
@@ -173,7 +174,7 @@ class OptimizerConfig(Section):
         "from the end of the warm-up on; 0: never",
     )
     agc: Positive = Field(
-        0.3, description="largest gradient norm of a tensor as a share of its weight norm"
+        0.3, description="largest ratio of the gradient norm of a tensor to its weight norm"
     )
     beta1: Decay = Field(0.9, description="decay of the momentum")
     beta2: Decay = Field(0.999, description="decay of the mean square")
@@ -184,8 +185,8 @@ class AgentConfig(Section):
     kind: str = Field("dreamer", description="which agent: dreamer")
     kernels: Literal["auto", "plain", "cpu", "accelerator"] = Field(
         "auto",
-        description="form of convolutions and of the RSSM's step: plain, or faster on one kind of "
-        "device, equal but for rounding; auto chooses by platform",
+        description="implementation of convolutions and of the RSSM step: plain, or faster on one "
+        "kind of device, equal up to rounding; auto chooses by platform",
     )
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -193,12 +194,12 @@ class AgentConfig(Section):
     )
     backward: Literal["auto", "scan", "batched"] = Field(
         "auto",
-        description="gradient of the posterior's loop: jax's own, or with large products outside "
-        "the loop for all that can be there; auto is scan on CPU, batched elsewhere",
+        description="gradient of the posterior scan: jax's own, or with large matrix products "
+        "batched outside of the loop; auto is scan on CPU, batched elsewhere",
     )
     units: Size = Field(1024, description="width of every MLP")
     depth: Size = Field(64, description="base channels of the image networks")
-    frozen: tuple[Module, ...] = Field((), description="networks that stay as they start")
+    frozen: tuple[Module, ...] = Field((), description="networks that are not trained")
     rssm: RSSMConfig = RSSMConfig()
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
@@ -211,22 +212,14 @@ class AgentConfig(Section):
     returns: ReturnConfig = ReturnConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
-    @model_validator(mode="after")
-    def _divisible(self) -> Self:
-        channels = self.depth * self.decoder.mults[-1]
-        if channels % self.decoder.blocks:
-            raise ValueError(
-                f"depth * decoder.mults[-1] = {channels} must be divisible by "
-                f"decoder.blocks={self.decoder.blocks}"
-            )
-        if len(self.encoder.mults) != len(self.decoder.mults):
-            raise ValueError(
-                f"encoder.mults={self.encoder.mults} and decoder.mults={self.decoder.mults} must "
-                "have equally many stages"
-            )
-        if self.rssm.deter % self.decoder.blocks:
-            raise ValueError(
-                f"rssm.deter={self.rssm.deter} must be divisible by "
-                f"decoder.blocks={self.decoder.blocks}"
-            )
-        return self
+    def _problems(self) -> dict[str, Any]:
+        encoder, decoder = self.encoder, self.decoder
+        channels = self.depth * decoder.mults[-1]
+        return {
+            f"depth * decoder.mults[-1] = {channels} must be divisible by "
+            f"decoder.blocks={decoder.blocks}": channels % decoder.blocks,
+            f"encoder.mults={encoder.mults} and decoder.mults={decoder.mults} must have equally "
+            "many stages": len(encoder.mults) != len(decoder.mults),
+            f"rssm.deter={self.rssm.deter} must be divisible by "
+            f"decoder.blocks={decoder.blocks}": self.rssm.deter % decoder.blocks,
+        }

@@ -3,39 +3,40 @@
 A step is one decision of the agent in one environment; action repeat is not counted.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
 from dreamer.config.section import INT32, Count, Fraction, NonNegative, Section, Whole
 
-WORKERS = ("workers", "restarts", "timeout", "max_memory")  # keys on how an environment runs
+WORKERS = ("workers", "restarts", "timeout", "max_memory")  # keys on how environments run
 
 
 class EnvBase(Section):
-    """What every suite has."""
+    """Keys of every suite."""
 
     task: str = Field(description="name of the task within the suite")
     num_envs: Count = Field(1, description="environments stepped together for training")
-    first: Whole = Field(0, description="number of the first of them, by which they are seeded")
+    first: Whole = Field(
+        0, description="number of the first environment, from which they are seeded"
+    )
     workers: Literal["auto", "serial", "process"] = Field(
         "auto",
-        description="where they run: this process, one process each, or whichever is faster",
+        description="where environments run: in this process, one process each, or the faster one",
     )
     restarts: Whole = Field(
         10,
-        description="failures in a run, after each of which the environment is restarted: "
-        "exceptions, values outside of its spaces, and with workers=process crashes and hangs",
+        description="failures per run after which an environment is restarted: exceptions, values "
+        "outside of its spaces, and with workers=process crashes and hangs",
     )
     timeout: Whole = Field(
         300,
-        description="seconds that a step or reset may take in a process of its own, else it hangs; "
-        "0 waits for ever",
+        description="seconds that a step or reset may take with workers=process; 0 is no limit",
     )
     max_memory: NonNegative = Field(
         0.0,
-        description="GiB that a process of its own may take, with what it has started, else it is "
-        "restarted when its episode is over; 0 sets no limit",
+        description="GiB that a worker process and its children may use; above, the environment is "
+        "restarted after its episode; 0 is no limit",
     )
     repeat: Count = Field(1, description="raw environment steps per agent step, rewards summed")
     time_limit: Whole = Field(
@@ -47,12 +48,12 @@ class EnvBase(Section):
 
     @property
     def name(self) -> str:
-        """What the environment is called."""
+        """Name of the environment."""
         return self.task
 
 
 class GymnasiumEnv(EnvBase):
-    """Any registered id of an installed gymnasium package, or whatever a function makes."""
+    """Any registered gymnasium id, or the environment that a function returns."""
 
     suite: Literal["gymnasium"] = "gymnasium"
     task: str = Field(
@@ -61,7 +62,7 @@ class GymnasiumEnv(EnvBase):
     )
     entry_point: str = Field(
         "",
-        description="package.module:function that makes a gymnasium or dm_env environment, "
+        description="package.module:function that returns a gymnasium or dm_env environment, "
         "instead of an id",
     )
     kwargs: dict[str, Any] = Field(
@@ -76,7 +77,7 @@ class GymnasiumEnv(EnvBase):
         False, description="learn from the rendered frame instead of the observation"
     )
     check_bounds: bool = Field(
-        True, description="end the run when a number observed is outside the bounds of its space"
+        True, description="end the run when an observation is outside the bounds of its space"
     )
 
     def __hash__(self) -> int:
@@ -84,7 +85,7 @@ class GymnasiumEnv(EnvBase):
 
     @property
     def name(self) -> str:
-        """What the environment is called."""
+        """Name of the environment."""
         return self.entry_point or self.task
 
 
@@ -110,7 +111,7 @@ class AtariEnv(EnvBase):
     noops: Whole = Field(30, description="most random no-op frames after a reset")
     lives: Literal["unused", "discount", "reset"] = Field(
         "unused",
-        description="what losing a life does: nothing, terminal flag, or end of the episode",
+        description="effect of losing a life: none, terminal flag, or end of the episode",
     )
     pooling: Count = Field(2, description="last raw frames of a step max-pooled into the image")
     clip_reward: bool = Field(False, description="sign of the reward instead of the reward")
@@ -142,7 +143,7 @@ class NavixEnv(EnvBase):
     task: str = Field("Navix-DoorKey-5x5-v0", description="NAVIX id")
     view: Literal["symbolic", "symbolic_first_person", "rgb", "rgb_first_person"] = Field(
         "symbolic_first_person",
-        description="what is seen: the cells as classes or an image, of the whole grid or before "
+        description="observation: cells as classes or an image, of the whole grid or in front of "
         "the player",
     )
 
@@ -153,7 +154,7 @@ class BraxEnv(EnvBase):
     suite: Literal["brax"] = "brax"
     task: str = Field("ant", description="name of the robot")
     physics: Literal["generalized", "positional", "spring", "mjx"] = Field(
-        "generalized", description="how bodies move: exactly, or faster by springs or positions"
+        "generalized", description="simulation: exact, or faster by springs or positions"
     )
 
 
@@ -177,7 +178,7 @@ class DmcEnv(EnvBase):
     suite: Literal["dmc"] = "dmc"
     task: str = Field("walker_walk", description="domain_task; ball_in_cup is called cup")
     view: Literal["proprio", "vision"] = Field(
-        "proprio", description="what is seen: positions and velocities as vectors, or an image"
+        "proprio", description="observation: positions and velocities as vectors, or an image"
     )
     camera: Annotated[int, Field(ge=-1, le=INT32)] = Field(
         -1, description="number of the camera; -1 is the published one: 2 for quadruped, else 0"
@@ -185,26 +186,26 @@ class DmcEnv(EnvBase):
 
 
 class CrafterEnv(EnvBase):
-    """Crafter, an open world to survive in."""
+    """Crafter, an open-world survival game."""
 
     suite: Literal["crafter"] = "crafter"
     task: str = Field("reward", description="reward, or noreward to explore without")
 
 
 class MinigridEnv(EnvBase):
-    """The grid worlds of MiniGrid and BabyAI, with their missions as words."""
+    """The grid worlds of MiniGrid and BabyAI, with their missions as text."""
 
     suite: Literal["minigrid"] = "minigrid"
     task: str = Field("MiniGrid-DoorKey-5x5-v0", description="gymnasium id")
     view: Literal["symbolic", "symbolic_first_person", "rgb", "rgb_first_person"] = Field(
         "symbolic_first_person",
-        description="what is seen: the cells as classes or an image, of the whole grid or before "
+        description="observation: cells as classes or an image, of the whole grid or in front of "
         "the agent",
     )
 
 
 class MemoryMazeEnv(EnvBase):
-    """Memory Maze: coloured balls to find again and again."""
+    """Memory Maze: mazes with coloured balls to find repeatedly."""
 
     suite: Literal["memory_maze"] = "memory_maze"
     task: str = Field("9x9", description="size of the maze, and a variant as in 9x9-ExtraObs")
@@ -228,7 +229,7 @@ class VizdoomEnv(EnvBase):
 
 
 class BsuiteEnv(EnvBase):
-    """The behaviour suite: small experiments of one ability each."""
+    """The behaviour suite: small experiments that test one ability each."""
 
     suite: Literal["bsuite"] = "bsuite"
     task: str = Field("catch/0", description="experiment and number of its setting")
@@ -247,3 +248,6 @@ HostEnvs = (
     | BsuiteEnv
 )
 Env = Annotated[HostEnvs | JaxEnvs, Field(discriminator="suite")]
+SUITES: dict[str, type[EnvBase]] = {
+    member.model_fields["suite"].default: member for member in get_args(HostEnvs | JaxEnvs)
+}

@@ -1,8 +1,9 @@
-"""What is wrong with a configuration, in one line: the full path, the value, what is allowed."""
+"""Error messages of the configuration, in one line: full path, value, what is allowed."""
 
 import difflib
+import itertools
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -17,7 +18,7 @@ def validate(schema: type[Schema], tree: Any) -> Schema:
     """Returns `tree` as a frozen object of the schema.
 
     Raises:
-        UserError: the first thing that the schema does not allow, and how many more there are.
+        UserError: the first value that the schema does not allow, and how many more there are.
     """
     try:
         return schema.model_validate(tree)
@@ -33,9 +34,9 @@ def joined(problems: list[str]) -> str:
 
 
 def unknown_key(path: str, value: str, schema: type[BaseModel], suite: str) -> str:
-    """Returns why `path` cannot be set: a section, a key of another suite, or nothing at all."""
-    sections = keys.sections(schema, suite)
-    inside = inside_mapping(path, value, keys.leaves(schema, suite))
+    """Returns why `path` cannot be set: a section, a key of another suite, or no such key."""
+    known, sections = keys.leaves(schema, suite), keys.sections(schema, suite)
+    inside = inside_mapping(path, value, known)
     if inside:
         return f"{path}={value}: no such key; write {inside}"
     if path and path in sections:
@@ -45,20 +46,13 @@ def unknown_key(path: str, value: str, schema: type[BaseModel], suite: str) -> s
     while parent not in sections:
         parent, _, name = parent.rpartition(".")
     where = f"{parent} (suite {suite})" if parent == "env" else parent or "the configuration"
-    homes = [other for other in keys.suites(schema) if path in keys.leaves(schema, other)]
-    if homes:
-        hint = f"; {name} is a key of env={', env='.join(homes)}"
-    else:
-        known = keys.leaves(schema, suite)
-        hint = similar(name, sections[parent], list(known))
-        if parent == "env" and "env.kwargs" in known:
-            hint += f"; arguments of the environment are written env.kwargs={{{name}: {value}}}"
+    hint = similar(name, sections[parent], list(known))
+    others = [other for other in keys.suites(schema) if path in keys.leaves(schema, other)]
+    if others:
+        hint = f"; {name} is a key of env={', env='.join(others)}"
+    elif parent == "env" and "env.kwargs" in known:
+        hint += f"; arguments of the environment are written env.kwargs={{{name}: {value}}}"
     return f"{path}={value}: no such key; {where} has {', '.join(sections[parent])}{hint}"
-
-
-def expected(field: FieldInfo) -> str:
-    """Returns in words what a key takes."""
-    return keys.allowed(field.annotation, tuple(field.metadata))
 
 
 def first_line(error: Exception) -> str:
@@ -68,7 +62,7 @@ def first_line(error: Exception) -> str:
 
 def inside_mapping(path: str, value: str, known: Mapping[str, FieldInfo | None]) -> str:
     """Returns how to set a key inside of a mapping, env.kwargs={size: 5} for env.kwargs.size; ''
-    where there is no such mapping."""
+    if there is no such mapping."""
     for key, field in known.items():
         if path.startswith(f"{key}.") and field and get_origin(field.annotation) is dict:
             names = path.removeprefix(f"{key}.").split(".")
@@ -87,30 +81,26 @@ def similar(name: str, siblings: list[str], paths: list[str]) -> str:
 
 
 def _explain(problem: Any, schema: type[BaseModel], tree: Any) -> str:
-    """Returns the line for one error of pydantic, whose path names the suite after `env`."""
+    """Returns the line for one error of pydantic, whose path has the suite after `env`."""
     suites = keys.suites(schema)
     suite = next((part for part in problem["loc"] if part in suites), next(iter(suites), ""))
     names = [part for part in problem["loc"] if isinstance(part, str) and part not in suites]
     known = keys.leaves(schema, suite)
-    while names[:-1] and ".".join(names[:-1]) in known:  # inside of a value
-        names.pop()
-    path = ".".join(names)
-    value = _lookup(tree, names)
+    paths = list(itertools.accumulate(names, "{}.{}".format))  # outer ones first
+    path = next((path for path in paths if path in known), paths[-1] if paths else "")
+    value = tree
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    shown = keys.show(value)
     if problem["type"].startswith("union_tag"):
-        tag = value.get("suite", "") if isinstance(value, dict) else value
-        close = nearest(keys.show(tag), suites)
-        return f"env.suite={keys.show(tag)}: expected one of {', '.join(suites)}{close}"
+        tag = keys.show(value.get("suite", "") if isinstance(value, dict) else value)
+        return f"env.suite={tag}: expected one of {', '.join(suites)}{nearest(tag, suites)}"
     if path in known and problem["type"] == "missing" and value is None:
-        return f"{path} is missing; write {path}=VALUE, {expected(known[path])}"
+        return f"{path} is missing; write {path}=VALUE, {keys.expected(known[path])}"
     if path in known:
-        close = nearest(keys.show(value), keys.choices(known[path].annotation))
-        return f"{path}={keys.show(value)}: expected {expected(known[path])}{close}"
+        field = known[path]
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        return f"{path}={shown}: expected {keys.expected(field)}{nearest(shown, choices)}"
     if problem["type"] == "value_error":
         return ": ".join(filter(None, (path, str(problem["ctx"]["error"]))))
-    return unknown_key(path, keys.show(value), schema, suite)
-
-
-def _lookup(tree: Any, names: list[str]) -> Any:
-    for name in names:
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return tree
+    return unknown_key(path, shown, schema, suite)

@@ -1,4 +1,4 @@
-"""The keys of the configuration as the schema declares them, and what each of them takes."""
+"""The keys of the configuration as the schema declares them, and the values that each allows."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from dreamer.config.env import SUITES
+
 ALIASES = {"env.id": "env.task"}  # another name of a key
-ENV_NAMES = {"env.task", "env.entry_point"}  # each says what the environment is
+ENV_NAMES = {"env.task", "env.entry_point"}  # each names the environment
 BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
 NAMES = {
     int: "integer",
@@ -21,33 +23,17 @@ NAMES = {
 }
 
 
-def suites(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """Returns the sections that `env` may be, by the suite that selects them."""
-    for field in schema.model_fields.values():
-        if field.discriminator:
-            tag = str(field.discriminator)
-            return {
-                get_args(member.model_fields[tag].annotation)[0]: member
-                for member in get_args(field.annotation)
-            }
-    return {}
-
-
-def section(schema: type[BaseModel], field: FieldInfo, suite: str) -> type[BaseModel] | None:
-    """Returns the section that a field holds, or None where it holds a value."""
-    if field.discriminator:
-        return suites(schema)[suite]
-    annotation: Any = field.annotation
-    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return annotation if is_section else None
+def suites(schema: type[BaseModel]) -> dict[str, Any]:
+    """Returns the sections that `env` may be, by suite; none in a schema without `env`."""
+    return SUITES if "env" in schema.model_fields else {}
 
 
 def walk(schema: type[BaseModel], suite: str, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yields (path, field) of every section and key below `schema`, outer ones first."""
     for name, field in schema.model_fields.items():
         yield prefix + name, field
-        inner = section(schema, field, suite)
-        if inner is not None:
+        inner: Any = SUITES[suite] if field.discriminator else field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from walk(inner, suite, f"{prefix}{name}.")
 
 
@@ -61,36 +47,39 @@ def leaves(schema: type[BaseModel], suite: str = "gymnasium") -> dict[str, Field
 @cache
 def every(schema: type[BaseModel]) -> dict[str, FieldInfo]:
     """Returns every key that holds a value with any suite of environments, by its dotted path."""
-    merged: dict[str, FieldInfo] = {}
-    for suite in suites(schema) or ("",):
-        merged |= leaves(schema, suite)
-    return merged
+    return {
+        path: field
+        for suite in suites(schema) or ("",)
+        for path, field in leaves(schema, suite).items()
+    }
 
 
 def sections(schema: type[BaseModel], suite: str = "gymnasium") -> dict[str, list[str]]:
     """Returns the names that can be set below every section, by its dotted path ('' is the top)."""
     names: dict[str, list[str]] = {}
-    for path, _ in walk(schema, suite):
-        if path == "env.suite":
-            continue
+    for path in (path for path, _ in walk(schema, suite) if path != "env.suite"):
         parent, _, name = path.rpartition(".")
         names.setdefault(parent, []).append(name)
     return names
 
 
-def allowed(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
-    """Returns in words what a key takes, such as 'integer >= 1' or 'one of cpu, gpu'."""
+def expected(field: FieldInfo) -> str:
+    """Returns in words what a key allows, such as 'integer >= 1' or 'one of cpu, gpu'."""
+    return _allowed(field.annotation, tuple(field.metadata))
+
+
+def _allowed(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         inner = [bound for part in arguments[1:] for bound in getattr(part, "metadata", [part])]
-        return allowed(arguments[0], (*inner, *metadata))
+        return _allowed(arguments[0], (*inner, *metadata))
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin in (Union, UnionType):
-        return " or ".join(map(allowed, arguments))
+        return " or ".join(map(_allowed, arguments))
     if origin is tuple:
         count = "" if arguments[-1] is Ellipsis else f" of {len(arguments)}"
-        return f"list{count}, each {allowed(arguments[0])}"
+        return f"list{count}, each {_allowed(arguments[0])}"
     limits = [
         f"{sign} {getattr(m, name):.10g}"
         for name, sign in BOUNDS
@@ -98,11 +87,6 @@ def allowed(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
         if hasattr(m, name)
     ]
     return " ".join([NAMES[origin or annotation], ", ".join(limits)]).strip()
-
-
-def choices(annotation: Any) -> tuple[str, ...]:
-    """Returns the names that a key takes, or () where it is not a choice of names."""
-    return tuple(map(str, get_args(annotation))) if get_origin(annotation) is Literal else ()
 
 
 def show(value: Any) -> str:
@@ -113,7 +97,7 @@ def show(value: Any) -> str:
         text = f"{{{','.join(f'{name}:{show(inner)}' for name, inner in value.items())}}}"
     elif isinstance(value, bool):
         text = str(value).lower()
-    elif isinstance(value, int) and value.bit_length() > 1000:  # which Python may not write out
+    elif isinstance(value, int) and value.bit_length() > 1000:  # Python may refuse to print it
         text = f"(an integer of {value.bit_length():,} bits)"
     else:
         text = "null" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""Replay and the run: what is remembered, for how long it trains, what is watched and kept."""
+"""Replay, evaluation, checkpoints, logging and the run."""
 
 from typing import Annotated, Literal
 
@@ -32,12 +32,12 @@ class ReplayConfig(Section):
     )
     load: str = Field(
         "",
-        description="recorded episodes that a new run finds in its replay: minari:DATASET_ID, a "
-        "folder of saved ones, or a run folder for those in its replay",
+        description="recorded episodes to fill a new replay with: minari:DATASET_ID, a folder of "
+        "saved episodes, or a run folder for its replay",
     )
     where: Literal["auto", "device", "host"] = Field(
         "auto",
-        description="whose memory holds it; auto is the device if it has memory of its own and "
+        description="memory that stores it; auto is the device if it has memory of its own and "
         "the capacity fits",
     )
     folder: str = Field(
@@ -45,8 +45,8 @@ class ReplayConfig(Section):
     )
     prefetch: Literal["auto", "thread", "none"] = Field(
         "auto",
-        description="take batches from a replay on the host one call ahead in a thread; auto does "
-        "for accelerators",
+        description="sample batches of a replay on the host one call ahead in a thread; auto is "
+        "thread on accelerators",
     )
 
 
@@ -71,8 +71,8 @@ class CheckpointConfig(Section):
     )
     keep: Count = Field(
         2,
-        description="newest checkpoints kept beside the best by evaluation; from 2 on, there is "
-        "one to roll back to should the newest be damaged",
+        description="newest checkpoints kept beside the best by evaluation; with 2 or more, a run "
+        "can roll back if the newest is damaged",
     )
 
 
@@ -81,35 +81,34 @@ class LogConfig(Section):
     video_every: LongWhole = Field(0, description="environment steps between videos; 0 is never")
     tensorboard: bool = Field(True, description="write TensorBoard events beside metrics.jsonl")
     progress: Literal["auto", "bar", "plain", "none"] = Field(
-        "auto", description="what is shown while training; auto is a bar in a terminal"
+        "auto", description="progress display while training; auto is a bar in a terminal"
     )
 
 
 class RunConfig(Section):
     dir: str = Field(
-        "", description="run folder; empty is named after what was chosen; the same folder resumes"
+        "", description="run folder; empty is a name made of the options; the same folder resumes"
     )
     steps: LongCount = Field(
         1_000_000,
-        description="environment steps in all, rounded up to whole iterations of the loop",
+        description="total environment steps, rounded up to whole iterations of the loop",
     )
     offline: bool = Field(
         False,
-        description="learn from replay.load alone; a step is an update then, here and in all that "
-        "counts steps",
+        description="learn from replay.load alone; every key that counts steps then counts updates",
     )
     init_from: str = Field(
         "",
-        description="weights that a new run starts with: the folder of a run, whose newest "
-        "checkpoint is meant, or of one checkpoint",
+        description="initial weights of a new run: folder of a run, for its newest checkpoint, or "
+        "of one checkpoint",
     )
     init_modules: tuple[Module, ...] = Field(
-        (), description="networks that come from run.init_from; none named is all"
+        (), description="networks to load from run.init_from; empty is all"
     )
     grace_seconds: Seconds = Field(
         0.0,
-        description="seconds after SIGTERM at which the run ends even if it is not saved yet; 0 is "
-        "as many as the system lets it have",
+        description="seconds after SIGTERM after which the run ends even without a save; 0 is no "
+        "limit",
     )
     updates_per_call: Annotated[int, Field(ge=1, le=10_000)] = Field(
         1, description="gradient updates compiled into one call"
@@ -119,50 +118,51 @@ class RunConfig(Section):
         description="where environments step; auto is device for suites in JAX",
     )
     policy_device: Literal["train", "cpu"] = Field(
-        "train", description="where the host loop computes actions: the first that trains, or CPU"
+        "train",
+        description="where the host loop computes actions: the first training device, or CPU",
     )
     policy_lag: Annotated[int, Field(ge=0, le=100)] = Field(
         0,
-        description="iterations with updates whose weights the host loop's actions do not wait "
-        "for, with policy_device=cpu",
+        description="iterations by which the weights of the host loop's policy may be behind, with "
+        "policy_device=cpu",
     )
     actors: Literal["local", "ray"] = Field(
         "local",
-        description="where environments and their policy run: in this process, or in actors on "
-        "Ray, on this machine and others",
+        description="where environments and their policy run: in this process, or in Ray actors on "
+        "one or more machines",
     )
     num_actors: Count = Field(
-        1, description="actors on Ray, over which the environments are split; each takes a CPU"
+        1, description="Ray actors, over which the environments are split; each uses a CPU"
     )
     ray_address: str = Field(
         "",
-        description="Ray cluster, such as 10.0.0.1:6379; empty is that of RAY_ADDRESS, else a new "
-        "one of this machine",
+        description="Ray cluster, such as 10.0.0.1:6379; empty is RAY_ADDRESS, else a new cluster "
+        "on this machine",
     )
     weights_every: Count = Field(
-        4, description="updates after which actors on Ray are sent the newest weights"
+        4, description="updates between broadcasts of the weights to Ray actors"
     )
     seeds: Count = Field(
         1,
-        description="runs of the device loop, of seed, seed + 1, ..., that are computed together; "
-        "each has its own folder, run.dir with -seedN after it",
+        description="runs of the device loop trained together, with seed, seed + 1, ...; each has "
+        "its own folder, run.dir-seedN",
     )
     max_skipped: Count = Field(
         100,
-        description="updates in a row that may be skipped, because loss or gradient is not finite, "
-        "before the run rolls back to its last good checkpoint",
+        description="consecutive updates skipped because loss or gradient is not finite, before "
+        "the run rolls back to its last good checkpoint",
     )
     max_rollbacks: Whole = Field(3, description="rollbacks before the run ends")
     coordinator: str = Field(
         "",
-        description="host:port of process 0 of several hosts; empty is one process, or what SLURM, "
-        "Open MPI and TPU pods say; auto is what jax finds, none is one process in any case",
+        description="host:port of process 0 of several hosts; empty is one process, or detected on "
+        "SLURM, Open MPI and TPU pods; auto is detected by jax, none is always one process",
     )
     num_processes: Whole = Field(
         0, description="processes that train together, with run.coordinator=HOST:PORT"
     )
     process_id: Annotated[int, Field(ge=-1, le=INT32)] = Field(
-        -1, description="number of this one, from 0 on, with run.coordinator=HOST:PORT"
+        -1, description="number of this process, from 0, with run.coordinator=HOST:PORT"
     )
     join_seconds: Annotated[float, Field(gt=0, le=1e9)] = Field(
         300.0, description="seconds in which all of several hosts must join"

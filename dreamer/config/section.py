@@ -1,32 +1,34 @@
-"""What every part of the configuration is, and the types of its numbers."""
+"""The base class of every section of the configuration, and the types of its numbers."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 INT32, INT64 = 2**31 - 1, 2**63 - 1
 
-# Those that reach compiled code or other libraries are int32; Python alone counts the longer ones.
+# int32 for what reaches compiled code or other libraries; only Python counts the long ones.
 Count = Annotated[int, Field(ge=1, le=INT32)]
 Whole = Annotated[int, Field(ge=0, le=INT32)]
 LongCount = Annotated[int, Field(ge=1, le=INT64)]
 LongWhole = Annotated[int, Field(ge=0, le=INT64)]
-Size = Annotated[int, Field(ge=1, le=2**20)]  # of a part of the networks
+Size = Annotated[int, Field(ge=1, le=2**20)]  # of a layer
 Layers = Annotated[int, Field(ge=1, le=100)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0, le=1e9)]  # which the system can wait
-Word = Annotated[
+Seconds = Annotated[float, Field(ge=0, le=1e9)]  # as long as the system can wait
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Mults = Annotated[tuple[Size, ...], Field(min_length=1)]
+Platform = Literal["auto", "cpu", "gpu", "tpu"]
+Trust = Annotated[
     bool,
     Field(
-        description="your word that what the files name may run, now and later; to repeat their "
-        "env.entry_point, env.id and env.kwargs here says the same"
+        description="allow code that the files name, now and later, as does repeating their "
+        "env.entry_point, env.id and env.kwargs here"
     ),
 ]
-Mults = Annotated[tuple[Size, ...], Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -35,7 +37,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def __repr__(self) -> str:
-        """What differs from the defaults, shortened to fit in a few lines."""
+        """The values that differ from the defaults, shortened to a few lines."""
         changed = [
             f"{name}={value!r}"
             for name, field in type(self).model_fields.items()
@@ -46,16 +48,27 @@ class Section(BaseModel):
 
     __str__ = __repr__
 
+    def _problems(self) -> dict[str, Any]:
+        """Conditions that must be false, by the message for those that are true."""
+        return {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for message, is_wrong in self._problems().items():
+            if is_wrong:
+                raise ValueError(message)
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _no_boolean_numbers(cls, data: Any) -> Any:
-        """Python counts True as 1; as a word it is refused where a number belongs."""
+        """Python counts True as 1; as text it is refused where a number is expected."""
         fields = cls.model_fields if isinstance(data, dict) else {}
         numbers = {name for name, field in fields.items() if field.annotation not in (bool, str)}
-        return {n: _as_words(v) if n in numbers else v for n, v in data.items()} if fields else data
+        return {n: _as_text(v) if n in numbers else v for n, v in data.items()} if fields else data
 
 
-def _as_words(value: Any) -> Any:
+def _as_text(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return [_as_words(part) for part in value]
+        return [_as_text(part) for part in value]
     return str(value).lower() if isinstance(value, bool) else value

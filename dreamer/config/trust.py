@@ -1,9 +1,9 @@
-"""Whether a saved file may do what it names: the one place that decides.
+"""Decides whether a saved file may run the code that it names, or reach outside of its run folder.
 
 A configuration can name code (`env.entry_point`, an id that imports a package), and can reach
-outside of its run folder (`xla_flags`, clusters, other folders). What the user names on a command
-line or in a program may happen, and is remembered by this process and in one small file of the
-user's. A saved file may use what is remembered, wherever it is stored; the rest is refused.
+outside of its run folder (`xla_flags`, clusters, other folders). Values that the user gives on a
+command line or in a program are allowed, for this process and by a small file of the user's for
+later ones. A saved file may use allowed values, wherever it is stored; all others are refused.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -32,17 +32,18 @@ MOST = 2**24  # bytes of the file that are read
 SHOWN = 1000  # characters of a value that are shown
 NAMES = ("env.task=", "env.id=", "env.entry_point=", "env.kwargs=")  # options that repeat a claim
 OUTSIDE = ("xla_flags", "run.ray_address", "run.coordinator")
-WRITTEN = ("checkpoint.dir", "replay.folder")  # folders, of no concern inside of the run folder
+WRITTEN = ("checkpoint.dir", "replay.folder")  # folders, always allowed inside of the run folder
 NOWHERE = {"run.coordinator": ("auto", "none")}  # values that name nothing
 OBJECT = "the configuration"  # the source of one that a program passes
-# What the grammar of the command line reads as text without quotes.
-_WORD = r"(?!(?:true|false|null|nan|inf)$)[a-z_]"
-_PLAIN = re.compile(_WORD + r"[a-z0-9_./@-]*", re.I)
-_KEY = re.compile(_WORD + r"[a-z0-9_]*", re.I)
+# A key that the command line reads without quotes, in JSON.
+_KEY = re.compile(r'(?<!\\)"(?!(?:true|false|null|nan|inf)")([a-z_][a-z0-9_]*)": ', re.I)
+# What the command line does not read back: other quoted keys, escapes, references, infinity, and
+# values that begin with a quote or bracket, or are null as text.
+_UNREADABLE = re.compile(r"""": |\\(?!")|\$\{|Infinity|=(?:["'(]|null$)""")
 
 Section = TypeVar("Section")
 
-_allowed: set[str] = set()  # hashes of what this process may do
+_allowed: set[str] = set()  # digests of the claims that this process may use
 
 
 @dataclass(frozen=True)
@@ -62,17 +63,23 @@ class Claim:
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
     @property
+    def is_known(self) -> bool:
+        return self.digest in _allowed or self.digest in _remembered()
+
+    @property
     def can_be_repeated(self) -> bool:
-        """Whether the command line reads what is shown as these values."""
-        return len(str(self)) <= SHOWN and all(map(_reads_back, self.values.values()))
+        """Whether the command line reads the shown text as these values."""
+        text = str(self)
+        one_line = " ".join(text.split()) == text and len(text) <= SHOWN
+        return one_line and not _UNREADABLE.search(text)
 
 
 def code(env: Any) -> list[Claim]:
     """The claim of a section `env` that has code imported and called; none where it names only a
     suite of this project and a task, or a registered id.
 
-    Text among the arguments of an id counts: it may name a file or code, as `env_id` does of
-    gymnasium's ids for old environments. Numbers do not.
+    Text among the arguments of an id counts: it may name a file or code, as `env_id` does for
+    gymnasium's ids of old environments. Numbers do not.
     """
     if not hasattr(env, "entry_point"):
         return []
@@ -83,11 +90,59 @@ def code(env: Any) -> list[Claim]:
 
 
 def named_as(env: Any) -> tuple[Any, ...]:
-    """What the user names of a section `env`: the same for two of the same environment."""
+    """Suite, name and arguments of a section `env`: equal for two of the same environment."""
     return env.suite, env.name, _tagged(getattr(env, "kwargs", {}))
 
 
-def claims(config: Any) -> list[Claim]:
+def allow(env: Section) -> Section:
+    """Allows the code that a section `env` names, now and later: the user trusts it."""
+    _remember(code(env))
+    return env
+
+
+def allow_here(env: Any) -> None:
+    """Allows the code of a section `env` in this process: the one that started it has decided."""
+    _allowed.update(claim.digest for claim in code(env))
+
+
+def require(env: Any) -> None:
+    """Refuses a section `env` with code that the user has never named.
+
+    Raises:
+      UserError: showing it.
+    """
+    _require(code(env), "a saved file")
+
+
+def known(env: Any) -> bool:
+    """Whether all code that a section `env` names is allowed."""
+    return all(claim.is_known for claim in code(env))
+
+
+def settle(config: Any, given: Collection[str], source: str = "", trusted: bool = False) -> None:
+    """Allows or refuses a whole new configuration.
+
+    Args:
+      config: the configuration.
+      given: keys that the user set; the values of all others come from `source`.
+      source: the file or object that the configuration comes from; empty where all values are the
+        user's options, or defaults and recipes of this project.
+      trusted: whether the user trusts the source.
+
+    Raises:
+      UserError: the source names code or places that the user has never named.
+    """
+    claims, trusted = _claims(config), trusted or not source
+    _remember([claim for claim in claims if trusted or claim.values.keys() <= set(given)])
+    if _leads_away(config.run.dir, source):
+        folder = Claim({"run.dir": config.run.dir})
+        if trusted or "run.dir" in given:
+            _allowed.add(folder.digest)  # in this process alone: every run has its own
+        claims.append(folder)
+    _require(claims, source)
+
+
+def _claims(config: Any) -> list[Claim]:
     """All that a whole configuration names beyond suites and files in its run folder."""
     found = code(config.env)
     run = _place(config.run.dir, "run.dir") if config.run.dir else None
@@ -103,80 +158,29 @@ def claims(config: Any) -> list[Claim]:
     return found
 
 
-def allow(env: Section) -> Section:
-    """Takes the user's word for a section `env`: what it names may run, now and later."""
-    _remember(code(env))
-    return env
-
-
-def allow_here(env: Any) -> None:
-    """Takes the word of the process that started this one, which decided on the section `env`."""
-    _allowed.update(claim.digest for claim in code(env))
-
-
-def require(env: Any, source: str = "a saved file") -> None:
-    """Refuses a section `env` with code that the user has not named.
-
-    Raises:
-      UserError: showing it.
-    """
-    _require(code(env), source)
-
-
-def known(env: Any) -> bool:
-    """Whether all that a section `env` names may run."""
-    return all(map(_is_known, code(env)))
-
-
-def settle(config: Any, given: Collection[str], source: str = "", word: bool = False) -> None:
-    """Decides on a whole new configuration.
-
-    Args:
-      config: the configuration.
-      given: keys that the user set; the values of all others come from `source`.
-      source: the file or object that the configuration comes from; empty where there is none, but
-        only the user's options over the defaults and recipes of this project.
-      word: whether the user trusts the source.
-
-    Raises:
-      UserError: the source names what the user has never named.
-    """
-    named, word = claims(config), word or not source
-    _remember([claim for claim in named if word or claim.values.keys() <= set(given)])
-    if _leads_away(config.run.dir, source):
-        folder = Claim({"run.dir": config.run.dir})
-        if word or "run.dir" in given:
-            _allowed.add(folder.digest)  # by this process alone: every run has another one
-        named.append(folder)
-    _require(named, source)
-
-
-def _is_known(claim: Claim) -> bool:
-    return claim.digest in _allowed or claim.digest in _remembered()
-
-
 def _require(claims: list[Claim], source: str) -> None:
     for claim in claims:
-        if _is_known(claim):
+        if claim.is_known:
             continue
         is_code = any(key.startswith("env.") for key in claim.values)
         what = "code" if is_code else "something outside of the run folder"
-        repeat = "repeat it on the command line as it is written here, or "
-        how = f"{repeat if claim.can_be_repeated else ''}add trust=true (in Python trust=True)"
+        how = "add trust=true (in Python trust=True)"
         if source == OBJECT:
             how = "add trust=True, as in dreamer.train(config, trust=True)"
+        elif claim.can_be_repeated:
+            how = f"repeat it on the command line as it is written here, or {how}"
         raise UserError(
-            f"{claim}: {source} names {what} that you have never named; it needs your word: {how}"
+            f"{claim}: {source} names {what} that you have never named; if you trust it, {how}"
         )
 
 
-# ----------------------------------------------------------------------------------------- memory
+# --------------------------------------------------------------------------- the file of the user
 
 
 def path() -> Path | None:
-    """The file of what is remembered; None where there is no home folder."""
+    """The file of allowed claims; None where there is no home folder."""
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if not state.is_absolute():  # as the specification of these folders says
+    if not state.is_absolute():  # as the specification of these folders requires
         home = Path(os.path.expanduser("~"))  # unchanged where there is none
         if not (home.is_absolute() and home.is_dir()):
             return None
@@ -185,7 +189,7 @@ def path() -> Path | None:
 
 
 def _remember(claims: list[Claim]) -> None:
-    """By this process, and in the file where it can be written."""
+    """Allows claims in this process, and in the file where it can be written."""
     _allowed.update(claim.digest for claim in claims)
     file, new = path(), {claim.digest: f"{claim.digest} {claim}" for claim in claims}
     if file is None or new.keys() <= _remembered().keys():
@@ -194,39 +198,27 @@ def _remember(claims: list[Claim]) -> None:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         reason = _unsafe(os.lstat(file.parent))
         if reason:
-            warn(f"nothing is remembered in {file.parent}, which {reason}; delete it")
+            warn(f"{file.parent} {reason}, so nothing is remembered there; delete it")
             return
-        with _locked(file.parent):
-            known = _remembered()
-            lines = known | {digest: line for digest, line in new.items() if digest not in known}
-            files.write_atomic(file, ABOUT + "\n".join(lines.values()) + "\n", 0o600)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lets one process after the other in, where the file system has locks.
-
-    Raises:
-      OSError: it is no folder.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lines = (_remembered() | new).values()
+            files.write_atomic(file, ABOUT + "\n".join(lines) + "\n", 0o600)
+        finally:
+            os.close(descriptor)
 
 
 def _remembered() -> dict[str, str]:
-    """Lines of the file by their hashes; none of a file that anybody else may have written."""
-    file, text = path(), ""
+    """Lines of the file by their digests; none of a file that others may have written."""
+    file = path()
     with contextlib.suppress(OSError, ValueError):  # ValueError: a path with a null byte
-        # Nobody else can replace the file after the check: the folder is the user's alone.
+        # Nobody else can replace the file after the check: the folder belongs to the user.
         if file and not any(_unsafe(os.lstat(place)) for place in (file.parent, file)):
-            text = files.read(file, MOST).decode("utf-8", "replace")
-    lines = [line for line in text.split("\n") if line.startswith("sha256:")]
-    return {line.partition(" ")[0]: line for line in lines}
+            lines = files.read(file, MOST).decode("utf-8", "replace").split("\n")
+            return {line.partition(" ")[0]: line for line in lines if line.startswith("sha256:")}
+    return {}
 
 
 def _unsafe(found: os.stat_result) -> str:
@@ -235,14 +227,14 @@ def _unsafe(found: os.stat_result) -> str:
         return "is a link"
     if found.st_uid != os.geteuid():
         return "belongs to another user"
-    return "others can write to" if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
+    return "can be written by others" if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else ""
 
 
 # ----------------------------------------------------------------------------------------- values
 
 
 def _has_text(value: Any) -> bool:
-    """Whether there is anything in a value but numbers."""
+    """Whether a value contains anything but numbers."""
     value = list(value.values()) if isinstance(value, Mapping) else value
     if isinstance(value, list | tuple):
         return any(map(_has_text, value))
@@ -250,7 +242,7 @@ def _has_text(value: Any) -> bool:
 
 
 def _tagged(value: Any) -> Any:
-    """A value with its types, as JSON has it. The order of mappings and sets says nothing."""
+    """A value with its types, for JSON; the order of mappings and sets is ignored."""
     if isinstance(value, Mapping):
         pairs = ([_tagged(key), _tagged(part)] for key, part in value.items())
         return ["mapping", sorted(pairs, key=json.dumps)]
@@ -268,40 +260,16 @@ def _tagged(value: Any) -> Any:
     return [f"{type(value).__module__}.{type(value).__qualname__}", repr(value)]
 
 
-def _reads_back(value: Any, inside: bool = False) -> bool:
-    """Whether a value is surely one that the command line reads from what `_shown` gives."""
-    if isinstance(value, Mapping):
-        return all(
-            isinstance(key, str) and _KEY.fullmatch(key) and _reads_back(part, True)
-            for key, part in value.items()
-        )
-    if isinstance(value, list):
-        return all(_reads_back(part, True) for part in value)
-    if isinstance(value, str):
-        as_it_is = inside or (value != "null" and value[:1] not in ("'", '"'))
-        one_line = value.isprintable() and " ".join(value.split()) == value
-        return as_it_is and one_line and not re.search(r"\\|\$\{", value)
-    return value is None or isinstance(value, bool | int | float)
-
-
-def _shown(value: Any, inside: bool = False) -> str:
-    """A value as the command line reads it, with nothing that a terminal would act on."""
-    if isinstance(value, Mapping):
-        parts = (f"{_shown(name, True)}: {_shown(part, True)}" for name, part in value.items())
-        text = f"{{{', '.join(parts)}}}"
-    elif isinstance(value, list | tuple):
-        text = f"[{', '.join(_shown(part, True) for part in value)}]"
-    elif isinstance(value, str):
-        quoted = inside and not _PLAIN.fullmatch(value)
-        text = json.dumps(value, ensure_ascii=False) if quoted else value
-    elif isinstance(value, bool):
-        text = str(value).lower()
-    elif isinstance(value, int) and value.bit_length() > SHOWN:
-        text = hex(value)  # decimals of any length are not written
-    else:
-        text = "null" if value is None else repr(value)
+def _shown(value: Any) -> str:
+    """A value as the command line reads it, without control characters."""
+    text = value
+    if not isinstance(value, str):
+        try:
+            text = _KEY.sub(r"\1: ", json.dumps(value, ensure_ascii=False))
+        except (TypeError, ValueError):  # types that JSON lacks, integers of too many digits
+            text = f"({_tagged(value)})"
     text = printable(text)
-    return text if len(text) <= SHOWN or inside else f"{text[:SHOWN]}... ({len(text):,} characters)"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"
 
 
 def _place(folder: str, key: str) -> Path:
@@ -310,7 +278,7 @@ def _place(folder: str, key: str) -> Path:
     Raises:
       UserError: no folder can have that name.
     """
-    try:  # the home of nobody is kept as it is written, and refused elsewhere
+    try:  # a home that does not exist is not expanded, and refused elsewhere
         return Path(os.path.realpath(os.path.expanduser(folder)))
     except ValueError:  # a null byte, or half of a character
         raise UserError(

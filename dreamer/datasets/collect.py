@@ -10,8 +10,8 @@ import numpy as np
 
 from dreamer.checkpoint import folder, loading, paths
 from dreamer.config import serialization, trust
-from dreamer.config.data import CollectOptions, InfoOptions, ToMinariOptions
 from dreamer.config.env import Env, GymnasiumEnv
+from dreamer.config.options import CollectOptions, InfoOptions, ToMinariOptions
 from dreamer.datasets import minari_data, recorded, sources
 from dreamer.datasets.recorded import ENV, Episode, Spaces
 from dreamer.envs import registry

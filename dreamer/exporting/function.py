@@ -1,4 +1,4 @@
-"""The policy as one function of plain arrays, its weights inside."""
+"""The policy as one function of plain arrays, which includes its weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,11 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import serialization
 from jax import Array
 
 from dreamer.agents.interface import Agent
-from dreamer.replay import tree
 
 Form = dict[str, jax.ShapeDtypeStruct]  # of one environment, by key
 
@@ -22,20 +20,20 @@ class Exported:
 
     file: str  # its name in the folder
     loader: str  # script in this package that goes with it
-    call: str  # in words
+    call: str  # how to call it
     data: bytes
-    num_envs: int  # that it is for; 0 is any number
+    num_envs: int  # batch size; 0 is any
     act: Callable  # (memory, observation, is_first, seed) to (memory, action), loaded from `data`
-    more: dict[str, Any] = field(default_factory=dict)  # to be told beside shapes
-    # Noise by steps and environments that the draws of `act` are made of, [T, N, ...] by name.
-    draws: Callable[[int, int], dict[str, np.ndarray]] = lambda steps, num_envs: {}
+    more: dict[str, Any] = field(default_factory=dict)  # for policy.json
+    # A number of steps to the noise inputs of `act`, [T, N, ...] by name.
+    draws: Callable[[int], dict[str, np.ndarray]] = lambda steps: {}
 
 
 class PolicyFunction:
     """(memory, observation, is_first, seed) to (memory, action), of N environments.
 
-    The draws of step n are those of `Policy` reset with the key of 0, if n is its seed. Memory is
-    float32, which holds the narrower types that it is computed in without loss.
+    With seed n, it draws what step n of a `Policy` reset with key 0 draws. Memory is float32, which
+    represents the narrower types of the computation exactly.
 
     Args:
       agent: networks.
@@ -48,45 +46,43 @@ class PolicyFunction:
         weights = {name: params[name] for name in agent.acting}
         self._weights = jax.device_get(jax.jit(agent.compact)(weights))
         self._carry = jax.eval_shape(lambda: agent.initial_carry(1))
-        leaves = self._flat(self._carry)
-        self.memory = {key: _struct(x.shape[1:], np.float32) for key, x in leaves.items()}
+        leaves = jax.tree_util.tree_leaves_with_path(self._carry)
+        self.memory = {_name(path): _struct(x.shape[1:], np.float32) for path, x in leaves}
         self.observation = {key: _struct(x.shape, x.dtype) for key, x in agent.seen.items()}
         self.action = {key: _struct(x.shape, x.dtype) for key, x in agent.actions.items()}
         noise = jax.eval_shape(lambda: self.noise(1, np.uint32(0)))
         self.noise_form = {key: _struct(x.shape[1:], x.dtype) for key, x in noise.items()}
 
     def __call__(self, memory: Any, observation: Any, is_first: Array, seed: Array) -> tuple:
-        """Draws by a seed, an unsigned integer that is another one for every step."""
+        """Draws by a seed, an unsigned integer that differs for every step."""
         noise = self.noise(is_first.shape[0], seed)
         return self.with_noise(memory, observation, is_first, noise)
 
     def with_noise(self, memory: Any, observation: Any, is_first: Array, noise: Any) -> tuple:
         """Draws by given noise, see `noise`."""
-        form = tree.flatten(serialization.to_state_dict(self._carry))
-        state = {path: memory[path[-1]].astype(x.dtype) for path, x in form.items()}
-        carry = serialization.from_state_dict(self._carry, tree.unflatten(state))
+        carry = jax.tree_util.tree_map_with_path(
+            lambda path, x: memory[_name(path)].astype(x.dtype), self._carry
+        )
         carry, action, _ = self._agent.act_with(self._weights, carry, observation, is_first, noise)
-        return {key: x.astype(jnp.float32) for key, x in self._flat(carry).items()}, action
-
-    def _flat(self, carry: Any) -> dict[str, Any]:
-        """The leaves of a carry by their names."""
-        return {path[-1]: x for path, x in tree.flatten(serialization.to_state_dict(carry)).items()}
+        leaves = jax.tree_util.tree_leaves_with_path(carry)
+        return {_name(path): x.astype(jnp.float32) for path, x in leaves}, action
 
     def noise(self, num_envs: Any, seed: Any) -> dict[str, Array]:
-        """What `seed` draws: `latent` [N, ...], and the key of every action unless greedy."""
+        """Noise drawn by `seed`: `latent` [N, ...], and the key of every action unless greedy."""
         key = jax.random.fold_in(jax.random.key(0), seed)
         return self._agent.noise(key, num_envs, self._greedy)
 
     def noise_described(self) -> dict[str, Any]:
         """Shapes and distributions of `noise` for one environment."""
         return {
-            key: {
-                "shape": x.shape,
-                "dtype": x.dtype.name,
-                "distribution": self._agent.noise_kind(key),
-            }
-            for key, x in self.noise_form.items()
+            key: form | {"distribution": self._agent.noise_kind(key)}
+            for key, form in forms(self.noise_form).items()
         }
+
+
+def forms(part: Form) -> dict[str, dict[str, Any]]:
+    """Shapes and types by key, for JSON."""
+    return {key: {"shape": x.shape, "dtype": x.dtype.name} for key, x in part.items()}
 
 
 def batched(form: Form, num_envs: Any) -> Form:
@@ -94,9 +90,9 @@ def batched(form: Form, num_envs: Any) -> Form:
     return {key: _struct((num_envs, *x.shape), x.dtype) for key, x in form.items()}
 
 
-def zeros(form: Form, num_envs: int) -> dict[str, np.ndarray]:
-    """The memory before anything was seen."""
-    return {key: np.zeros(x.shape, x.dtype) for key, x in batched(form, num_envs).items()}
+def _name(path: tuple[Any, ...]) -> str:
+    """The name of a leaf of a carry: the last part of its path."""
+    return jax.tree_util.keystr(path[-1:], simple=True)
 
 
 def _struct(shape: tuple, dtype: Any) -> jax.ShapeDtypeStruct:

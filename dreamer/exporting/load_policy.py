@@ -1,10 +1,10 @@
-"""Loads the policy in this folder. `python load_policy.py` checks it against what it recorded.
+"""Loads the policy in this folder. `python load_policy.py` checks it against recorded actions.
 
-Needs jax and flatbuffers. policy.json tells shapes, types and how to call it.
+Needs jax and flatbuffers. policy.json has shapes, types and the signature.
 
-Observations are those of the environment as the agent was trained in it, images resized to these
-shapes. Actions of floats, clipped to [-1, 1], stand for the environment's own bounds, `low` to
-`high` where policy.json knows them; classes count from 0, which is `start` to the environment.
+Observations are those of the training environment, images resized to these shapes. Float actions
+are clipped to [-1, 1], and map linearly to the bounds of the environment, `low` to `high` in
+policy.json if known. Classes count from 0, which is `start` in the environment.
 """
 
 import json
@@ -18,7 +18,7 @@ from jax import export
 
 
 def load(folder: Path) -> tuple[Any, dict[str, Any], Any]:
-    """The compiled policy, what policy.json says, and a function of N to an initial memory."""
+    """The compiled policy, the content of policy.json, and a function of N to an initial memory."""
     form = json.loads((folder / "policy.json").read_text())
     call = export.deserialize(bytearray((folder / "policy.stablehlo").read_bytes())).call
 
@@ -35,10 +35,10 @@ if __name__ == "__main__":
     first, acts, wrong = recorded["is_first"], ~recorded["is_last"], 0
     memory = start(first.shape[1])
     for step in range(len(first)):
-        seen = {key: recorded[f"observation/{key}"][step] for key in form["observation"]}
-        memory, action = policy(memory, seen, first[step], np.uint32(step))
+        observation = {key: recorded[f"observation/{key}"][step] for key in form["observation"]}
+        memory, action = policy(memory, observation, first[step], np.uint32(step))
         for key, value in action.items():
-            there = np.abs(np.asarray(value, float) - recorded[f"action/{key}"][step])
-            wrong += int((there[acts[step]] > form["tolerance"]).sum())
+            error = np.abs(np.asarray(value, float) - recorded[f"action/{key}"][step])
+            wrong += int((error[acts[step]] > form["tolerance"]).sum())
     print(f"{wrong} of the actions in {acts.sum()} steps differ from those of the agent")
     sys.exit(wrong > 0)

@@ -1,4 +1,4 @@
-"""ONNX by jax2onnx, for onnxruntime. Noise is an input: ONNX has none of the draws of jax."""
+"""ONNX by jax2onnx, for onnxruntime. Noise is an input, because ONNX lacks jax's random numbers."""
 
 import contextlib
 import logging
@@ -11,25 +11,28 @@ import jax
 import numpy as np
 
 from dreamer.errors import UserError
-from dreamer.exporting.function import Exported, Form, PolicyFunction, batched
+from dreamer.exporting.function import Exported, PolicyFunction, batched
+from dreamer.replay import tree
 
 CALL = (
     "inputs by name: memory/KEY, observation/KEY, is_first and noise/KEY, arrays [N, *shape]; "
     "outputs by name: next/KEY, the memory for the next call, and action/KEY; is_first is bool "
-    "[N]; noise is drawn anew for every call, from the distribution told under noise"
+    "[N]; noise is drawn for every call from the distribution under noise"
 )
 
 
 def convert(function: PolicyFunction, num_envs: int) -> Exported:
-    """The function as an ONNX model of N environments; jax2onnx cannot leave their number open.
+    """The function as an ONNX model of N environments; jax2onnx needs a fixed number.
 
     Raises:
       UserError: the extra onnx is not installed.
     """
-    inputs = _inputs(function)
-    flat = partial(_flat, function, list(inputs))
-    outputs = [f"next/{key}" for key in function.memory]
-    outputs += [f"action/{key}" for key in function.action]
+    inputs = {
+        **_named(memory=function.memory, observation=function.observation),
+        **_named(noise=function.noise_form),
+        "is_first": jax.ShapeDtypeStruct((), np.dtype(bool)),
+    }
+    outputs = list(_named(next=function.memory, action=function.action))
     with _quiet():
         try:
             import onnxruntime
@@ -41,20 +44,20 @@ def convert(function: PolicyFunction, num_envs: int) -> Exported:
             ) from None
         forms: Any = list(batched(inputs, num_envs).values())
         names = {"input_names": list(inputs), "output_names": outputs}
+        flat = partial(_flat, function, list(inputs))
         model: Any = to_onnx(flat, inputs=forms, model_name="policy", **names)
     data = bytes(model.SerializeToString())
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     draw = jax.jit(partial(function.noise, num_envs))
 
     def act(memory: Any, observation: Any, is_first: Any, seed: Any) -> tuple:
-        parts = {"memory": memory, "observation": observation, "noise": jax.device_get(draw(seed))}
-        given = {f"{part}/{key}": x for part, keys in parts.items() for key, x in keys.items()}
+        noise = jax.device_get(draw(seed))
+        given = _named(memory=memory, observation=observation, noise=noise)
         found = session.run(outputs, given | {"is_first": is_first})
-        count = len(function.memory)
-        memory = dict(zip(function.memory, found[:count], strict=True))
-        return memory, dict(zip(function.action, found[count:], strict=True))
+        out = _nested(dict(zip(outputs, found, strict=True)))
+        return out["next"], out["action"]
 
-    def draws(steps: int, num_envs: int) -> dict[str, np.ndarray]:
+    def draws(steps: int) -> dict[str, np.ndarray]:
         noise = [jax.device_get(draw(np.uint32(step))) for step in range(steps)]
         return {f"noise/{key}": np.stack([x[key] for x in noise]) for key in function.noise_form}
 
@@ -70,26 +73,21 @@ def convert(function: PolicyFunction, num_envs: int) -> Exported:
     )
 
 
-def _inputs(function: PolicyFunction) -> Form:
-    """What one environment gives to a call, by the name of the input."""
-    parts = {
-        "memory": function.memory,
-        "observation": function.observation,
-        "noise": function.noise_form,
-    }
-    named = {f"{part}/{key}": x for part, form in parts.items() for key, x in form.items()}
-    return named | {"is_first": jax.ShapeDtypeStruct((), np.dtype(bool))}
+def _named(**parts: dict[str, Any]) -> dict[str, Any]:
+    """Leaves of parts of the inputs or outputs, by name."""
+    return {f"{part}/{key}": x for part, leaves in parts.items() for key, x in leaves.items()}
+
+
+def _nested(named: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `_named`."""
+    return tree.unflatten({tuple(name.split("/", 1)): x for name, x in named.items()})
 
 
 def _flat(function: PolicyFunction, names: list[str], *arrays: Any) -> tuple:
     """The function from arrays in the order of their names to those of memory and action."""
-    given: dict[str, Any] = {"": {}}
-    for name, array in zip(names, arrays, strict=True):
-        part, _, key = name.rpartition("/")
-        given.setdefault(part, {})[key] = array
-    first = given[""]["is_first"]
+    given = _nested(dict(zip(names, arrays, strict=True)))
     memory, action = function.with_noise(
-        given["memory"], given["observation"], first, given["noise"]
+        given["memory"], given["observation"], given["is_first"], given["noise"]
     )
     return (
         *(memory[key] for key in function.memory),
@@ -99,10 +97,9 @@ def _flat(function: PolicyFunction, names: list[str], *arrays: Any) -> tuple:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """jax2onnx warns of names that jax will remove, and logs the plugins that it cannot load."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before = logging.root.manager.disable
+    """Silences jax2onnx, which warns of names that jax will remove and logs missing plugins."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings(action="ignore"):
         logging.disable(logging.CRITICAL)
         try:
             yield

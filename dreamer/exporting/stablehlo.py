@@ -1,4 +1,4 @@
-"""StableHLO by `jax.export`, which jax alone loads."""
+"""StableHLO by `jax.export`, which only jax loads."""
 
 from collections.abc import Sequence
 
@@ -11,18 +11,18 @@ from dreamer.exporting.function import Exported, PolicyFunction, batched
 
 CALL = (
     "memory, action = policy(memory, observation, is_first, seed): memory, observation and action "
-    "are dicts of arrays [N, *shape], is_first is bool [N], seed is uint32, another one every step"
+    "are dicts of arrays [N, *shape], is_first is bool [N], seed is uint32 and differs every step"
 )
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def convert(function: PolicyFunction, num_envs: int, platforms: Sequence[str]) -> Exported:
-    """The function as `jax.export` serialises it.
+    """The function as serialised by `jax.export`.
 
     Args:
       function: the policy.
       num_envs: N; 0 is any number.
-      platforms: that it may run on, of `PLATFORMS`.
+      platforms: on which it may run, of `PLATFORMS`.
 
     Raises:
       UserError: a platform is unknown, or the package flatbuffers is not installed.

@@ -58,7 +58,7 @@ class Noise:
         self._specs = observations, actions
         self._rng = np.random.default_rng(seed)
         self._step = 0
-        self.taken: list[tuple[dict, Mapping]] = []  # what was seen and then done
+        self.taken: list[tuple[dict, Mapping]] = []  # observations and the actions taken
 
     def observation_spec(self) -> Specs:
         return dict(self._specs[0])

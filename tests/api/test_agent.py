@@ -168,7 +168,7 @@ def test_the_policy_is_that_of_evaluation(run: Path) -> None:
 def test_the_policy_remembers_until_it_is_reset() -> None:
     agent, env = agents.agent(), agents.env(4)
     policy = agent.policy(num_envs=4, seed=2)
-    with pytest.raises(UserError, match="the policy has seen nothing yet"):
+    with pytest.raises(UserError, match="the policy has no state yet"):
         policy.state  # noqa: B018
     seen = [env.reset()] + [env.step({}) for _ in range(5)]
     once = [policy(step) for step in seen]
@@ -210,7 +210,7 @@ def test_a_record_has_the_form_of_replay() -> None:
 BAD_STEPS = {
     "count": (
         {"num_envs": 3},
-        r"the time step is of 3 environments, the policy for 2: step_type has shape \(3,\)",
+        r"time_step: step_type has shape \(3,\), but the policy is for 2 environments",
     ),
     "shape": (
         {"shape": (4,)},
@@ -233,7 +233,7 @@ def test_a_time_step_of_another_form_is_refused(change: dict[str, Any], message:
 def test_a_time_step_of_one_environment_alone_is_refused() -> None:
     step = agents.env(1).reset()
     single = step._replace(step_type=step.step_type[0])
-    with pytest.raises(UserError, match=r"not of several environments, .* has shape \(\)"):
+    with pytest.raises(UserError, match=r"step_type has shape \(\), but the policy is for 1 env"):
         agents.agent().policy()(single)
 
 
@@ -382,11 +382,15 @@ def test_an_environment_has_one_name() -> None:
     env = dreamer.make_env("gymnasium", entry_point="tests.probe_envs:Steered")
     assert env.action_spec()["action"].shape == (2,)
     own, pendulum = {"entry_point": "tests.probe_envs:Steered"}, {"id": "Pendulum-v1"}
-    both = "env.task=Pendulum-v1 and env.entry_point=.* both say what the environment is; keep one"
+    both = "env.task=Pendulum-v1 and env.entry_point=.* both name the environment; keep one"
     for task, keys, message in (
         ("Pendulum-v1", own, both),
         (None, own | pendulum, both),
-        ("Acrobot-v1", pendulum, "env.task is given twice: Acrobot-v1 and id=Pendulum-v1; keep"),
+        (
+            "Acrobot-v1",
+            pendulum,
+            "env.task is given twice: env.task=Acrobot-v1 and env.id=",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             dreamer.make_env("gymnasium", task, **keys)

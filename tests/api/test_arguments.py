@@ -61,7 +61,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "kinds in a list": (
         lambda: act(lambda step: step._replace(step_type=[0, 0])),
-        "the time step is not of several environments, the policy for 2: step_type has shape ()",
+        "time_step: step_type has shape (), but the policy is for 2 environments; make",
     ),
     "no state": (
         lambda: AGENT().imagine(None),
@@ -70,7 +70,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "a policy": (lambda: AGENT().imagine(AGENT().policy()), "state: expected the carry of a pol"),
     "a state of another agent": (
         lambda: agents.seeing().imagine(state()),
-        "state: it does not fit this agent; give that of one of its policies",
+        "state: it does not fit this agent; use that of one of its policies",
     ),
     "recorded by another agent": (
         lambda: agents.seeing().predict_video(AGENT().record(ENV(2), 4)),
@@ -82,7 +82,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "too few steps": (
         lambda: agents.seeing().predict_video(seeing(2)),
-        "sequences have 2 steps, but predictions need 3: where they start, one that is seen and",
+        "sequences have 2 steps, but predictions need 3: the start, an observed step and an",
     ),
     "half a context": (
         lambda: agents.seeing().predict_video(seeing(4), context=1.5),
@@ -90,7 +90,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no memory": (
         lambda: predict(state=3),
-        "state: expected None or what predict gave before, not 3",
+        "state: expected None or the state that predict returned, not 3",
     ),
     "no spaces": (
         lambda: AGENT().sb3(ENV(2)),

@@ -1,4 +1,4 @@
-"""Training from a program: how it is called, what callbacks are told, and how they end it."""
+"""Training from a program: arguments, callbacks, and how callbacks stop it."""
 
 import signal
 import subprocess
@@ -21,7 +21,7 @@ EVERY = ("checkpoint.every_steps=20", "run.steps=44")
 
 
 class Notes(dreamer.Callback):
-    """Keeps all that it is told."""
+    """Records all calls."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -58,7 +58,7 @@ def host(tmp_path_factory: Any) -> tuple[Path, Notes, Any]:
     return folder, notes, agent
 
 
-def test_what_the_host_loop_tells(host: tuple[Path, Notes, Any]) -> None:
+def test_callbacks_of_the_host_loop(host: tuple[Path, Notes, Any]) -> None:
     folder, notes, agent = host
     assert agent.step == 44
     assert notes.steps == list(range(2, 45, 2))
@@ -96,7 +96,7 @@ def test_what_is_no_callback_is_refused_before_the_run_begins(given: Any, tmp_pa
 
 
 class Until(dreamer.Callback):
-    """Asks to stop at a step."""
+    """Requests a stop at a step."""
 
     def __init__(self, step: int) -> None:
         self._step = step
@@ -117,16 +117,16 @@ def test_a_callback_may_stop_and_the_same_call_resumes(
 
 
 class Failing(Notes):
-    """Fails in one hook, and is told of no more."""
+    """Fails in one hook, after which no hook is called."""
 
     def __init__(self, hook: str) -> None:
         super().__init__()
         self._hook = hook
-        self.asked_after = False
+        self.called_after = False
         setattr(self, hook, self._fail)
 
-    def _fail(self, run: Any, *told: Any) -> None:
-        self.asked_after |= hasattr(self, "step")
+    def _fail(self, run: Any, *arguments: Any) -> None:
+        self.called_after |= hasattr(self, "step")
         if run.step >= 22:
             self.step = run.step
             raise KeyError("a mistake")
@@ -140,7 +140,7 @@ def test_an_exception_saves_first_and_goes_on_to_the_caller(hook: str, tmp_path:
     saved = dreamer.load(tmp_path / "run").step
     assert saved == failing.step
     assert 22 <= saved <= 40
-    assert not failing.asked_after
+    assert not failing.called_after
 
 
 def test_the_agent_in_a_callback_is_not_changed_by_training_on(tmp_path: Path) -> None:
@@ -191,29 +191,27 @@ def test_the_name_of_the_command_is_the_function() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     message, module = done.stdout.splitlines()
-    assert message.startswith(
-        "dreamer.train is the command python -m dreamer.train; a program calls"
-    )
+    assert message.startswith("dreamer.train is the command python -m dreamer.train; programs call")
     assert module == "dreamer.api.training"
 
 
 @pytest.mark.slow
 def test_what_the_device_loop_tells(tmp_path: Path) -> None:
-    """Of runs computed together: each of its own calls, all of which stop where one asks to."""
+    """Of runs computed together: each of its own calls, all of which stop when one requests it."""
     pytest.importorskip("gymnax")
-    told: dict[int, Notes] = {}
+    notes_of: dict[int, Notes] = {}
 
     class Sorted(dreamer.Callback):
         def on_step(self, run: Any) -> None:
-            told.setdefault(run.config.seed, Notes()).on_step(run)
+            notes_of.setdefault(run.config.seed, Notes()).on_step(run)
             if run.config.seed == 3 and run.step >= 92:
                 run.request_stop()
 
         def on_update(self, run: Any) -> None:
-            told[run.config.seed].on_update(run)
+            notes_of[run.config.seed].on_update(run)
 
         def on_episode(self, run: Any, score: float, length: int) -> None:
-            told[run.config.seed].on_episode(run, score, length)
+            notes_of[run.config.seed].on_episode(run, score, length)
 
     config = device_config("run.steps=200", "seed=3", "run.seeds=2", folder=tmp_path / "run")
     agent = dreamer.train(config, callbacks=[Sorted()])
@@ -221,7 +219,7 @@ def test_what_the_device_loop_tells(tmp_path: Path) -> None:
     assert agent.step == 92
     for seed in (3, 4):
         folder = Path(f"{tmp_path / 'run'}-seed{seed}")
-        notes = told[seed]
+        notes = notes_of[seed]
         assert notes.steps[-1] == 92
         assert len(notes.steps) < 20  # calls of several steps
         assert notes.updates == sorted(set(notes.updates))

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 import dreamer
 from dreamer.agents.dreamer.parts import init, initial_carry
 from dreamer.api.agent import Imagination
-from dreamer.api.gymnasium_policy import Memory
+from dreamer.api.policies import PolicyState
 from dreamer.bench import __main__ as bench
 from dreamer.cli import eval as evaluation
 from dreamer.cli import train
@@ -104,9 +104,9 @@ IN_FILE = {
     "": "mine.yaml must be a mapping of keys to values",
     "run: {steps: 1}\nrun.steps: 2": "run.steps is given twice",
     "hydra: {run: {dir: x}}": "mine.yaml: hydra.run.dir=x: the folder of a run is run.dir=x",
-    "defaults: [base]": "mine.yaml: defaults: base chooses nothing here; an entry is GROUP: CHOICE",
-    "defaults: 3": "mine.yaml: defaults: 3 chooses nothing here",
-    "env: {task: A-v0, entry_point: m:f}": "env.task=A-v0 and env.entry_point=m:f both say",
+    "defaults: [base]": "mine.yaml: defaults: base is not a choice of a group; an entry is",
+    "defaults: 3": "mine.yaml: defaults: 3 is not a choice of a group",
+    "env: {task: A-v0, entry_point: m:f}": "env.task=A-v0 and env.entry_point=m:f both name",
 }
 
 
@@ -160,13 +160,13 @@ def test_the_folder_of_a_run_alone_means_its_configuration(tmp_path: Path) -> No
 # ------------------------------------------------------------------------------ habits of Hydra
 
 HABITS = {
-    "-cn mine": "-cn: a file of your own is given whole, as config=mine.yaml",
-    "--config-dir conf -cn mine": "as config=conf/mine.yaml",
-    "--config-dir=conf experiment=x": "as config=conf/experiment/x.yaml instead of experiment=x",
-    "hydra.searchpath=[file://conf] experiment=x": "as config=conf/experiment/x.yaml instead of",
-    "--config-path conf": "as config=FILE.yaml",
-    "experiment=mine.yaml": "a file of your own is given as config=mine.yaml",
-    "experiment=mine": "a file of your own is given as config=mine.yaml",
+    "-cn mine": "-cn: your own file is an option, config=mine.yaml",
+    "--config-dir conf -cn mine": "an option, config=conf/mine.yaml",
+    "--config-dir=conf experiment=x": "config=conf/experiment/x.yaml instead of experiment=x",
+    "hydra.searchpath=[file://conf] experiment=x": "config=conf/experiment/x.yaml instead of",
+    "--config-path conf": "an option, config=FILE.yaml",
+    "experiment=mine.yaml": "your own file is config=mine.yaml",
+    "experiment=mine": "your own file is config=mine.yaml",
     "--resolve": "leave it out; --cfg job prints",
     "--info": "leave it out; --cfg job prints",
     "--cfg all": "write --cfg job",
@@ -179,7 +179,7 @@ HABITS = {
     "--layers=3": "write agent.encoder.layers=3 or ",
     "hydra.run.dir=x": "the folder of a run is run.dir=x",
     "hydra.run.dir=out/${now:%Y}": "the folder of a run is run.dir=FOLDER",
-    "hydra.job.chdir=true": "leave it out; the working folder is never changed",
+    "hydra.job.chdir=true": "leave it out; the working folder does not change",
     "hydra/launcher=ray": "add --multirun",
     "hydra.verbose=true": "leave it out",
     "hydra/sweeper=optuna": "leave it out; --multirun runs every combination",
@@ -345,7 +345,7 @@ def test_whatever_the_library_gives_has_a_short_repr() -> None:
         r"VectorEnv\(3 environments, observation float32 \(4,\), action int32 \(\)\)": made,
         r".*Policy object .*": Policy(agent.networks, 2),
         r"GymnasiumPolicy\(TrainedAgent\(.*\)\)": agent.sb3(agents.Choice()),
-        r"Memory\(2 environments, step 3\)": Memory(initial_carry(agent.networks, 2), 3),
+        r"PolicyState\(2 environments, step 3\)": PolicyState(initial_carry(agent.networks, 2), 3),
         r"State\([\d,]+ parameters\)": state,
     }
     for pattern, thing in shown.items():
@@ -382,7 +382,7 @@ ENDINGS = {
         "pip install n",
     ),
     "other": (lambda: fail(TypeError("no\nway")), 1, "error: TypeError: no way (", "test_cli.py:"),
-    "exit": (lambda: sys.exit(0), 1, "error: SystemExit: 0 (", "DREAMER_TRACEBACK=1 shows"),
+    "exit": (lambda: sys.exit(0), 1, "error: SystemExit: 0 (", "DREAMER_TRACEBACK=1 prints"),
     "deep": (
         lambda: fail(RecursionError("too deep")),
         1,
@@ -493,7 +493,7 @@ def test_help_to_a_reader_that_is_gone_is_quiet() -> None:
 
 
 def test_a_platform_that_jax_does_not_have_is_one_line(tmp_path: Path) -> None:
-    """In a process of its own, where jax has not begun yet."""
+    """In a process of its own, where jax is not initialised yet."""
     done = subprocess.run(
         [sys.executable, "-m", "dreamer.train", f"run.dir={tmp_path / 'run'}"],
         **{"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120},

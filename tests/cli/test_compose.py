@@ -221,7 +221,7 @@ def test_a_checkpoint_folder_that_cannot_be_made_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_signal_during_the_start_is_a_wish_to_stop(
+def test_a_signal_during_the_start_is_a_request_to_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run is saved before its first step, and resumes."""
@@ -241,7 +241,7 @@ def test_a_signal_during_the_start_is_a_wish_to_stop(
     assert "done: step 6" in out
 
 
-def test_ctrl_c_that_is_no_wish_is_one_word(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_outside_of_training_is_one_word(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> int:
         raise KeyboardInterrupt
 
@@ -256,13 +256,13 @@ import sys, threading, time
 from dreamer.cli import command
 write = lambda: (time.sleep(0.5), print("written"))
 threading.Thread(target=write).start()
-print("begun", flush=True)
+print("started", flush=True)
 command.run(lambda: int(sys.argv[1]), announced=False)
 """
     command = [sys.executable, "-c", code, str(status)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == status
-    assert done.stdout == ("begun\nwritten\n" if waits else "begun\n")
+    assert done.stdout == ("started\nwritten\n" if waits else "started\n")
 
 
 def test_a_second_run_in_the_same_folder_is_refused(
@@ -356,7 +356,7 @@ def test_environments_of_an_evaluation_may_break_too(
     assert [line["step"] for line in tiny_run.lines(tmp_path) if "eval/mean" in line] == [40]
 
 
-def test_a_dead_worker_is_made_anew_or_ends_the_run_as_well(tmp_path: Path) -> None:
+def test_a_dead_worker_is_restarted_or_ends_the_run(tmp_path: Path) -> None:
     options = (task("Walk"), "env.workers=process", "env.restarts=1")
     with Trainer(tiny_run.config(tmp_path, *options)) as trainer:
         trainer.begin()

@@ -49,7 +49,7 @@ def test_rows_are_aligned(tmp_path: Path, capsys: pytest.CaptureFixture) -> None
         assert not episode["is_terminal"][:-1].any()
 
 
-def test_what_breaks_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_failures_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """And its episode is truncated."""
     probe_envs.Fragile.steps_left = 2
     options = ("episodes=2", "num_envs=1")
@@ -80,7 +80,7 @@ def test_the_agent_of_a_run_plays(tmp_path: Path, tmp_path_factory: Any) -> None
     tiny_run.assert_same(ours, again)
 
 
-def test_chance_keeps_to_masks(tmp_path: Path) -> None:
+def test_random_actions_follow_masks(tmp_path: Path) -> None:
     folder = tmp_path / "masked"
     main(["collect", f"out={folder}", MASKED, "episodes=4", "num_envs=2"])
     for episode in episodes_of(folder):
@@ -159,7 +159,7 @@ def test_a_dataset_is_made_of_them(
         main(["to_minari", "source=minari:steered-v0", "dataset=x-v0"])
 
 
-def test_what_they_hold_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_info_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     main(["collect", f"out={tmp_path / 'walk'}", WALK, "episodes=2"])
     capsys.readouterr()
     assert main(["info", f"source={tmp_path / 'walk'}"]) == 0
@@ -175,7 +175,7 @@ def test_what_they_hold_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -
     ]
 
 
-def test_a_replay_is_told_of_as_well(tmp_path_factory: Any, capsys: pytest.CaptureFixture) -> None:
+def test_info_of_a_replay(tmp_path_factory: Any, capsys: pytest.CaptureFixture) -> None:
     run, _ = tiny_run.finished(tmp_path_factory)
     main(["info", f"source={run}"])
     assert f"the replay of {run}, tests.probe_envs:probe/Drawn-v0" in capsys.readouterr().out
@@ -186,9 +186,9 @@ def test_a_replay_is_told_of_as_well(tmp_path_factory: Any, capsys: pytest.Captu
     [
         (
             ["colect"],
-            "colect is no verb; there are collect, to_minari, info; did you mean collect?",
+            "colect: expected one of collect, to_minari, info; did you mean collect?",
         ),
-        (["collect", "out=x"], "name one of both"),
+        (["collect", "out=x"], "needs an agent or an environment; add run=FOLDER, or env="),
         (["collect", "out=x", "run=y", WALK], "y is not a folder"),
         (["collect", "out=tests", WALK], "out=tests exists already; name a new folder"),
         (["collect", "out=/proc/x", WALK], "cannot write /proc/x"),

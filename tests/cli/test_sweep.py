@@ -1,13 +1,14 @@
 """Several runs by one command: each combination is a job in a folder of its own, wherever it runs,
 and one that fails leaves the others alone."""
 
+import contextlib
 import importlib.util
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -136,11 +137,14 @@ def test_how_each_job_ended_is_reported_and_a_stop_starts_no_more(
     ]
 
 
-class Patient:
+class Patient(contextlib.AbstractContextManager):
     """A job that continues after SIGTERM, until Ctrl-C is pressed again."""
 
     def __init__(self) -> None:
         self.signals: list[str] = []
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
     def poll(self) -> None:
         pass
@@ -156,12 +160,13 @@ class Patient:
         self.signals.append("kill")
 
 
-def test_a_second_ctrl_c_ends_the_job_at_once() -> None:
+def test_a_second_ctrl_c_ends_the_job_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another SIGTERM would count as the first."""
     stop, job = StopRequest(), Patient()
     stop.requested = True
+    monkeypatch.setattr(sweep.subprocess, "Popen", lambda *_, **__: job)
     with pytest.raises(KeyboardInterrupt):
-        sweep.Task([], stop)._wait(cast(Any, job))
+        sweep.Task([], stop)._run([])
     assert job.signals == ["terminate", "kill"]
 
 

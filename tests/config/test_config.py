@@ -504,5 +504,8 @@ def test_help_shows_the_defaults_of_the_default_run() -> None:
 @pytest.mark.parametrize(
     ("argv", "requested"), [(["--help"], True), (["seed=1", "-h"], True), (["seed=1"], False)]
 )
-def test_help_is_requested(argv: list[str], requested: bool) -> None:
-    assert usage.wants_help(argv) is requested
+def test_help_is_requested(
+    argv: list[str], requested: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert usage.answered(argv, lambda: "the help") is requested
+    assert capsys.readouterr().out == "the help\n" * requested

@@ -122,7 +122,7 @@ def test_nothing_of_a_foreign_run_is_run(
         assert line.startswith([shown, "env.task=evil_package:Evil-v0: "][number])
         assert "trust=true" in line.lower()
     assert "repeat it on the command line" in lines[0]
-    assert lines[3].endswith("it needs your word: add trust=True, as in "
+    assert lines[3].endswith("; if you trust it, add trust=True, as in "
                              "dreamer.train(config, trust=True)")  # fmt: skip
     assert not mark.exists()
     assert "evil_package" not in sys.modules
@@ -245,7 +245,7 @@ def test_what_was_named_is_remembered_by_later_processes(
 
 
 @pytest.mark.slow
-def test_each_way_to_give_ones_word(
+def test_each_way_to_trust_a_run(
     run: Path,
     tmp_path: Path,
     mark: Path,
@@ -285,7 +285,7 @@ def test_each_way_to_give_ones_word(
     assert not mark.exists()
 
 
-def test_a_recipe_and_a_plain_id_need_no_word(run: Path, tmp_path: Path) -> None:
+def test_a_recipe_and_a_plain_id_need_no_trust(run: Path, tmp_path: Path) -> None:
     """Numbers among their arguments neither; text might name a file or code."""
     for env in ({"task": "Pendulum-v1"}, {"task": "Pendulum-v1", "kwargs": {"g": 9.5}}):
         copy = foreign(run, tmp_path / str(len(env)), **env)
@@ -386,7 +386,7 @@ def test_a_file_that_others_may_have_made_is_not_believed(
         assert stat.S_ISREG(file.lstat().st_mode)
         assert stat.S_IMODE(file.lstat().st_mode) == 0o600
     if planted == "folder of others":
-        assert "nothing is remembered in" in capsys.readouterr().err
+        assert "nothing is remembered" in capsys.readouterr().err
         assert file.read_text() == text
 
 
@@ -498,7 +498,7 @@ def test_the_status_and_the_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     shown = f"env.entry_point=os:system 'env.kwargs={{command: \"touch {mark}\"}}'"
     assert line == (
-        f"error: {shown}: a saved file names code that you have never named; it needs your word: "
+        f"error: {shown}: a saved file names code that you have never named; if you trust it, "
         "repeat it on the command line as it is written here, or add trust=true (in Python "
         "trust=True)"
     )

@@ -15,7 +15,7 @@ import pytest
 
 from dreamer.cli import export as command
 from dreamer.cli.compose import compose
-from dreamer.config import ExportOptions
+from dreamer.config.options import ExportOptions
 from dreamer.errors import UserError
 from dreamer.exporting import folder, load_policy
 from dreamer.exporting.function import PolicyFunction
@@ -27,13 +27,16 @@ def options(**changes: Any) -> ExportOptions:
     return ExportOptions(run="", **changes)
 
 
+def rows(num_envs: int, steps: int) -> dict[str, Any]:
+    """Observations to export `agents.agent()` on."""
+    return agents.agent().record(agents.env(num_envs), steps)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: Any) -> Path:
     """Of actions of every kind, two of them masked, for any number of environments."""
     out = tmp_path_factory.mktemp("exported") / "policy"
-    env: Any = agents.env(4)
-    env.native_actions = agents.Choice.action_space
-    assert folder.export(agents.agent(), env, out, options()) == 1000
+    folder.export(agents.agent(), rows(4, 250), out, options(), agents.Choice.action_space)
     return out
 
 
@@ -96,9 +99,9 @@ def test_any_number_of_environments_and_masks(exported: Path) -> None:
 
 def test_samples_of_a_fixed_number_of_environments(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "policy"
-    chosen = options(greedy=False, num_envs=2, steps=20, platforms="cpu")
+    chosen = options(greedy=False, num_envs=2, platforms="cpu")
     own = compose(["env.entry_point=my_module:make"])
-    folder.export(replace(agents.agent(), config=own), agents.env(2), out, chosen)
+    folder.export(replace(agents.agent(), config=own), rows(2, 20), out, chosen)
     policy, form, start = load_policy.load(out)
     assert (form["num_envs"], form["greedy"], form["task"]) == (2, False, "my_module:make")
     assert form["action"]["push"] == {"shape": [1], "dtype": "float32"}  # units are not known
@@ -130,7 +133,7 @@ def test_a_policy_that_acts_otherwise_is_not_written(
     with pytest.raises(
         UserError, match="is not the agent: .* differ, the first is .* at step 0 of .*nothing"
     ):
-        folder.export(agents.agent(), agents.env(2), tmp_path / "a", options(num_envs=2))
+        folder.export(agents.agent(), rows(2, 250), tmp_path / "a", options(num_envs=2))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -151,7 +154,7 @@ def test_the_command(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     form = json.loads((out / "policy.json").read_text())
     assert (form["step"], form["environment"]["task"]) == (100, "tests.probe_envs:probe/Drawn-v0")
     before = {path: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(UserError, match="is there already; name a new folder, or delete it first"):
+    with pytest.raises(UserError, match="already exists; name a new folder, or delete it first"):
         command.main(argv)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
@@ -182,14 +185,14 @@ def test_the_function_itself_is_the_policy() -> None:
     agent = agents.agent()
     for greedy in (True, False):
         function = PolicyFunction(agent.networks, agent.params, greedy)
-        rows = agent.record(agents.env(4), 5, greedy)
+        taken = agent.record(agents.env(4), 5, greedy)
         memory = {key: np.zeros((4, *x.shape), x.dtype) for key, x in function.memory.items()}
         step = jax.jit(function)
         for number in range(5):
-            seen = {key: x[:, number] for key, x in rows["observation"].items()}
-            first = rows["is_first"][:, number]
+            seen = {key: x[:, number] for key, x in taken["observation"].items()}
+            first = taken["is_first"][:, number]
             memory, action = step(memory, seen, first, np.uint32(number))
-            deter = rows["latent"]["deter"][:, number]
+            deter = taken["latent"]["deter"][:, number]
             np.testing.assert_allclose(memory["deter"], deter, rtol=1e-3, atol=1e-6)
             for key, value in action.items():
-                np.testing.assert_allclose(value, rows["action"][key][:, number], atol=1e-5)
+                np.testing.assert_allclose(value, taken["action"][key][:, number], atol=1e-5)

@@ -12,15 +12,13 @@ import pytest
 from dreamer.errors import UserError
 from dreamer.exporting import folder
 from tests.api import agents
-from tests.exporting.test_folder import options
+from tests.exporting.test_folder import options, rows
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"format=onnx needs .* pip install 'dreamer\[onnx\]'"):
-        folder.export(
-            agents.agent(), agents.env(1), tmp_path / "a", options(format="onnx", steps=2)
-        )
+        folder.export(agents.agent(), rows(1, 2), tmp_path / "a", options(format="onnx"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -29,7 +27,7 @@ def test_actions_are_those_of_the_agent(greedy: bool, tmp_path: Path) -> None:
     pytest.importorskip("jax2onnx")
     pytest.importorskip("onnxruntime")
     out, chosen = tmp_path / "policy", options(format="onnx", num_envs=4, greedy=greedy)
-    folder.export(agents.agent(), agents.env(4), out, chosen)
+    folder.export(agents.agent(), rows(4, 250), out, chosen)
     form: dict[str, Any] = json.loads((out / "policy.json").read_text())
     kinds = {key: x["distribution"].split()[1] for key, x in form["noise"].items()}
     actions = {} if greedy else {"action": "gumbel", "pair": "gumbel", "push": "normal"}
