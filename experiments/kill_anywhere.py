@@ -58,7 +58,7 @@ WRITES = {
 # Part of the stack -> activity; the first match counts.
 DOING = {
     r"video\.py|writers\.py.* in video": "writing a video",
-    r"hooks/videos\.py|hooks/evaluation\.py": "recording a video",
+    r"hooks/evaluation\.py": "recording a video",
     r"in (_save|save|get_arrays)$": "starting to save",
     r"in (train|sample|_take)$": "updating",
     r"policy\.py": "acting",

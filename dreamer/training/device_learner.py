@@ -11,15 +11,14 @@ from dreamer.agents.interface import Agent
 from dreamer.config import Config
 from dreamer.datasets.initial import Initial
 from dreamer.distributed import mesh
-from dreamer.logs.metrics import LateMetrics, Reading
-from dreamer.ops.random import purpose_key
-from dreamer.replay import device, host
+from dreamer.replay import device
 from dreamer.training.device_replay import DeviceReplay, Stored
+from dreamer.training.learner import Learner
 
 
-class DeviceLearner:
-    """A `Learner` whose replay is on the devices: steps go up, latents are there already, and
-    batches are taken where they are used.
+class DeviceLearner(Learner):
+    """A learner whose replay is on the devices: rows are sent there, latents are there already, and
+    batches are sampled where they are used.
 
     Args:
       config: the whole configuration.
@@ -33,32 +32,22 @@ class DeviceLearner:
     stored = "device memory"
 
     def __init__(self, config: Config, agent: Agent, devices: list[jax.Device]) -> None:
-        self._agent, self._metrics, self._devices = agent, LateMetrics(), devices
-        self._replay = DeviceReplay(config, agent, devices, self._metrics, "replay.where=host")
-        self.state: Any = mesh.replicate(agent.init(purpose_key(config.seed, "init")), devices)
-        self.updates = 0
+        self._replay = DeviceReplay(config, agent, devices, "replay.where=host")
+        super().__init__(config, agent, devices)
+        self.metrics = self._replay.metrics
         self._stored: Stored
-        self._steps = 0  # added by each environment
-        self._owed, self._per_call = 0, config.run.updates_per_call
-        self._num_envs = config.env.num_envs
-        self._length = config.replay.batch_length + 1
         compiled = partial(mesh.compile_shares, devices=devices)
         self._add = compiled(self._put, in_axes=(0, None), out_axes=0, donate=0)
         self._learn = compiled(
             self._updates, in_axes=(None, 0), out_axes=(None, 0, None), donate=(0, 1)
         )
 
-    @property
-    def params(self) -> Any:
-        """Parameters after all dispatched updates, on the first device."""
-        return mesh.unreplicate(self.state.params)
-
     # --------------------------------------------------------------- compiled, on one device each
 
     def _put(self, stored: Stored, row: Any) -> Stored:
         """Adds this device's shard of a step of all environments, leaves [N, ...]."""
         count = self._replay.envs_each
-        first = mesh.place(self._devices) * count
+        first = mesh.place(self.devices) * count
         shard = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, count), row)
         return dataclasses.replace(stored, replay=device.add(stored.replay, shard))
 
@@ -70,59 +59,29 @@ class DeviceLearner:
             return (state, stored), metrics
 
         start, count = (state, stored), self._per_call
-        (state, stored), metrics = mesh.repeat(body, start, None, count, self._devices)
+        (state, stored), metrics = mesh.repeat(body, start, None, count, self.devices)
         return state, stored, metrics
 
     # --------------------------------------------------------------------------------- on the host
 
     def start(self, initial: Initial) -> None:
-        """Makes the replay; takes the initial data and weights of the run."""
         self._stored = self._replay.start(initial.recording)
-        self._steps = initial.steps(self._num_envs) // self._num_envs
-        if initial.params is not None:
-            self.state = mesh.replicate(self._agent.state_of(initial.params), self._devices)
+        super().start(initial)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Adds one step of every environment to the replay."""
-        self._stored = self._add(self._stored, mesh.replicate(row, self._devices))
-        self._steps += 1
+        self._stored = self._add(self._stored, mesh.replicate(row, self.devices))
 
-    def train(self, owed: int) -> None:
-        """Dispatches as many whole calls as are owed, keeping the rest for later."""
-        self._owed += owed
-        while self._owed >= self._per_call:
-            self.state, self._stored, metrics = self._learn(self.state, self._stored)
-            self._owed -= self._per_call
-            self.updates += self._per_call
-            self._metrics.add(metrics)
-
-    def read_metrics(self, wait: bool = False) -> Reading:
-        """Those since the last reading, see `LateMetrics.read`."""
-        return self._metrics.read(wait)
+    def _dispatch(self) -> Array:
+        self.state, self._stored, metrics = self._learn(self.state, self._stored)
+        return metrics
 
     def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:
-        """Replayed sequences of the first device, which change nothing; None while there are
-        none."""
-        if self._steps < self._length:
-            return None
         return self._replay.sequences(self._stored, count, seed)
 
-    def get_counters(self) -> dict[str, int]:
-        """Updates done and owed."""
-        return {"updates": self.updates, "owed": self._owed}
-
     def get_arrays(self) -> tuple[dict[str, Any], bool]:
-        """As those of `HostLearner`."""
         return self._replay.get_arrays(self._stored, self.updates > 0)
 
     def set_state(self, state: Any, arrays: dict[str, Any], counters: dict[str, int]) -> list[str]:
-        """Restores what any learner saved; takes the replay out of `arrays`. Returns what was
-        lost."""
-        self.state = mesh.replicate(state, self._devices)
-        self.updates, self._owed = counters["updates"], counters["owed"]
-        self._steps = host.counters_of(arrays["replay"])["steps"]
-        self._stored, lost = self._replay.set_state(arrays)
-        return lost
-
-    def close(self) -> None:
-        """Nothing to end."""
+        lost = super().set_state(state, arrays, counters)
+        self._stored, lost_replay = self._replay.set_state(arrays)
+        return lost + lost_replay

@@ -6,10 +6,10 @@ late.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from functools import cache, partial
-from typing import Any, Protocol
+from typing import Any
 
 import dm_env
 import jax
@@ -23,25 +23,23 @@ from dreamer.config import Config
 from dreamer.datasets.initial import NOTHING, Initial
 from dreamer.distributed import hosts, mesh
 from dreamer.envs import registry
-from dreamer.envs.base import Restart
 from dreamer.envs.jax import batched
 from dreamer.envs.jax.episodes import EnvState
 from dreamer.errors import UserError
-from dreamer.logs.metrics import LateMetrics, Reading
+from dreamer.logs.metrics import Reading
 from dreamer.ops.random import purpose_key
 from dreamer.replay import device
 from dreamer.rollout.driver import EpisodeStats, transition
 from dreamer.rollout.policy import restored_carry
 from dreamer.training.device_replay import DeviceReplay, Stored, from_shards, to_shards
-from dreamer.training.interfaces import Episodes
-from dreamer.training.learners import agent_that_fits, refuse_phases
+from dreamer.training.loop import Episodes, Loop
 
-MOST_STEPS, MOST_UPDATES = 10_000, 1000  # of a cycle, which is the least that a call does
+MOST_STEPS, MOST_UPDATES = 10_000, 1000  # of a cycle, the smallest chunk
 
 
 @struct.dataclass
 class World:
-    """All that changes on one device but the state of learning; N of its environments."""
+    """Everything that changes on one device except the agent's state; N of its environments."""
 
     envs: EnvState
     time_step: dm_env.TimeStep
@@ -53,23 +51,15 @@ class World:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What one compiled call does: its cycles, or without updates its steps."""
+    """The work of one compiled call: cycles, or steps without updates."""
 
     cycles: int = 0
     prefill: int = 0
 
 
-class Group(Protocol):
-    """Loops whose calls are one, which holds what they would."""
-
-    def state_of(self, loop: "DeviceLoop") -> Any: ...
-
-    def part_of(self, loop: "DeviceLoop", name: str) -> Any: ...
-
-
-class DeviceLoop:
-    """A `Loop` whose iteration is one compiled chunk, and its own `Learner`. `HostLoop` resumes its
-    saves too.
+class DeviceLoop(Loop):
+    """A loop whose iteration is one compiled chunk, and its own learner. `HostLoop` can resume its
+    saves.
 
     Args:
       config: the whole configuration.
@@ -81,68 +71,59 @@ class DeviceLoop:
     """
 
     where = "device"
+    learner: Any  # itself
     stored = "device memory"
-    gauges: Mapping[str, float] = {}
-    restarts: Sequence[Restart] = ()  # nothing fails in compiled code
-    phase = 0
-    native_actions = None  # environments written in JAX take actions as the agent has them
 
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
         _refuse_options(config)
-        self._config, self.devices = config, devices
         self._env = registry.make_jax(config.env)
         simulator = self._env.simulator
         specs = simulator.observations, simulator.actions
-        self.agent = agent_that_fits(config, specs, devices)
-        refuse_phases(self.agent, "run.loop=device")
-        self.metrics = LateMetrics()
-        self._replay = DeviceReplay(config, self.agent, devices, self.metrics, "run.loop=host")
+        super().__init__(config, devices, specs, "run.loop=device")
+        self.devices, self.learner = devices, self
+        self._replay = DeviceReplay(config, self.agent, devices, "run.loop=host")
+        self.metrics = self._replay.metrics
         self._steps, self._updates = cycle(config)
         self._cycles = -(-config.run.updates_per_call // self._updates)  # rounded up
         state = self.agent.init(purpose_key(config.seed, "init"))
         self._state: Any = mesh.replicate(state, devices)
         self._world: World
-        self._group: Group | None = None  # which holds both instead
-        self.step = 0  # environment steps so far, all of them put into replay
-        self.loaded = 0  # steps that were in replay before
+        self._part: Callable[[str], Any] = self._own_part
         self.updates = 0  # gradient updates dispatched so far
         self._episodes: Any = None  # of the call before
         self._program = cache(partial(program, self.compute, devices))
-
-    @property
-    def learner(self) -> "DeviceLoop":
-        """Itself."""
-        return self
+        self._keys = batched.env_keys(config.seed, self._num_envs, config.env.first)
+        self._reset = jax.jit(jax.vmap(self._env.reset))
 
     @property
     def state(self) -> Any:
-        """What learning changes, the same on every device."""
-        return self._group.state_of(self) if self._group else self._state
+        """The agent's state, the same on every device."""
+        return self._part("state")
 
     @property
     def params(self) -> Any:
         """Parameters after all dispatched updates, on the first device."""
         return mesh.unreplicate(self.state.params)
 
-    def _part(self, name: str) -> Any:
-        """A part of the world, leaves [X, ...]."""
-        return self._group.part_of(self, name) if self._group else getattr(self._world, name)
+    def _own_part(self, name: str) -> Any:
+        """The state, or a part of the world, leaves [X, ...]."""
+        return self._state if name == "state" else getattr(self._world, name)
 
-    def join(self, group: Group) -> tuple[Any, World]:
-        """Gives all that it holds to a group, which has it from now on."""
+    def join(self, part: Callable[[str], Any]) -> tuple[Any, World]:
+        """Gives state and world to a group of loops; `part` returns copies of them by name."""
         given = self._state, self._world
-        self._group = group
         del self._state, self._world
+        self._part = part
         return given
 
     @property
     def number(self) -> np.uint32:
-        """The step as compiled code counts it, for draws alone: modulo 2**32, as a `Policy`."""
+        """The step modulo 2**32, as in `Policy`: compiled code uses it for random draws only."""
         return np.uint32(self.step % 2**32)
 
     @property
     def _first_update(self) -> int:
-        """Environment step from which updates are owed."""
+        """Environment step of this run from which updates are owed."""
         return self._config.first_update - self.loaded
 
     # --------------------------------------------------------------- compiled, on one device each
@@ -160,7 +141,7 @@ class DeviceLoop:
         return state, world, jnp.zeros(()), episodes
 
     def _chunk(self, cycles: int, state: Any, world: World, step: Array) -> tuple:
-        """Cycles of steps, and of the updates that they owe."""
+        """Cycles, each of steps and then of the updates owed for them."""
 
         def body(carry: tuple, _: None) -> tuple[tuple, tuple]:
             state, world, step = carry
@@ -176,7 +157,7 @@ class DeviceLoop:
         return state, world, metrics.reshape(-1, metrics.shape[-1]), episodes
 
     def _repeat(self, body: Callable, carry: Any, length: int) -> tuple[Any, Any]:
-        """Repeats what updates; only images make it worth to do without a loop on CPU."""
+        """Repeats updates; on CPU an unrolled loop is faster for images only."""
         specs = self._env.simulator.observations.values()
         if any(spec.dtype == np.uint8 for spec in specs):
             return mesh.repeat(body, carry, None, length, self.devices)
@@ -200,7 +181,7 @@ class DeviceLoop:
         length = jnp.where(first, 0, world.length + 1)
         world = World(envs, time_step, carry, stored, score, length)
         ended = time_step.step_type == dm_env.StepType.LAST
-        return (world, step + self._config.env.num_envs), (ended, score, length)
+        return (world, step + self._num_envs), (ended, score, length)
 
     def _update(self, carry: tuple[Any, World], _: None = None) -> tuple:
         """One gradient update."""
@@ -211,21 +192,13 @@ class DeviceLoop:
     # --------------------------------------------------------------------------------- on the host
 
     def start(self, initial: Initial = NOTHING) -> None:
-        self.loaded = initial.steps(self._config.env.num_envs)
+        self.loaded = initial.steps(self._num_envs)
         if initial.params is not None:
             self._state = mesh.replicate(self.agent.state_of(initial.params), self.devices)
-        envs, time_step = jax.device_get(self._reset()(self._env_keys()))
-        num_envs = self._config.env.num_envs
-        zeros = np.zeros(num_envs, np.float32), np.zeros(num_envs, np.int32)
-        carry = jax.device_get(self.agent.initial_carry(num_envs))
+        envs, time_step = jax.device_get(self._reset(self._keys))
+        zeros = np.zeros(self._num_envs, np.float32), np.zeros(self._num_envs, np.int32)
+        carry = jax.device_get(self.agent.initial_carry(self._num_envs))
         self._place(envs, time_step, carry, self._replay.start(initial.recording), *zeros)
-
-    def _reset(self) -> Callable:
-        return jax.jit(jax.vmap(self._env.reset))
-
-    def _env_keys(self) -> Any:
-        env = self._config.env
-        return batched.env_keys(self._config.seed, env.num_envs, env.first)
 
     def advance(self, until: int) -> Episodes:
         """Dispatches one call; returns the episodes that the one before ended.
@@ -240,37 +213,36 @@ class DeviceLoop:
 
     def next_call(self, until: int) -> Call:
         """A whole chunk, or one cycle where a chunk would go beyond step `until`."""
-        config = self._config
         if self.step < self._first_update:
-            left = min(self._first_update, config.run.steps) - self.step
-            return Call(prefill=-(-left // config.env.num_envs))  # rounded up
-        chunk = self._cycles * self._steps * config.env.num_envs
+            left = min(self._first_update, self._config.run.steps) - self.step
+            return Call(prefill=-(-left // self._num_envs))  # rounded up
+        chunk = self._cycles * self._steps * self._num_envs
         return Call(cycles=self._cycles if self.step + chunk <= until else 1)
 
     def dispatched(self, call: Call, metrics: Array, episodes: Any) -> Episodes:
         """Counts a call that was dispatched, see `advance`."""
-        steps = call.cycles * self._steps or call.prefill
-        self.step += steps * self._config.env.num_envs
+        self.step += (call.cycles * self._steps or call.prefill) * self._num_envs
         if call.cycles:
             self.updates += call.cycles * self._updates
             self.metrics.add(metrics)
-        before, self._episodes = self._episodes, episodes
-        return _ended(before)
+        ended = self.drain()
+        self._episodes = episodes
+        return ended
 
     def drain(self) -> Episodes:
-        """Waits for the call under way; returns the episodes that it ended."""
-        before, self._episodes = self._episodes, None
-        return _ended(before)
+        """Waits for the last call; returns the episodes that it ended."""
+        episodes, self._episodes = self._episodes, None
+        if episodes is None:
+            return []
+        ended, score, length = jax.device_get(episodes)  # [X, ..., N]
+        return list(zip(score[ended].tolist(), length[ended].tolist(), strict=True))
 
     def read_metrics(self, wait: bool = False) -> Reading:
-        """Those since the last reading, see `LateMetrics.read`."""
+        """Metrics since the last reading, see `LateMetrics.read`."""
         return self.metrics.read(wait)
 
     def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:
-        """Replayed sequences of the first device, which change nothing; None while there are
-        none."""
-        if self.step < self._first_update:
-            return None
+        """As `DeviceReplay.sequences`."""
         return self._replay.sequences(self._part("stored"), count, seed)
 
     def get_counters(self) -> dict[str, Any]:
@@ -296,29 +268,27 @@ class DeviceLoop:
         return arrays, copied
 
     def set_state(self, state: Any, arrays: dict[str, Any], counters: dict[str, Any]) -> str:
-        num_envs = self._config.env.num_envs
-        self.step, self.updates = counters["step"], counters["learner"]["updates"]
-        self.loaded = counters["loaded"]
+        self.step, self.loaded = counters["step"], counters["loaded"]
+        self.updates = counters["learner"]["updates"]
         self._state = mesh.replicate(state, self.devices)
         stored, lost = self._replay.set_state(arrays)
         if counters["ratio"]["remainder"] or counters["learner"]["owed"]:
             lost.append("updates half owed")
-        keys, reset = self._env_keys(), self._reset()
-        loaded = batched.load(arrays.get("env", {}), jax.eval_shape(reset, keys))
+        loaded = batched.load(arrays.get("env", {}), jax.eval_shape(self._reset, self._keys))
         if lost_episodes := loaded is None:
             lost.append("the episodes under way")
-        envs, time_step = loaded or jax.device_get(reset(keys))
-        blank = jax.eval_shape(partial(self.agent.initial_carry, num_envs))
+        envs, time_step = loaded or jax.device_get(self._reset(self._keys))
+        blank = jax.eval_shape(partial(self.agent.initial_carry, self._num_envs))
         carry = restored_carry(blank, arrays["carry"])
-        running = EpisodeStats.start(num_envs)
+        running = EpisodeStats.start(self._num_envs)
         running.set_state(counters["episodes"])
-        running.forget(np.full(num_envs, lost_episodes))
+        running.forget(np.full(self._num_envs, lost_episodes))
         score, length = running.returns.astype(np.float32), running.lengths.astype(np.int32)
         self._place(envs, time_step, carry, stored, score, length)
         return f"not restored: {', '.join(lost)}" if lost else ""
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Has nothing to end."""
 
     def _place(
         self,
@@ -329,10 +299,10 @@ class DeviceLoop:
         score: np.ndarray,
         length: np.ndarray,
     ) -> None:
-        """Puts the world onto its devices, [N, ...] as [X, N/X, ...]; `stored` is there already."""
+        """Puts the world onto its devices, [N, ...] as [X, N/X, ...], where `stored` is."""
         parts = (envs, time_step, carry, score, length)
-        shares = jax.tree.map(partial(to_shards, len(self.devices)), parts)
-        envs, time_step, carry, *episodes = mesh.spread(shares, self.devices)
+        shards = jax.tree.map(partial(to_shards, len(self.devices)), parts)
+        envs, time_step, carry, *episodes = mesh.spread(shards, self.devices)
         self._world = World(envs, time_step, carry, stored, *episodes)
 
     def _fetch(self, *names: str) -> dict[str, Any]:
@@ -349,10 +319,10 @@ def program(compute: Callable, devices: list[jax.Device], call: Call) -> Callabl
 
 
 def cycle(config: Config) -> tuple[int, int]:
-    """Steps and updates after which the proportion of `replay.train_ratio` is met exactly.
+    """The fewest steps and updates in exactly the proportion of `replay.train_ratio`.
 
     Raises:
-      UserError: there is no such cycle of a bearable length.
+      UserError: they are too many for one cycle.
     """
     replay, num_envs = config.replay, config.env.num_envs
     per_step = Fraction(replay.train_ratio) * num_envs / (replay.batch_size * replay.batch_length)
@@ -368,7 +338,7 @@ def cycle(config: Config) -> tuple[int, int]:
 
 
 def _refuse_options(config: Config) -> None:
-    """Refuses what only the host loop does."""
+    """Refuses options of the host loop."""
     refused = {
         "replay.where=host": config.replay.where == "host",
         f"replay.folder={config.replay.folder}": config.replay.folder,
@@ -382,11 +352,3 @@ def _refuse_options(config: Config) -> None:
                 f"{option} is for environments on the host, but in the device loop they and the "
                 "replay are on the device; leave it out, or set run.loop=host"
             )
-
-
-def _ended(episodes: Any) -> Episodes:
-    """Return and length of each episode that ended, from arrays [X, ..., N]."""
-    if episodes is None:
-        return []
-    ended, score, length = jax.device_get(episodes)
-    return list(zip(score[ended].tolist(), length[ended].tolist(), strict=True))

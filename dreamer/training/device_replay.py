@@ -1,6 +1,6 @@
-"""Replay in device memory as a run needs it: learning from it in compiled code, and its saves.
+"""Replay in device memory: learning from it in compiled code, saving and restoring it.
 
-Everything here is spread over X devices, each with its own environments and windows.
+Everything is spread over X devices, each with its own environments and windows.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ HEADROOM = 0.3
 
 @struct.dataclass
 class Stored:
-    """What one device remembers."""
+    """What one device stores."""
 
     replay: device.Replay
-    index: Array  # int32 [B, 2], windows whose latents are still to be written back
+    index: Array  # int32 [B, 2], windows whose latents are pending, not written back yet
     latent: Any  # those latents, leaves [B, T, ...]
-    keys: Mapping[str, Array]  # of the run by purpose, their plain data uint32 [2]
+    keys: Mapping[str, Array]  # random keys by purpose, their plain data uint32 [2]
 
 
 class DeviceReplay:
@@ -47,8 +47,7 @@ class DeviceReplay:
       config: the whole configuration.
       agent: networks.
       devices: to spread over.
-      metrics: remembers the order of what `learn` measures.
-      advice: what to do where the devices are too many or too small.
+      advice: option to set where the devices are too many or too small.
 
     Raises:
       UserError: the capacity does not fit, or the environments cannot be spread.
@@ -59,18 +58,20 @@ class DeviceReplay:
         config: Config,
         agent: Agent,
         devices: list[jax.Device],
-        metrics: LateMetrics,
         advice: str,
     ) -> None:
-        self.agent, self.devices = agent, devices
-        self._settings, self._num_envs = config.replay, config.env.num_envs
+        num_envs, count = config.env.num_envs, len(devices)
+        if num_envs % count:
+            raise UserError(
+                f"env.num_envs={num_envs} cannot be spread over {count} devices; make it a "
+                f"multiple of {count}, use fewer with devices=N, or set {advice}"
+            )
+        self.agent, self.devices, self.metrics = agent, devices, LateMetrics()
+        self._seed, self._settings, self._num_envs = config.seed, config.replay, num_envs
         self._spec = transition_spec(agent)
-        self.envs_each = _each("env.num_envs", self._num_envs, devices, advice)
-        self._batch_each = config.replay.batch_size // len(devices)
+        self.envs_each, self._batch_each = num_envs // count, config.replay.batch_size // count
         check(config, self._spec, devices, advice)
-        self._seed = config.seed
-        self._metrics = metrics
-        self._look = jax.jit(self._sequences, static_argnums=2)
+        self._sequences = jax.jit(self._sample_first, static_argnums=2)
 
     # --------------------------------------------------------------- compiled, on one device each
 
@@ -92,30 +93,35 @@ class DeviceReplay:
         replay = device.update(replay, *pending)
         train_key = jax.random.wrap_key_data(stored.keys["train"])
         state, latent, metrics = self.agent.train_step(state, batch, train_key, mesh.AXIS)
-        # What a skipped update gave is not written back.
+        # Latents of a skipped update are not written back.
         first = jnp.where(metrics[SKIPPED] > 0, host.GONE, index[:, 1])
         index = index.at[:, 1].set(first)
         stored = dataclasses.replace(stored, replay=replay, index=index, latent=latent)
-        return state, stored, self._metrics.stack(metrics)
+        return state, stored, self.metrics.stack(metrics)
 
-    def _sequences(self, replay: device.Replay, seed: Array, count: int) -> Any:
-        """Sampled from one device's share, leaves [1, ...], leaving the queue alone."""
-        share = jax.tree.map(lambda x: x[0], dataclasses.replace(replay, online=False))
-        return device.sample(share, jax.random.key(seed), count)[1]
+    def _sample_first(self, replay: device.Replay, seed: Array, count: int) -> Any:
+        """Samples from one device's shard, leaves [1, ...], leaving the queue alone."""
+        shard = jax.tree.map(lambda x: x[0], dataclasses.replace(replay, online=False))
+        return device.sample(shard, jax.random.key(seed), count)[1]
 
     # --------------------------------------------------------------------------------- on the host
 
-    def sequences(self, stored: Stored, count: int, seed: tuple[int, ...]) -> dict[str, Any]:
-        """Replayed sequences of the first device, leaves [count, T + 1, ...]; there must be one."""
-        share = mesh.unreplicate(stored.replay)
+    def sequences(self, stored: Stored, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:
+        """Replayed sequences of the first device, leaves [count, T + 1, ...], which change nothing;
+        None while there are none."""
+        shard = mesh.unreplicate(stored.replay)
+        if int(shard.steps[0]) < shard.length:
+            return None
         number = np.random.SeedSequence(seed).generate_state(1)[0]
-        return jax.device_get(self._look(share, number, count))
+        found: dict[str, Any] = jax.device_get(self._sequences(shard, number, count))
+        return found
 
     def start(self, recording: Recording | None = None) -> Stored:
-        """One of recorded episodes or, made where it stays, an empty one; leaves [X, ...]."""
+        """Makes a replay of recorded episodes, or an empty one directly on the devices; leaves
+        [X, ...]."""
         if recording:
-            return self._place(fill(self._empty(), recording.read(), recording.rows), None)
-        settings, count = self._settings, len(self.devices)
+            return self._place(fill(self._empty(), recording.read(), recording.rows))
+        settings = self._settings
 
         def init(_: Array) -> device.Replay:
             each = self.envs_each * (settings.capacity // self._num_envs)
@@ -123,35 +129,32 @@ class DeviceReplay:
             return device.init(self._spec, each, self.envs_each, length, settings.online)
 
         make = mesh.compile_shares(init, self.devices, (0,), 0, donate=(), meet=False)
-        return self._complete(make(np.arange(count)), None)
+        return self._complete(make(np.arange(len(self.devices))))
 
     def get_arrays(self, stored: Stored, updated: bool) -> tuple[dict[str, Any], bool]:
-        """Replay and pending latents as the host loop saves them; whether the replay is a copy.
+        """Replay and pending latents in the format of `HostLearner`; whether the replay is a copy.
 
         Args:
           stored: leaves [X, ...].
-          updated: whether there was an update, of which latents are pending.
+          updated: whether there was an update, whose latents are pending.
         """
         replay = self._fetch(stored.replay)
-        # What comes from another memory is a copy already.
+        # Arrays of another memory were copied when they were fetched.
         own = self.devices[0].platform != "cpu"
         copy = not own and host.nbytes(replay) < 0.8 * memory.available()
         pending = {}
         if updated:
             fetched = {"index": stored.index, "latent": dict(stored.latent)}
-            fetched = jax.tree.map(from_shards, jax.device_get(fetched))
-            owner = np.repeat(np.arange(len(self.devices)), self._batch_each)
-            index = fetched["index"].astype(np.int64)
-            index[:, 0] += owner * self.envs_each
-            pending = {"index": index, "latent": fetched["latent"]}
-            pending = jax.tree.map(lambda x: x[None], pending)
+            pending = jax.tree.map(lambda x: from_shards(x)[None], jax.device_get(fetched))
+            pending["index"] = pending["index"].astype(np.int64)
+            pending["index"][..., 0] += self._owner() * self.envs_each
         return {"replay": host.get_state(replay, copy), "pending": pending}, copy or own
 
     def set_state(self, arrays: dict[str, Any]) -> tuple[Stored, list[str]]:
-        """The inverse, also of what the host loop saved; takes the replay out of `arrays`.
+        """Restores `get_arrays` of any learner; takes the replay out of `arrays`.
 
         Returns:
-          Leaves [X, ...], and what could not be restored exactly.
+          Leaves [X, ...], and what cannot be restored exactly.
         """
         saved, lost = self._empty(), []
         same_windows = host.counters_of(arrays["replay"])["length"] == saved.length
@@ -176,31 +179,35 @@ class DeviceReplay:
             num_envs,
             settings.batch_length + 1,
             settings.online,
-            check=False,  # the devices have the memory, and a restored replay is already there
+            check=False,  # the devices have the memory, and a restored replay is already in it
         )
 
     def _fetch(self, replay: device.Replay) -> host.Replay:
         """The replay of all devices as one of the host, whose arrays may be those of the device."""
-        replay, count = jax.device_get(replay), len(self.devices)
+        replay = jax.device_get(replay)
         rings = {path: from_shards(ring) for path, ring in tree.flatten(replay.rings).items()}
         num_envs, slots = rings["is_first",].shape
-        counters = int(replay.steps[0]), int(replay.oldest[0]), int(replay.served[0]) * count
+        served = int(replay.served[0]) * len(self.devices)
+        counters = int(replay.steps[0]), int(replay.oldest[0]), served
         return host.Replay(rings, num_envs, slots, replay.length, replay.online, *counters)
 
     def _local(self, pending: dict[str, Any]) -> tuple[np.ndarray, Mapping[str, Any]] | None:
-        """Pending windows [B, 2] and latents by the numbers of environments on their own device,
-        or None where they were spread otherwise."""
+        """Pending windows [B, 2] with the numbers that environments have on their device, and
+        latents; None where the windows were spread over devices in another way."""
         if not pending or len(pending["index"]) != 1:
             return None
-        index = np.array(pending["index"][0])
-        owner = np.repeat(np.arange(len(self.devices)), self._batch_each)
+        index, owner = np.array(pending["index"][0]), self._owner()
         if len(index) != len(owner) or (index[:, 0] // self.envs_each != owner).any():
             return None
         index[:, 0] %= self.envs_each
         return index, jax.tree.map(lambda x: x[0], pending["latent"])
 
+    def _owner(self) -> np.ndarray:
+        """The number of the device of each sequence in a batch [B]."""
+        return np.repeat(np.arange(len(self.devices)), self._batch_each)
+
     def _place(
-        self, replay: host.Replay, pending: tuple[np.ndarray, Mapping[str, Any]] | None
+        self, replay: host.Replay, pending: tuple[np.ndarray, Mapping[str, Any]] | None = None
     ) -> Stored:
         """Puts a replay [N, ...] onto the devices as [X, N/X, ...], with pending latents."""
         count = len(self.devices)
@@ -212,9 +219,9 @@ class DeviceReplay:
         return self._complete(mesh.spread(shards, self.devices), pending)
 
     def _complete(
-        self, replay: device.Replay, pending: tuple[np.ndarray, Mapping[str, Any]] | None
+        self, replay: device.Replay, pending: tuple[np.ndarray, Mapping[str, Any]] | None = None
     ) -> Stored:
-        """Adds latents still to be written, and the keys, to what is on the devices already."""
+        """Adds pending latents and the keys to a replay that is on the devices already."""
         settings, count = self._settings, len(self.devices)
         shape = settings.batch_size, settings.batch_length
         latent = {
@@ -246,15 +253,19 @@ def from_shards(x: Any) -> np.ndarray:
 
 def fits(config: Config, spec: Mapping[str, Any], devices: list[jax.Device]) -> bool:
     """Whether devices with memory of their own hold `replay.capacity` steps, and can count all."""
-    usable = _usable(devices)
-    counted = _highest(config) <= INT32
-    return usable is not None and counted and _needed(config, spec, devices) <= usable
+    needed, usable = _memory(config, spec, devices)
+    return usable is not None and needed <= usable and _highest(config) <= INT32
 
 
 def check(config: Config, spec: Mapping[str, Any], devices: list[jax.Device], advice: str) -> None:
-    """Refuses a capacity beyond the devices' memory, which for CPU devices is the host's; with
-    `run.seeds` that of all runs together; and steps that int32 cannot count there."""
-    usable, capacity = _usable(devices), config.replay.capacity
+    """Refuses a capacity beyond the devices' memory, which for CPU devices is the host's; and steps
+    that int32 cannot count. With `run.seeds` the replays of all runs must fit together.
+
+    Raises:
+      UserError: with `advice`, the option to set.
+    """
+    capacity, seeds = config.replay.capacity, config.run.seeds
+    needed, usable = _memory(config, spec, devices)
     if _highest(config) > INT32:
         raise UserError(
             f"run.steps={config.run.steps} with env.num_envs={config.env.num_envs} and "
@@ -262,38 +273,30 @@ def check(config: Config, spec: Mapping[str, Any], devices: list[jax.Device], ad
             f"2**31 of each environment; use more environments or fewer steps, or set {advice}"
         )
     if usable is None:
-        memory.check_fits(spec, capacity, config.run.seeds)
-    elif (needed := config.run.seeds * _needed(config, spec, devices)) > usable:
-        largest = int(usable / needed * capacity)
+        memory.check_fits(spec, capacity, seeds)
+    elif seeds * needed > usable:
+        largest = int(usable / (seeds * needed) * capacity)
         raise UserError(
-            f"replay.capacity={capacity} needs {memory.gib(needed)} on each device but "
+            f"replay.capacity={capacity} needs {memory.gib(seeds * needed)} on each device but "
             f"{memory.gib(usable)} of it can be used; the largest capacity that fits is "
             f"replay.capacity={largest}, or set {advice}"
         )
 
 
-def _usable(devices: list[jax.Device]) -> int | None:
+def _memory(
+    config: Config, spec: Mapping[str, Any], devices: list[jax.Device]
+) -> tuple[int, int | None]:
+    """Bytes that the replay needs on each device, and those that it may use there; None where
+    devices have no memory of their own."""
     limit = mesh.memory_limit(devices[0])
-    return None if limit is None else int((1 - HEADROOM) * limit)
+    needed = memory.nbytes(spec, config.replay.capacity) // len(devices)
+    return needed, None if limit is None else int((1 - HEADROOM) * limit)
 
 
 def _highest(config: Config) -> int:
-    """No counter of a replay in device memory becomes larger: steps stored, those added by each
-    environment, recorded ones included, and windows of the online queue."""
+    """The largest value of any counter of a replay in device memory: steps stored, steps added by
+    each environment, recorded ones included, and windows of the online queue."""
     capacity = config.replay.capacity
     steps = capacity + (0 if config.run.offline else config.run.steps)
     windows = steps // (config.replay.batch_length + 1) + config.replay.batch_size
     return max(capacity, steps // config.env.num_envs + 1, windows)
-
-
-def _needed(config: Config, spec: Mapping[str, Any], devices: list[jax.Device]) -> int:
-    return memory.nbytes(spec, config.replay.capacity) // len(devices)
-
-
-def _each(key: str, number: int, devices: list[jax.Device], advice: str) -> int:
-    if number % len(devices):
-        raise UserError(
-            f"{key}={number} cannot be spread over {len(devices)} devices; make it a multiple of "
-            f"{len(devices)}, use fewer with devices=N, or set {advice}"
-        )
-    return number // len(devices)

@@ -1,12 +1,12 @@
 """Environments on the host: act, add to replay, learn, step.
 
-Updates are dispatched before the environments step, so the device learns while they do. The next
+Updates are dispatched before the environments step, so the device learns at the same time. The next
 actions wait for it, unless they are computed on another device from the weights of earlier
 iterations (`run.policy_device`, `run.policy_lag`).
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,46 +21,42 @@ from dreamer.envs.base import Restart
 from dreamer.errors import UserError
 from dreamer.ops.random import purpose_key
 from dreamer.replay import tree
-from dreamer.rollout.driver import Driver
+from dreamer.rollout.driver import Driver, Ended
 from dreamer.rollout.policy import Policy
-from dreamer.training.interfaces import Episodes
-from dreamer.training.learners import agent_that_fits, make_learner, refuse_phases
+from dreamer.training.loop import Episodes, Loop, make_learner
 from dreamer.training.schedules import Ratio
 
 
-class HostLoop:
-    """A `Loop` whose iteration steps every environment once.
+class HostLoop(Loop):
+    """A loop whose iteration steps every environment once.
 
     Args:
       config: the whole configuration.
       devices: to train on.
     """
 
-    where = "host"
-    gauges: Mapping[str, float] = {}
+    learner: Any  # that of `make_learner`
 
     def __init__(self, config: Config, devices: list[jax.Device]) -> None:
-        self._config, self._hosts = config, hosts.count()
+        self._hosts = hosts.count()
         self._in_jax = registry.is_jax(config.env)  # whose state is made of arrays
-        num_envs = config.env.num_envs
-        self.env = registry.make(config.env, num_envs, config.seed)
+        self.env = registry.make(config.env, config.env.num_envs, config.seed)
         try:
             specs = self.env.observation_spec(), self.env.action_spec()
             self.native_actions = getattr(self.env, "native_actions", None)
-            self.agent = agent_that_fits(config, specs, devices)
-            refuse_phases(self.agent, "training on several hosts", self._hosts > 1)
+            option = "training on several hosts" if self._hosts > 1 else ""
+            super().__init__(config, devices, specs, option)
             self._weights = ActingWeights(config, self.agent, devices)
-            self.learner: Any = make_learner(config, self.agent, devices)
+            self.learner = make_learner(config, self.agent, devices)
         except BaseException:
             self.env.close()
             raise
-        share = hosts.index(), self._hosts
-        self._policy = Policy(self.agent, num_envs, device=self._weights.device, share=share)
+        shard = hosts.index(), self._hosts
+        self._policy = Policy(self.agent, self._num_envs, device=self._weights.device, share=shard)
         self._policy.reset(purpose_key(config.seed, "act"))
-        observations, stride = self.agent.observations, num_envs * self._hosts
-        self.driver = Driver(self.env, self._policy, observations, stride)
+        stride = self._num_envs * self._hosts
+        self.driver = Driver(self.env, self._policy, self.agent.observations, stride)
         self.ratio = Ratio.of(config)
-        self.step = self.loaded = 0
         self._enter(0)
 
     @property
@@ -68,16 +64,15 @@ class HostLoop:
         return self.env.restarts
 
     def _enter(self, number: int) -> None:
-        """Begins a phase of the agent."""
-        self.phase, phase = number, self.agent.phases[number]
+        """Starts a phase of the agent."""
+        self.phase, self._phase = number, self.agent.phases[number]
         if not self.agent.single_phase:
-            self.learner.enter(phase.train_step)
-            self._policy.enter(phase.act or self.agent.act)
+            self.learner.enter(self._phase.train_step)
+            self._policy.enter(self._phase.act or self.agent.act)
 
     def _check_phase(self) -> None:
         """Refuses a phase that can never learn."""
-        phase = self.agent.phases[self.phase]
-        steps, needed = self.loaded + self.step, self._config.first_update
+        phase, steps, needed = self._phase, self.loaded + self.step, self._config.first_update
         if phase.train_step and not phase.act and steps < needed:
             raise UserError(
                 f"agent.kind={self.agent.config.kind}: phase {phase.name} learns from {steps} "
@@ -85,29 +80,38 @@ class HostLoop:
             )
 
     def start(self, initial: Initial = NOTHING) -> None:
-        self.learner.start(initial)
-        self.loaded = initial.steps(self._config.env.num_envs)
+        super().start(initial)
         self._check_phase()
         self._weights.add(self.learner.params)
         self.driver.reset()
 
     def advance(self, until: int) -> Episodes:
-        phase, learner = self.agent.phases[self.phase], self.learner
+        phase, learner = self._phase, self.learner
         if phase.act:
             learner.add(self.driver.act(self._weights.current))
-            self.step += self._config.env.num_envs
+            self.step += self._num_envs
         before = learner.updates
         try:
-            if phase.train_step and self.loaded + self.step >= self._config.first_update:
-                per_call = self._config.run.updates_per_call
-                learner.train(self.ratio.updates(self.step) if phase.act else per_call)
-        except Exception:  # replay and environments agree when they are saved then
+            self._learn()
+        except Exception:  # replay and environments must agree in the save that follows
             if phase.act:
                 self.driver.step()
             raise
         if learner.updates > before:
             self._weights.add(learner.params)
         ended = self.driver.step() if phase.act else []
+        self._end_iteration(ended)
+        return [(score, length) for _, score, length in ended]
+
+    def _learn(self) -> None:
+        """Dispatches the updates owed; without acting, one call of updates."""
+        if self._phase.train_step and self.loaded + self.step >= self._config.first_update:
+            per_call = self._config.run.updates_per_call
+            self.learner.train(self.ratio.updates(self.step) if self._phase.act else per_call)
+
+    def _end_iteration(self, ended: Ended) -> None:
+        """Evolves the agent where the phase does; starts the next phase after its last step."""
+        phase, learner = self._phase, self.learner
         if phase.evolve and ended:
             state, self._policy.carry = phase.evolve(learner.state, self._policy.carry, ended)
             learner.replace(state)
@@ -115,58 +119,45 @@ class HostLoop:
         if phase.over(self.step, learner.updates) and self.phase + 1 < len(self.agent.phases):
             self._enter(self.phase + 1)
             self._check_phase()
-        return [(score, length) for _, score, length in ended]
-
-    def drain(self) -> Episodes:
-        return []
 
     def get_counters(self) -> dict[str, Any]:
-        counters = {
-            "step": self.step,
-            "loaded": self.loaded,
-            "phase": self.phase,
-            "learner": self.learner.get_counters(),
-            "ratio": self.ratio.get_state(),
-            "episodes": self.driver.episodes.get_state(),
-        }
+        episodes = self.driver.episodes.get_state()
+        counters = super().get_counters() | {"ratio": self.ratio.get_state(), "episodes": episodes}
         return counters if self._in_jax else counters | {"env": self.env.get_state()}
 
     def get_arrays(self) -> tuple[dict[str, Any], bool]:
-        arrays, copied = self.learner.get_arrays()
+        arrays, copied = super().get_arrays()
         arrays |= {"carry": self._policy.get_state(), "weights": self._weights.get_arrays()}
         return arrays | ({"env": self.env.get_state()} if self._in_jax else {}), copied
 
     def set_state(self, state: Any, arrays: dict[str, Any], counters: dict[str, Any]) -> str:
-        self.step, self.loaded = counters["step"], counters["loaded"]
         self._enter(counters["phase"])
+        note = super().set_state(state, arrays, counters)
         self._check_phase()
-        lost = self.learner.set_state(state, arrays, counters["learner"])
         self._policy.set_state(arrays["carry"])
         self._weights.set_arrays(arrays.get("weights", {}), self.learner.params)
         self.ratio.set_state(counters["ratio"])
-        notes = [f"not restored: {', '.join(lost)}"] if lost else []
         saved = (arrays if self._in_jax else counters).get("env", {})
-        return "; ".join(notes + self._restore_episodes(saved, counters["episodes"]))
+        notes = self._restore_episodes(saved, counters["episodes"])
+        return "; ".join(filter(None, [note, *notes]))
 
     def _restore_episodes(self, saved: dict[str, Any], running: dict[str, list]) -> list[str]:
-        """Continues the episodes that were saved; returns lines on those that start instead."""
+        """Continues the episodes that were saved; returns notes on those that start instead."""
         driver = self.driver
         driver.number = self.step * self._hosts
         driver.episodes.set_state(running)
         if saved.get("state" if self._in_jax else "episodes"):
             restored, driver.time_step = self.env.set_state(saved)
-        else:  # of an `ActorLoop`, in which no episode can be restored, or of another suite
-            restored, driver.time_step = np.zeros(len(running["returns"]), bool), self.env.reset()
+        else:  # of an `ActorLoop`, whose episodes cannot be restored, or of another suite
+            restored, driver.time_step = np.zeros(self._num_envs, bool), self.env.reset()
         driver.episodes.forget(~restored)
-        notes = []
-        if not restored.all():
-            number = np.sum(~restored)
-            notes.append(f"{number} environments could not be restored and start an episode")
+        lost = np.sum(~restored)
+        notes = [f"{lost} environments could not be restored and start an episode"] if lost else []
         known = 0 if "actors" in saved else len(saved.get("restarts") or ())
         return notes + [restart.line for restart in self.restarts[known:]]
 
     def close(self) -> None:
-        self.learner.close()
+        super().close()
         self.env.close()
 
 
@@ -175,8 +166,8 @@ class ActingWeights:
     with updates.
 
     Raises:
-      UserError: a lag on the device that trains, where actions are computed after the updates
-        whatever weights they come from.
+      UserError: a lag on the device that trains, which computes actions after the updates whatever
+        weights they come from.
     """
 
     def __init__(self, config: Config, agent: Agent, devices: list[jax.Device]) -> None:
@@ -187,7 +178,7 @@ class ActingWeights:
                 "actions after the updates; add run.policy_device=cpu, or leave it out"
             )
         self.device = mesh.cpu_device() if on_cpu else devices[0]
-        # Learning takes the memory of weights that it has left behind.
+        # Learning reuses the memory of older weights.
         self._must_copy = lag > 0 or self.device != devices[0]
         self._acting = agent.acting
         self._weights: deque[Any] = deque(maxlen=lag + 1)

@@ -7,7 +7,7 @@ from dreamer.envs import registry
 from dreamer.training.actor_loop import ActorLoop
 from dreamer.training.device_loop import DeviceLoop
 from dreamer.training.host_loop import HostLoop
-from dreamer.training.interfaces import Loop
+from dreamer.training.loop import Loop
 from dreamer.training.offline_loop import OfflineLoop
 
 
@@ -18,6 +18,6 @@ def make_loop(config: Config, devices: list[jax.Device]) -> Loop:
     if config.run.actors != "local":
         return ActorLoop(config, devices)
     choice = config.run.loop
-    if choice == "auto":
-        choice = "device" if registry.is_jax(config.env) else "host"
-    return DeviceLoop(config, devices) if choice == "device" else HostLoop(config, devices)
+    if choice == "device" or (choice == "auto" and registry.is_jax(config.env)):
+        return DeviceLoop(config, devices)
+    return HostLoop(config, devices)

@@ -1,4 +1,4 @@
-"""When to do something: every so many steps, every so many seconds, or so many times per step."""
+"""Schedules: every so many steps, every so many seconds, or so many times per step."""
 
 import time
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from dreamer.config import Config
 class EverySteps:
     """Fires once whenever the counter reaches or passes a multiple of `period`; 0 never fires.
 
-    It does not fire at `start` itself. Whether it fires depends only on the step now and the step
-    asked before, so a resumed run continues exactly by giving as `start` the step at which the
-    clock was last asked before the save.
+    It does not fire at `start` itself. Whether it fires depends only on this step and that of the
+    call before, so a resumed run continues exactly if `start` is the step of the last call before
+    the save.
     """
 
     def __init__(self, period: int, start: int = 0) -> None:
@@ -31,15 +31,13 @@ class EverySteps:
 
 
 class EverySeconds:
-    """Fires when `period` seconds have gone by since it was made or last fired; 0 always fires.
+    """Fires when `period` seconds have passed since it was made or last fired; 0 always fires.
 
-    It counts wall time and therefore has no state worth saving.
+    It counts wall time, so no state is saved.
     """
 
     def __init__(self, period: float, now: Callable[[], float] = time.monotonic) -> None:
-        self.period = period
-        self.now = now
-        self.last = now()
+        self.period, self.now, self.last = period, now, now()
 
     def __call__(self) -> bool:
         time_now = self.now()
@@ -50,16 +48,14 @@ class EverySeconds:
 
 
 class Ratio:
-    """How many updates are owed for the environment steps done; fractions are carried along.
+    """How many updates are owed for the environment steps done; fractions are kept.
 
     `per_step` is train_ratio / (batch_size * batch_length). It is held as a fraction of integers,
-    so that no rounding error ever adds up: after n steps exactly floor(n * per_step) updates have
-    been given out.
+    so that rounding errors do not add up: after n steps exactly floor(n * per_step) updates were
+    owed in all.
     """
 
     def __init__(self, per_step: float) -> None:
-        if per_step < 0:
-            raise ValueError(f"per_step={per_step} must be at least 0")
         # 0.29 means 29/100, not the double nearest to it, which is a little less.
         exact = Fraction(per_step)
         self.per_step = exact.limit_denominator(10**9) or exact
@@ -68,15 +64,15 @@ class Ratio:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """That of `replay.train_ratio`."""
+        """The ratio of `replay.train_ratio`."""
         replay = config.replay
         return cls(replay.train_ratio / (replay.batch_size * replay.batch_length))
 
     def updates(self, step: int) -> int:
         """Returns the updates owed for the environment steps since the last call.
 
-        The first call only starts the count and owes nothing: steps collected before training may
-        begin are not trained for afterwards in one burst.
+        The first call only starts the count and owes nothing: steps collected before training
+        starts cause no burst of updates afterwards.
         """
         previous = step if self.step < 0 else self.step
         if step < previous:
@@ -95,8 +91,6 @@ class Ratio:
         }
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Restores the count. A ratio that changed in between holds from the restored step on."""
-        self.step = int(state["step"])
-        self.remainder = (
-            int(state["remainder"]) * self.per_step.denominator // int(state["denominator"])
-        )
+        """Restores the count. A changed ratio applies from the restored step on."""
+        self.step = state["step"]
+        self.remainder = state["remainder"] * self.per_step.denominator // state["denominator"]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer.checkpoint import folder, paths
+from dreamer.checkpoint import paths
 from dreamer.config import Config
 from dreamer.distributed import mesh
 from dreamer.envs import registry
@@ -25,16 +25,15 @@ from dreamer.system.signals import StopRequest
 from dreamer.training import device_replay
 from dreamer.training.callbacks import Callback
 from dreamer.training.device_loop import Call, DeviceLoop, World, program
-from dreamer.training.ending import saved_first
-from dreamer.training.interfaces import Episodes
-from dreamer.training.learners import agent_that_fits
+from dreamer.training.hooks.checkpoints import saved_first
+from dreamer.training.loop import Episodes, agent_that_fits
 from dreamer.training.trainer import Trainer
 
 
 def train_together(
     config: Config, stop: StopRequest, callbacks: Sequence[Callback], trainers: list[Trainer]
 ) -> None:
-    """Trains `run.seeds` runs, which are put into the list as they are made."""
+    """Trains `run.seeds` runs, which are added to the list as they are made."""
     configs = split(config)
     _check(config, configs)
     with ExitStack() as stack:
@@ -67,21 +66,20 @@ def split(config: Config) -> list[Config]:
             "leave it out, each run has its own"
         )
     name = paths.run_folder(config)
-    seeds = range(config.seed, config.seed + count)
-    files.refuse_links(name.parent, *(f"{name.name}-seed{seed}" for seed in seeds))
     made = []
-    for seed in seeds:
+    for seed in range(config.seed, config.seed + count):
+        files.refuse_links(name.parent, f"{name.name}-seed{seed}")
         run = config.run.model_copy(update={"dir": f"{name}-seed{seed}", "seeds": 1})
         made.append(config.model_copy(update={"seed": seed, "run": run}))
     return made
 
 
 def _check(config: Config, configs: list[Config]) -> None:
-    """Refuses what one of the runs would, before the others have begun.
+    """Refuses what would fail in one of the runs, before the others start.
 
     Raises:
-      UserError: one of the folders is not for it, the environments are not written in JAX, or the
-        replays of all runs do not fit.
+      UserError: a folder is not for its run, the environments are not written in JAX, or the agents
+        or the replays of all runs do not fit.
     """
     if config.run.loop == "host" or not registry.is_jax(config.env):
         raise UserError(
@@ -89,13 +87,10 @@ def _check(config: Config, configs: list[Config]) -> None:
             "start a run for every seed=N instead"
         )
     for one in configs:
-        path = paths.run_folder(one)
-        folder.check(path)
-        paths.refuse_changes(one, path)
+        paths.checked_run_folder(one)
     devices = mesh.devices_of(config)
     simulator = registry.make_jax(config.env).simulator
-    specs = simulator.observations, simulator.actions
-    agent = agent_that_fits(config, specs, devices, config.run.seeds)
+    agent = agent_that_fits(config, (simulator.observations, simulator.actions), devices)
     device_replay.check(config, transition_spec(agent), devices, "fewer run.seeds")
 
 
@@ -112,8 +107,8 @@ def _run(trainers: list[Trainer]) -> None:
     if len({trainer.step for trainer in trainers}) > 1:
         steps = ", ".join(f"seed {t.config.seed} at {t.step:,}" for t in trainers)
         raise UserError(
-            f"the runs have no step in common to continue from together ({steps}); finish those "
-            "ahead or behind alone, by run.seeds=1 with their seed= and run.dir="
+            f"run.seeds={len(trainers)}: the runs have no step in common from which to continue "
+            f"together ({steps}); finish each alone, by run.seeds=1 with its seed= and run.dir="
         )
     together = VmappedSeeds([trainer.loop for trainer in trainers])
     while not trainers[0].done:
@@ -126,20 +121,20 @@ class VmappedSeeds:
     """Loops at the same step of their runs, whose iterations are one compiled call.
 
     Args:
-      loops: of the same configuration but for the seed; they give what they hold to this group.
+      loops: of the same configuration except the seed; their state and world move to this group.
     """
 
     def __init__(self, loops: list[Any]) -> None:
         self._loops: list[DeviceLoop] = loops
-        self._devices = loops[0].devices
-        states, worlds = zip(*[loop.join(self) for loop in loops], strict=True)
-        spread = (0,) * len(loops)
-        shard = mesh.compile_shares(_stack, self._devices, spread, 0, donate=())
-        self._state: Any = _stacked(jax.jit(_stack), list(states))
-        self._world: World = _stacked(shard, list(worlds))
+        devices = loops[0].devices
+        parts = [partial(self._part, np.int32(number)) for number in range(len(loops))]
+        states, worlds = map(list, zip(*map(DeviceLoop.join, loops, parts), strict=True))
+        shard = mesh.compile_shares(_stack, devices, (0,) * len(loops), 0, donate=())
+        self._state: Any = _stacked(jax.jit(_stack), states)
+        self._world: World = _stacked(shard, worlds)
         self._state_of = jax.jit(_of)
-        self._part_of = mesh.compile_shares(_of, self._devices, (0, None), 0, donate=())
-        self._program = cache(partial(program, self._compute, self._devices))
+        self._part_of = mesh.compile_shares(_of, devices, (0, None), 0, donate=())
+        self._program = cache(partial(program, self._compute, devices))
 
     def advance(self, until: int) -> list[Episodes]:
         """Dispatches one call; returns the episodes that the one before ended, by loop."""
@@ -162,16 +157,11 @@ class VmappedSeeds:
         count = range(len(self._loops))
         return state, world, *([_of(x, number) for number in count] for x in measured)
 
-    def state_of(self, loop: DeviceLoop) -> Any:
-        """A copy of what this loop learned."""
-        return self._state_of(self._state, self._number(loop))
-
-    def part_of(self, loop: DeviceLoop, name: str) -> Any:
-        """A copy of a part of its world, leaves [X, ...]."""
-        return self._part_of(getattr(self._world, name), self._number(loop))
-
-    def _number(self, loop: DeviceLoop) -> np.int32:
-        return np.int32(self._loops.index(loop))
+    def _part(self, number: np.int32, name: str) -> Any:
+        """A copy of the state of a loop, or of a part of its world, leaves [X, ...]."""
+        if name == "state":
+            return self._state_of(self._state, number)
+        return self._part_of(getattr(self._world, name), number)
 
 
 def _stack(*arrays: jax.Array) -> jax.Array:
@@ -179,7 +169,7 @@ def _stack(*arrays: jax.Array) -> jax.Array:
 
 
 def _stacked(stack: Any, trees: list[Any]) -> Any:
-    """Trees as one, array by array: both forms of all of them might not fit into memory."""
+    """Stacks trees array by array, and empties the list: two copies might not fit into memory."""
     structure = jax.tree.structure(trees[0])
     columns = [list(leaves) for leaves in zip(*map(jax.tree.leaves, trees), strict=True)]
     trees.clear()

@@ -1,7 +1,6 @@
 """Trains the run, or the runs of several seeds, of a configuration."""
 
 from collections.abc import Sequence
-from functools import partial
 
 from dreamer.config import Config
 from dreamer.distributed import shard
@@ -22,7 +21,13 @@ def train(
     """
     config, stop = shard.of_run(config), stop or StopRequest()
     trainers: list[Trainer] = []
-    with stop.grace(config.run.grace_seconds, partial(_last_words, config, trainers)):
+
+    def last_words() -> str:
+        kept = "; ".join([one.checkpoints.kept for one in trainers]) or "nothing was started"
+        seconds = f"run.grace_seconds={config.run.grace_seconds:g}"
+        return f"{seconds} are over, the process ends: {kept}"
+
+    with stop.grace(config.run.grace_seconds, last_words):
         while True:
             try:
                 if config.run.seeds > 1:
@@ -33,8 +38,3 @@ def train(
             except RolledBack:  # the next trainer restores the checkpoint it was rolled back to
                 trainers.clear()
                 stop.saves = 0  # those requested before were done
-
-
-def _last_words(config: Config, trainers: list[Trainer]) -> str:
-    kept = "; ".join([one.checkpoints.kept for one in trainers]) or "nothing was started"
-    return f"run.grace_seconds={config.run.grace_seconds:g} are over, this is the end: {kept}"

@@ -4,21 +4,18 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
-from dreamer.checkpoint import paths
+from dreamer.checkpoint import manager, paths
 from dreamer.config import Config
 from dreamer.distributed import hosts, mesh, shard, sync
 from dreamer.logs.console import Console
 from dreamer.system import allocator, files
 from dreamer.system.signals import StopRequest
 from dreamer.training.callbacks import Callback, Callbacks
-from dreamer.training.ending import saved_first
 from dreamer.training.hooks import rollback
-from dreamer.training.hooks.checkpoints import Checkpoints, start_without_checkpoint
-from dreamer.training.hooks.evaluation import Evaluation
+from dreamer.training.hooks.checkpoints import Checkpoints, saved_first, start
+from dreamer.training.hooks.evaluation import Evaluation, Videos
 from dreamer.training.hooks.logging import Logging
-from dreamer.training.hooks.sync import HostSync
-from dreamer.training.hooks.videos import Videos
-from dreamer.training.interfaces import Episodes, Loop
+from dreamer.training.loop import Episodes, Loop
 from dreamer.training.loops import make_loop
 
 
@@ -44,30 +41,23 @@ class Trainer(AbstractContextManager):
         self.callbacks: Callbacks = leader.callbacks if leader else Callbacks(callbacks)
         self.sync: sync.SingleHost = sync.make(self.stop)
         self.metrics: dict[str, float] = {}  # those last written
+        self.rollback = rollback.Rollback()
         self.path = paths.checked_run_folder(config)
-        self.devices = mesh.devices_of(config)
+        self.devices, saves = mesh.devices_of(config), paths.checkpoint_folder(config)
         with ExitStack() as stack:
             self.console: Console = Console.open(config, self.sync, leader, stack)
-            rollbacks = self.sync.broadcast(lambda: rollback.count(paths.checkpoint_folder(config)))
-            own = shard.of_host(rollback.rekeyed(config, rollbacks))
+            self.rollbacks: int = self.sync.broadcast(lambda: rollback.count(saves))
+            own = shard.of_host(rollback.rekeyed(config, self.rollbacks))
             self.loop: Loop = make_loop(own, self.devices)
             stack.callback(self.console.attempt, "environments cannot close", self.loop.close)
             shard.compare_devices(len(self.devices), self.loop.learner.stored)
-            started = start_without_checkpoint(self)  # while nothing is written yet
-            fresh = stack.enter_context(paths.locked_run(config))
+            started = None if manager.steps(saves) else start(self)
+            fresh = stack.enter_context(paths.locked_run(config))  # nothing was written before
             with files.undone_on_failure(self.path) if fresh else nullcontext():
                 self.checkpoints: Checkpoints = Checkpoints(self, stack, fresh, started)
                 self.logging: Logging = Logging(self, stack)
                 self.evaluation: Evaluation = Evaluation(self)
-                self.hooks: tuple[Callback, ...] = (  # metrics are read before others use them
-                    self.logging,
-                    self.callbacks,
-                    rollback.Rollback(self, rollbacks),
-                    self.evaluation,
-                    Videos(self),
-                    self.checkpoints,
-                    HostSync(),
-                )
+                self.videos: Videos = Videos(self)
                 self.logging.announce()
             self.stack = stack.pop_all()  # what the run has open
 
@@ -77,6 +67,12 @@ class Trainer(AbstractContextManager):
     def __repr__(self) -> str:
         name, size = self.config.env.name, self.config.size
         return f"Trainer({name}, {size}, step {self.step:,}, in {self.path})"
+
+    @property
+    def hooks(self) -> Sequence[Callback]:
+        """All hooks, in the order in which they are called: logging reads metrics for the others."""
+        own = (self.rollback, self.evaluation, self.videos, self.checkpoints)
+        return (self.logging, *self.callbacks, *own)
 
     @property
     def step(self) -> int:
@@ -108,7 +104,7 @@ class Trainer(AbstractContextManager):
     @property
     def next_step(self) -> int:
         """The next step of this host's loop at which a hook needs control or the run ends."""
-        steps = [step for hook in self.hooks if (step := hook.next_step(self)) is not None]
+        steps = [step for step in self.notify("next_step") if step is not None]
         return -(-min([self.config.run.steps, *steps]) // hosts.count())  # rounded up
 
     def begin(self) -> bool:
@@ -129,21 +125,28 @@ class Trainer(AbstractContextManager):
             self._updates = self.updates
             self.notify("on_update")
         self.notify("on_step")
+        self.synchronise()
 
     def report(self, episodes: Episodes) -> None:
         """Notifies the hooks of episodes that ended; other hosts send theirs to the first."""
-        episodes = self.sync.to_first(episodes)
-        for hook in self.hooks:
-            for episode in episodes:
-                hook.on_episode(self, *episode)
+        self.notify("on_episode", self.sync.to_first(episodes))
 
-    def notify(self, event: str, *arguments: Any) -> None:
-        """Calls all hooks in their order."""
-        for hook in self.hooks:
-            getattr(hook, event)(self, *arguments)
+    def notify(self, event: str, calls: Sequence[tuple] = ((),)) -> list[Any]:
+        """Calls a method of every hook, once for each tuple of arguments; returns the results."""
+        hooks = self.hooks
+        return [self.callbacks.call(hook, event, self, *each) for hook in hooks for each in calls]
+
+    def synchronise(self, now: bool = False) -> None:
+        """Exchanges requests, clocks, lines and episodes with other hosts."""
+        for message in self.sync.barrier(self.updates, self.checkpoints.retry.overdue, now):
+            if len(message) == 1:  # a line; others are episodes
+                self.console.print(*message)
+            else:
+                self.notify("on_episode", [message])
 
     def finish(self) -> None:
         """After the last iteration."""
         self.report(self.loop.drain())
         self.notify("on_end")
+        self.synchronise(now=True)
         self.logging.conclude()

@@ -127,7 +127,7 @@ def test_a_population_is_evolved_by_returns(tmp_path: Path) -> None:
         (("run.offline=true", "replay.load=x"), r"run.offline=true is for agents that act and"),
     ],
 )
-def test_what_does_not_go_with_phases_is_refused(
+def test_options_that_do_not_go_with_phases_are_refused(
     changes: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):

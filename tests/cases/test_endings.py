@@ -409,7 +409,9 @@ def test_a_last_evaluation_that_fails_leaves_a_run_that_is_done(
     changes = (probe_envs.task("Fragile"), "eval.every=40", "eval.episodes=1", "env.restarts=0")
     options = tiny_run.argv(tmp_path / "run", *EVERY, *changes, "run.steps=6")
     assert dreamer.train(options, [Break()]).step == 6
-    assert "done, but not evaluated; the same command tries it again: st" in capsys.readouterr().out
+    assert (
+        "done, but not evaluated; the same command evaluates again: st" in capsys.readouterr().out
+    )
     probe_envs.Fragile.steps_left = -1
     assert dreamer.train(options).step == 6
     assert "\ndone: step 6, " in capsys.readouterr().out

@@ -16,7 +16,7 @@ import pytest
 from dreamer.checkpoint.manager import Checkpointer, SaveError, steps
 from dreamer.cli import train
 from dreamer.errors import exit_on_user_error
-from dreamer.training.hooks import retry
+from dreamer.training import retry
 from tests import tiny_run
 
 ROOT = Path(__file__).resolve().parents[2]

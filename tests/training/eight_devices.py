@@ -1,5 +1,5 @@
 """Run by `test_devices` in a process with eight devices: any number of them learns the same, and a
-save of any number goes on with any other."""
+save of any number resumes with any other."""
 
 import itertools
 from copy import deepcopy
@@ -71,8 +71,8 @@ def check_saves() -> None:
         saves[kind] = jax.device_get(one.learner.state), arrays, deepcopy(one.get_counters())
     for source, (state, arrays, counters) in saves.items():
         for target, one in loops.items():
-            told = one.set_state(state, deepcopy(arrays), deepcopy(counters))
-            assert target != source or told == "", told
+            noted = one.set_state(state, deepcopy(arrays), deepcopy(counters))
+            assert target != source or noted == "", noted
             assert (one.step, one.learner.updates) == (
                 counters["step"],
                 counters["learner"]["updates"],

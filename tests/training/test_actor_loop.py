@@ -1,4 +1,4 @@
-"""A run whose environments are in actors, with players of this process in the place of Ray's."""
+"""A run whose environments are in actors, with actors of this process in place of Ray's."""
 
 import sys
 from collections import defaultdict
@@ -20,8 +20,8 @@ from tests import probe_envs, tiny_run
 OPTIONS = ("run.actors=ray", "run.num_actors=2", "run.weights_every=3")
 
 
-class Here:
-    """Actors of this process, which play when they are asked."""
+class LocalActors:
+    """Actors of this process, which act when a chunk is requested."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -56,17 +56,17 @@ class Here:
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actor_loop, "make_actors", Here)
+    monkeypatch.setattr(actor_loop, "make_actors", LocalActors)
     monkeypatch.setattr(actor, "SECONDS", 1e6)
     monkeypatch.setattr(actor, "STEPS", 5)
 
 
-def loop_of(trainer: Trainer) -> tuple[ActorLoop, Here]:
+def loop_of(trainer: Trainer) -> tuple[ActorLoop, LocalActors]:
     loop: Any = trainer.loop
     return loop, loop._actors
 
 
-def go_on(trainer: Trainer, until: int) -> None:
+def advance(trainer: Trainer, until: int) -> None:
     trainer.begin()
     while trainer.step < until:
         trainer.after(trainer.loop.advance(2**63))
@@ -86,7 +86,7 @@ def folder(tmp_path_factory: Any) -> Path:
 def finished(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The folder of a run of 100 steps, and what came of it."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(actor_loop, "make_actors", Here)
+    patch.setattr(actor_loop, "make_actors", LocalActors)
     patch.setattr(actor, "SECONDS", 1e6)
     patch.setattr(actor, "STEPS", 5)
     with Trainer(tiny_run.config(folder / "run", *OPTIONS)) as trainer, patch.context():
@@ -136,17 +136,17 @@ def test_learning_follows_the_steps_as_without_actors(finished: tuple[Path, dict
     assert finished[1]["ratio"] == {"step": 100, "remainder": 0, "denominator": 4}
 
 
-def test_actors_that_die_and_environments_that_fail_are_made_anew_until_the_limit(
+def test_actors_that_die_and_environments_that_fail_are_restarted_until_the_limit(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     options = (*OPTIONS, probe_envs.task("Fragile"), "log.progress=plain", "replay.capacity=200")
     probe_envs.Fragile.steps_left = -1
     with Trainer(tiny_run.config(tmp_path / "run", *options, "env.restarts=2")) as trainer:
         loop, actors = loop_of(trainer)
-        go_on(trainer, 44)
+        advance(trainer, 44)
         end = len(sent(actors, 1)["reward"]) - 1  # the last row of the first life
         actors.faults[1] = ["actor 1 on a died"]
-        go_on(trainer, 80)
+        advance(trainer, 80)
         assert actors.lives == [(0, 0), (1, 1), (1, 2)]
         assert [restart.env for restart in loop.restarts] == [1]
         found = rings(loop)
@@ -156,12 +156,12 @@ def test_actors_that_die_and_environments_that_fail_are_made_anew_until_the_limi
         assert not found["is_terminal"][1, end]
         assert not found["action"]["action"][1, end].any()
         assert found["reward"][1, end] == sent(actors, 1)["reward"][end]
-        for key in ("reward", "is_last"):  # the other actor goes on
+        for key in ("reward", "is_last"):  # the other actor continues
             np.testing.assert_array_equal(found[key][0, :40], sent(actors, 0)[key][:40])
         assert (loop.learner.updates, loop.ratio.get_state()["step"]) == (14, 80)
 
         probe_envs.Fragile.steps_left = 1
-        go_on(trainer, 98)
+        advance(trainer, 98)
         probe_envs.Fragile.steps_left = 1
         with pytest.raises(
             EnvironmentFault,
@@ -171,22 +171,22 @@ def test_actors_that_die_and_environments_that_fail_are_made_anew_until_the_limi
         ):
             trainer.run()
         assert trainer.checkpoints.manager.latest_step() == trainer.step
-    told = [line for line in capsys.readouterr().err.splitlines() if "; restarted" in line]
-    assert told[0] == "warning: actor 1 on a died; restarted, 1 of env.restarts=2"
-    assert told[1].startswith("warning: actor ")
-    assert ": environment 0 failed in its step with RuntimeError: out of order" in told[1]
-    assert told[1].endswith("; restarted, 2 of env.restarts=2")
+    noted = [line for line in capsys.readouterr().err.splitlines() if "; restarted" in line]
+    assert noted[0] == "warning: actor 1 on a died; restarted, 1 of env.restarts=2"
+    assert noted[1].startswith("warning: actor ")
+    assert ": environment 0 failed in its step with RuntimeError: out of order" in noted[1]
+    assert noted[1].endswith("; restarted, 2 of env.restarts=2")
     lines = tiny_run.lines(tmp_path / "run")
     assert [line["env/restarts"] for line in lines if "env/restarts" in line] == [1, 2]
 
 
-def sent(actors: Here, index: int) -> dict[str, np.ndarray]:
+def sent(actors: LocalActors, index: int) -> dict[str, np.ndarray]:
     """What an actor with one environment sent in its lives, [T]."""
     keys = ("reward", "is_last")
     return {key: np.concatenate([rows[key][:, 0] for rows in actors.rows[index]]) for key in keys}
 
 
-def test_an_actor_that_sends_nothing_is_made_anew_where_it_can_be(
+def test_an_actor_that_sends_nothing_is_restarted_where_it_can_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(actor, "SECONDS", 0.0)
@@ -202,11 +202,11 @@ def test_an_actor_that_sends_nothing_is_made_anew_where_it_can_be(
 
         monkeypatch.setattr(actor_loop.time, "monotonic", lambda: clock[0])
         monkeypatch.setattr(actors, "receive", silence)
-        step, turns = trainer.step, 0
+        step, iterations = trainer.step, 0
         while not loop.restarts:
             assert loop.advance(2**63) == [] or trainer.step > step
-            turns += 1
-        assert 5 <= turns <= 20  # signals are looked at in between
+            iterations += 1
+        assert 5 <= iterations <= 20  # signals are handled in between
         assert loop.restarts[0].line == (
             "actor 0 sent nothing for env.timeout=3 seconds: it hangs, or Ray has found no free "
             "CPU for it; restarted, 1 of env.restarts=10"
@@ -221,18 +221,18 @@ def test_an_actor_that_sends_nothing_is_made_anew_where_it_can_be(
         assert trainer.checkpoints.manager.latest_step() == trainer.step
 
 
-def test_an_actor_has_longer_to_begin_and_signals_are_heeded_meanwhile(
+def test_an_actor_has_longer_to_begin_and_signals_are_handled_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It imports, compiles and makes environments before its first steps."""
     clock = [0.0]
-    begun = Here.receive
+    begun = LocalActors.receive
 
-    def silence(here: Here, wanted: Collection[int], seconds: float) -> None:
+    def silence(here: LocalActors, wanted: Collection[int], seconds: float) -> None:
         clock[0] += seconds
         assert clock[0] < 1000, "it waits for ever"
 
-    monkeypatch.setattr(Here, "receive", silence)
+    monkeypatch.setattr(LocalActors, "receive", silence)
     with Trainer(tiny_run.config(tmp_path, *OPTIONS, "env.timeout=3")) as trainer:
         loop, _ = loop_of(trainer)
         monkeypatch.setattr(actor_loop.time, "monotonic", lambda: clock[0])
@@ -244,14 +244,14 @@ def test_an_actor_has_longer_to_begin_and_signals_are_heeded_meanwhile(
         )
         trainer.request_stop()
         trainer.run()
-    monkeypatch.setattr(Here, "receive", begun)
+    monkeypatch.setattr(LocalActors, "receive", begun)
     with Trainer(tiny_run.config(tmp_path, *OPTIONS, "env.timeout=3")) as trainer:
         assert trainer.step == 0
         trainer.loop.advance(2**63)
         assert trainer.step == 2
 
 
-def test_a_run_goes_on_without_actors_and_in_as_many_as_there_are_then(
+def test_a_run_resumes_without_actors_and_with_another_number_of_them(
     finished: tuple[Path, dict], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """With its replay and new episodes."""
@@ -267,14 +267,14 @@ def test_a_run_goes_on_without_actors_and_in_as_many_as_there_are_then(
         loop, actors = loop_of(trainer)
         np.testing.assert_equal(rings(loop), last)
         assert (actors.lives, actors.sent, trainer.updates) == ([(0, 0)], [24], 24)
-        go_on(trainer, 140)
+        advance(trainer, 140)
         assert trainer.updates == 29
         assert np.flatnonzero(rings(loop)["is_first"][:, 60 % 30 : 70 % 30].any(0))[0] == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resumed")]
-    assert told[0].endswith(
+    noted = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resumed")]
+    assert noted[0].endswith(
         "at step 100; 2 environments could not be restored and start an episode"
     )
-    assert told[1].endswith(
+    assert noted[1].endswith(
         "at step 120; not restored: the episodes under way, 2 environments of actors are restarted"
     )
 
@@ -301,7 +301,7 @@ def test_a_missing_package_is_named_with_its_extra(
         ("run.actors=local", "run.num_actors=2 is for run.actors=ray; add it"),
     ],
 )
-def test_what_does_not_go_with_actors_is_refused(option: str, message: str, tmp_path: Path) -> None:
+def test_options_that_exclude_actors_are_refused(option: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         tiny_run.config(tmp_path, *OPTIONS, option)
 

@@ -21,7 +21,7 @@ from dreamer.training.trainer import Trainer
 from tests import tiny_run
 from tests.envs.jax.test_foreign import Hollow
 
-# From step 32 on an update of 4 x 4 replayed steps in every 5 turns of 4 environments, just when
+# From step 32 on an update of 4 x 4 replayed steps for every 5 steps of 4 environments, just when
 # the online queue gets 4 new windows of 5 steps.
 GYMNAX = (
     *("env.suite=gymnax", "env.task=CartPole-v1", "env.time_limit=7", "env.num_envs=4"),
@@ -75,7 +75,7 @@ def test_states_may_have_arrays_without_elements(monkeypatch: pytest.MonkeyPatch
 
 
 def test_acting_and_remembering_are_those_of_the_host_loop_bit_for_bit() -> None:
-    rare = ("replay.train_ratio=0.04", "replay.capacity=200")  # 1 update after 100 more turns
+    rare = ("replay.train_ratio=0.04", "replay.capacity=200")  # 1 update after 100 more iterations
     ours, theirs = device_loop(*rare), host_loop(*rare)
     ended, expected = until(ours, 432), until(theirs, 432)
     assert ours.step == theirs.step == 432
@@ -154,7 +154,7 @@ def test_environments_and_replay_are_spread_over_devices(stopped: dict) -> None:
     assert not np.array_equal(one["action"]["action"], two["action"]["action"])
 
 
-def test_a_save_of_two_devices_goes_on_with_one_and_on_the_host(stopped: dict) -> None:
+def test_a_save_of_two_devices_resumes_on_one_and_on_the_host(stopped: dict) -> None:
     for other in (device_loop(), host_loop()):
         note = other.set_state(stopped[2].state, deepcopy(stopped[2].arrays), stopped[2].counters)
         assert note == ""
@@ -168,8 +168,8 @@ def test_a_save_of_two_devices_goes_on_with_one_and_on_the_host(stopped: dict) -
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_what_was_saved_goes_on_exactly(devices: int, stopped: dict) -> None:
-    """Last of those that share these loops, since it moves them on."""
+def test_a_save_resumes_exactly(devices: int, stopped: dict) -> None:
+    """The last test that uses these loops, since it advances them."""
     whole = stopped[devices].loop
     resumed = resume(device_loop(devices=devices), stopped[devices])
     assert (resumed.step, resumed.learner.updates) == (92, 3)
@@ -192,7 +192,7 @@ def test_a_run_of_the_command_trains_and_resumes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_several_updates_in_a_turn_and_several_turns_in_a_call() -> None:
+def test_several_updates_in_a_cycle_and_several_cycles_in_a_call() -> None:
     """How many updates one call has changes nothing but the rounding, which with steps so small
     turns no action into another."""
     same = ("replay.train_ratio=8", "agent.optimizer.learning_rate=1e-6")
@@ -200,7 +200,7 @@ def test_several_updates_in_a_turn_and_several_turns_in_a_call() -> None:
     until(one, 56), until(more, 56)
     assert (
         one.learner.updates == more.learner.updates == 12
-    )  # 2 in each of 6 turns; 6 in each of 2 calls
+    )  # 2 in each of 6 cycles; 6 in each of 2 calls
     assert (one._cycles, more._cycles) == (1, 3)
     saved, others = stored(one), stored(more)
     assert saved["counters"]["served"] == others["counters"]["served"] > 0
@@ -213,7 +213,7 @@ def test_several_updates_in_a_turn_and_several_turns_in_a_call() -> None:
         np.testing.assert_allclose(x, y, atol=1e-7)
 
 
-def test_a_run_stopped_before_its_first_update_goes_on_exactly() -> None:
+def test_a_run_stopped_before_its_first_update_resumes_exactly() -> None:
     loops = device_loop(), host_loop(), host_loop()
     whole, stopped, ours = loops[1], loops[2], loops[0]
     until(whole, 32), until(stopped, 20)
@@ -224,7 +224,7 @@ def test_a_run_stopped_before_its_first_update_goes_on_exactly() -> None:
     tiny_run.assert_same(stored(ours), stored(whole))
 
 
-def test_what_a_save_of_the_host_loop_has_and_this_one_cannot_use_is_told() -> None:
+def test_what_cannot_be_restored_from_a_save_of_the_host_loop_is_noted() -> None:
     theirs = host_loop()
     until(theirs, 60)
     arrays, counters = theirs.get_arrays()[0], theirs.get_counters()
@@ -259,7 +259,7 @@ def test_a_cycle_meets_the_ratio_exactly(changes: tuple, expected: tuple) -> Non
     assert cycle(config(*changes)) == expected
 
 
-def test_what_does_not_fit_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for ratio in ("0.0003", "0.031416", "800.25"):  # too rarely, too odd, too many in a cycle
         with pytest.raises(UserError, match=rf"replay.train_ratio={ratio} is .* run.loop=host"):
             cycle(config(f"replay.train_ratio={ratio}"))

@@ -119,13 +119,15 @@ SLOW = """
 
 
 @pytest.mark.slow
-def test_a_save_that_takes_too_long_is_given_up_and_the_one_before_resumed(tmp_path: Path) -> None:
+def test_a_save_that_takes_too_long_is_given_up_for_the_previous_one(
+    tmp_path: Path,
+) -> None:
     changes = ("checkpoint.every_steps=14", "run.grace_seconds=2", "log.progress=plain")
     process = python(SLOW, *tiny_run.argv(tmp_path, *changes))
     err = wait_for(process)
     assert (process.returncode, err) == (
         STATUS,
-        "run.grace_seconds=2 are over, this is the end: the newest checkpoint is of step 14 in "
+        "run.grace_seconds=2 are over, the process ends: the newest checkpoint is of step 14 in "
         f"{tmp_path}\n",
     )
     assert manager.steps(tmp_path / "checkpoints") == [14]

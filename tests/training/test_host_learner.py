@@ -89,7 +89,7 @@ def learner(agent: Any, calls: list[Any], monkeypatch: pytest.MonkeyPatch) -> Ca
 
     def traced(per_call: int, devices: int = 1, seed: int = 0) -> HostLearner:
         made = make(agent, devices, per_call, seed)
-        made._metrics.names = [SKIPPED]  # of the step that is not traced
+        made.metrics.names = [SKIPPED]  # of the step that is not traced
         return made
 
     return traced
@@ -154,7 +154,7 @@ def test_latents_are_written_back_one_call_late(
     assert pending["latent"]["stoch"].shape == (2, BATCH, LENGTH, 2)
     made.train(2)
     after = latents(made.replay)
-    # The latents of the first call lie at the trained steps, first + 1 to first + LENGTH.
+    # The latents of the first call are stored at the trained steps, first + 1 to first + LENGTH.
     written = np.zeros(after["deter"].shape[:2], bool)
     for env, first in pending["index"].reshape(-1, 2):
         written[env, first + 1 : first + LENGTH + 1] = True

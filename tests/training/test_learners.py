@@ -29,7 +29,7 @@ def host_loop(*changes: str, devices: int = 1) -> HostLoop:
 
 @pytest.fixture(scope="module")
 def loops() -> dict[str, HostLoop]:
-    """After three updates, three and a half turns before the next."""
+    """After three updates, three and a half iterations before the next."""
     made = {
         "memory": host_loop(),
         "device": host_loop("replay.where=device"),
@@ -42,13 +42,13 @@ def loops() -> dict[str, HostLoop]:
 
 @pytest.fixture(scope="module")
 def later() -> list[np.ndarray]:
-    """Weights of a loop that went on to the next update."""
+    """Weights of a loop that continued to the next update."""
     loop = host_loop()
     until(loop, 112)
     return jax.tree.leaves(jax.device_get(loop.learner.params))
 
 
-def test_where_the_replay_lies_makes_no_difference(loops: dict[str, HostLoop]) -> None:
+def test_where_the_replay_is_stored_makes_no_difference(loops: dict[str, HostLoop]) -> None:
     ours, theirs = loops["device"], loops["memory"]
     assert isinstance(ours.learner, DeviceLearner)
     assert isinstance(theirs.learner, HostLearner)
@@ -63,7 +63,7 @@ def test_where_the_replay_lies_makes_no_difference(loops: dict[str, HostLoop]) -
         tiny_run.assert_same(saved["rings"][name], others["rings"][name])
     latents = saved["rings"]["latent"]["deter"], others["rings"]["latent"]["deter"]
     np.testing.assert_allclose(*latents, atol=1e-5)
-    assert np.abs(latents[0][:, 1:20]).min() > 0  # written, not the zeros of the beginning
+    assert np.abs(latents[0][:, 1:20]).min() > 0  # written, not the initial zeros
     # Two devices sample other windows, but until the first update they see the same.
     spread = stored(loops["two devices"])["rings"]
     for name in ("observation", "action"):
@@ -73,7 +73,7 @@ def test_where_the_replay_lies_makes_no_difference(loops: dict[str, HostLoop]) -
 
 @pytest.mark.parametrize("source", ["memory", "device", "two devices"])
 @pytest.mark.parametrize("target", ["host", "device"])
-def test_a_save_of_any_store_goes_on_in_any_other(
+def test_a_save_of_any_learner_resumes_in_any_other(
     source: str, target: str, loops: dict[str, HostLoop], later: list[np.ndarray]
 ) -> None:
     saved = loops[source]
@@ -92,7 +92,7 @@ def test_a_save_of_any_store_goes_on_in_any_other(
 
 
 @pytest.mark.parametrize("target", ["host", "device"])
-def test_a_larger_capacity_holds_no_steps_that_never_were(
+def test_a_larger_capacity_samples_only_stored_steps(
     target: str, loops: dict[str, HostLoop]
 ) -> None:
     small = host_loop("replay.capacity=80")
@@ -106,7 +106,7 @@ def test_a_larger_capacity_holds_no_steps_that_never_were(
     assert np.abs(seen).max(-1).min() > 0
 
 
-def test_batches_taken_ahead_are_told_when_they_are_lost(loops: dict[str, HostLoop]) -> None:
+def test_lost_batches_taken_ahead_are_noted(loops: dict[str, HostLoop]) -> None:
     ahead = host_loop("replay.prefetch=thread")
     until(ahead, 52)
     state, counters = jax.device_get(ahead.learner.state), ahead.get_counters()
@@ -185,9 +185,7 @@ def test_files_of_a_replay_have_no_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lag", [0, 1, 2])
-def test_actions_come_from_the_weights_of_so_many_calls_ago(
-    lag: int, loops: dict[str, HostLoop]
-) -> None:
+def test_actions_come_from_weights_of_earlier_calls(lag: int, loops: dict[str, HostLoop]) -> None:
     loop = loops["memory"]
     config = test_device_loop.config(HOST, f"run.policy_lag={lag}", "run.policy_device=cpu")
     weights = ActingWeights(config, loop.agent, jax.devices()[:1])

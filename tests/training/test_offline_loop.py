@@ -33,7 +33,7 @@ def episodes(tmp_path_factory: Any) -> Path:
 
 
 def final(folder: Path, *changes: str) -> dict[str, Any]:
-    """Runs to the end; all that influences how it would go on."""
+    """Runs to the end; everything that influences how it would continue."""
     with Trainer(tiny_run.config(folder, *changes)) as trainer:
         trainer.run()
         loop = trainer.loop
@@ -52,7 +52,7 @@ def offline_loop(*changes: str) -> Iterator[OfflineLoop]:
 
 @pytest.fixture(scope="module")
 def whole(episodes: Path, tmp_path_factory: Any) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Offline runs without a stop, by where their replay lies: folder and final state."""
+    """Offline runs without a stop, by where their replay is stored: folder and final state."""
     runs = {}
     for where, options in WHERE.items():
         folder = tmp_path_factory.mktemp(where)
@@ -61,7 +61,7 @@ def whole(episodes: Path, tmp_path_factory: Any) -> dict[str, tuple[Path, dict[s
 
 
 @pytest.mark.parametrize("where", ["host", "device"])
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
+def test_a_stopped_run_resumes_exactly(
     where: str, whole: dict[str, Any], tmp_path: Path, episodes: Path
 ) -> None:
     """Even if the episodes are gone: they are in the checkpoint."""
@@ -95,7 +95,7 @@ def test_no_environment_is_stepped(episodes: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(registry, "make", lambda *a, **k: made.append(make(*a, **k)) or made[-1])
     with offline_loop(f"replay.load={episodes}", *OFFLINE) as loop:
         loop.advance(2**63)
-    assert [env._last for env in made] == [None, None]  # asked for their spaces, never reset
+    assert [env._last for env in made] == [None, None]  # made for their spaces, never reset
 
 
 def test_evaluations_step_environments(episodes: Path, tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_the_replay_holds_every_row_where_it_belongs(episodes: Path) -> None:
 
 
 def test_an_acting_run_learns_from_recorded_steps_at_once(episodes: Path, tmp_path: Path) -> None:
-    """50 steps are enough to begin with; the first turn only begins to count what is owed. A
-    resumed run knows of them."""
+    """50 steps are enough for updates; the first iteration only starts the count of updates owed. A
+    resumed run counts them too."""
     changes = (f"replay.load={episodes}", "replay.capacity=80", "run.steps=20")
     state = tiny_run.train(tmp_path / "whole", *changes)
     first = tiny_run.losses(tiny_run.lines(tmp_path / "whole"))[0]
@@ -140,7 +140,7 @@ def test_an_acting_run_learns_from_recorded_steps_at_once(episodes: Path, tmp_pa
     tiny_run.assert_same(tiny_run.train(tmp_path / "stopped", *changes), state)
 
 
-def test_the_device_loop_begins_with_them_too(tmp_path: Path) -> None:
+def test_the_device_loop_starts_from_them_too(tmp_path: Path) -> None:
     lengths = [20, 30, 10]
     folder = tmp_path / "episodes"
     folder.mkdir()
@@ -191,7 +191,7 @@ def test_the_device_loop_begins_with_them_too(tmp_path: Path) -> None:
         (("run.init_modules=[rssm]",), r"run.init_modules=\[rssm\] come from another run; name it"),
     ],
 )
-def test_mistakes_are_told_before_a_folder_is_made(
+def test_invalid_options_fail_before_a_folder_is_made(
     options: tuple[str, ...], message: str, episodes: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -211,6 +211,6 @@ def test_a_run_stays_of_its_kind(episodes: Path, tmp_path: Path) -> None:
 
 def test_a_run_ahead_of_the_device_is_held_back(episodes: Path) -> None:
     with offline_loop(f"replay.load={episodes}", *OFFLINE, "replay.where=device") as loop:
-        for turn in range(1, 4):
+        for number in range(1, 4):
             loop.advance(2**63)
-            assert int(loop._dispatched) == turn == loop.step
+            assert int(loop._dispatched) == number == loop.step

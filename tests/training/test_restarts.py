@@ -1,4 +1,4 @@
-"""Runs that go on although environments fail."""
+"""Runs that continue although environments fail."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def test_the_replay_holds_a_truncated_episode(broken: tuple[Path, dict]) -> None
     assert rings["reward"][1, rows[0]] != 0
 
 
-def test_a_run_stopped_after_a_failure_goes_on_as_if_it_had_not_stopped(
+def test_a_run_stopped_after_a_failure_resumes_exactly(
     broken: tuple[Path, dict], tmp_path: Path
 ) -> None:
     """Right after it, at the end that was made."""
@@ -56,7 +56,7 @@ def test_a_run_stopped_after_a_failure_goes_on_as_if_it_had_not_stopped(
     assert counted(copied) == counted(folder)
 
 
-def test_failures_are_told_and_counted_over_a_resume_until_the_limit(
+def test_failures_are_reported_and_counted_over_a_resume_until_the_limit(
     broken: tuple[Path, dict], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """The third ends the run, after all is saved."""
@@ -75,7 +75,7 @@ def test_failures_are_told_and_counted_over_a_resume_until_the_limit(
         ):
             trainer.run()
         assert trainer.checkpoints.manager.latest_step() == trainer.step
-    told = [line for line in capsys.readouterr().err.splitlines() if "; restarted" in line]
-    assert len(told) == 1
-    assert told[0].endswith("; restarted, 2 of env.restarts=2")
+    noted = [line for line in capsys.readouterr().err.splitlines() if "; restarted" in line]
+    assert len(noted) == 1
+    assert noted[0].endswith("; restarted, 2 of env.restarts=2")
     assert [count for _, count in counted(folder)] == [1, 2]

@@ -23,7 +23,7 @@ EVERY = ("checkpoint.every_steps=20", "checkpoint.keep=9", "eval.every=50", "eva
 
 
 def final(folder: Path, seed: int) -> dict[str, Any]:
-    """All that a run of that seed alone would go on with from what is saved."""
+    """Everything from which a run of that seed alone would continue."""
     with Trainer(config("run.steps=92", f"seed={seed}", folder=folder)) as trainer:
         assert trainer.step == 92
         loop = trainer.loop
@@ -102,15 +102,15 @@ def test_one_that_stopped_behind_the_other_catches_up(
 
 
 @pytest.mark.slow
-def test_only_the_one_that_diverged_goes_back(
+def test_only_the_one_that_diverged_rolls_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    read, told = DeviceLoop.read_metrics, []
+    read, noted = DeviceLoop.read_metrics, []
 
     def diverged(loop: DeviceLoop, wait: bool = False) -> Reading:
         reading = read(loop, wait)
-        if loop._config.seed == 4 and loop.step >= 72 and len(told) < 2:
-            told.append(loop.step)
+        if loop._config.seed == 4 and loop.step >= 72 and len(noted) < 2:
+            noted.append(loop.step)
             return Reading({}, 2, 2, ("loss/total",))
         return reading
 
@@ -135,7 +135,7 @@ def test_only_the_one_that_diverged_goes_back(
         (("replay.capacity=1e9",), "the largest capacity that fits"),
     ],
 )
-def test_what_cannot_be_together_is_refused(
+def test_runs_that_cannot_be_together_are_refused(
     changes: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""A run goes on when its disk is full or its folder gone, and learns what it would have learned."""
+"""A run continues when its disk is full or its folder removed, and learns the same."""
 
 import os
 import resource
@@ -16,7 +16,7 @@ import dreamer
 from dreamer.checkpoint import folder, manager, storage
 from dreamer.checkpoint.manager import SaveError
 from dreamer.errors import EnvironmentFault, UserError
-from dreamer.training.hooks import retry
+from dreamer.training import retry
 from dreamer.training.trainer import Trainer
 from tests import tiny_run
 
@@ -105,7 +105,7 @@ def test_a_disk_that_is_full_for_a_while(
 def test_a_folder_that_somebody_removes(
     finished: tuple[Path, dict], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is made again by the next save, and belongs to this run alone as before."""
+    """It is recreated by the next save, and locked by this run as before."""
     path = tmp_path / "run"
 
     def in_use() -> None:
@@ -142,7 +142,7 @@ def test_a_folder_that_somebody_empties(finished: tuple[Path, dict], tmp_path: P
     assert_saved_as_if_nothing_had_been(path, finished)
 
 
-def test_a_place_that_cannot_be_made_again(
+def test_a_folder_that_cannot_be_recreated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What could not be saved at the end is an error, after which the run resumes where it was."""
@@ -165,7 +165,7 @@ def test_a_place_that_cannot_be_made_again(
         assert again.step == 42
 
 
-def test_a_fault_of_an_environment_is_told_although_nothing_can_be_saved(
+def test_a_fault_of_an_environment_is_reported_although_nothing_can_be_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
@@ -182,7 +182,7 @@ def test_a_fault_of_an_environment_is_told_although_nothing_can_be_saved(
             run.run()
 
 
-def test_sigusr1_saves_and_the_run_goes_on(
+def test_sigusr1_saves_and_the_run_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there: list[list[int]] = []

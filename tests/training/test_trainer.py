@@ -107,7 +107,7 @@ def test_another_seed_gives_another_run(whole: dict, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "stop"), [(kind, stop) for kind, run in KINDS.items() for stop in run["stops"]]
 )
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
+def test_a_stopped_run_resumes_exactly(
     kind: str, stop: int, whole: dict, saved: dict, tmp_path: Path
 ) -> None:
     expected_folder, expected = whole[kind]
@@ -144,7 +144,7 @@ def test_the_best_evaluation_is_kept_over_a_resume(saved: dict, tmp_path: Path) 
 def test_an_environment_that_cannot_be_restored_starts_an_episode(
     capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    """Its unfinished episode counts for nothing, and the run goes on."""
+    """Its unfinished episode counts for nothing, and the run continues."""
     changes = (task("Unseeded"), "run.steps=20", "replay.train_ratio=0.001")
     tiny_run.train(tmp_path, *changes)
     with Trainer(
@@ -186,7 +186,7 @@ def test_a_change_that_the_checkpoint_does_not_fit_leaves_the_saved_configuratio
     assert (folder / "config.yaml").read_text() == before
 
 
-def test_an_interrupted_evaluation_is_made_up_for(whole: dict, saved: dict, tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_is_repeated(whole: dict, saved: dict, tmp_path: Path) -> None:
     """At the step where it was due, and with the same result; the last one before "done"."""
     expected = [line for line in tiny_run.lines(saved["two_envs"][0]) if "eval/mean" in line]
     for stop in (50, 100):

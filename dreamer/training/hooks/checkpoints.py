@@ -1,7 +1,9 @@
 """Restores the newest checkpoint; saves periodically, on request, at the end and on failure."""
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from dreamer.agents import agent_spaces
 from dreamer.checkpoint import folder, manager, paths, shared
@@ -11,27 +13,19 @@ from dreamer.datasets import initial
 from dreamer.datasets.initial import Initial
 from dreamer.distributed import hosts
 from dreamer.envs import saved_spaces
-from dreamer.errors import EnvironmentFault, UserError, describe
+from dreamer.errors import EnvironmentFault, UserError, describe, emit
 from dreamer.logs.writers import VIDEOS
 from dreamer.system import files
-from dreamer.training.callbacks import Callback, StatefulHook
-from dreamer.training.hooks.retry import Retry
-from dreamer.training.hooks.rollback import Exhausted
+from dreamer.training.callbacks import Callback, Run
+from dreamer.training.hooks.rollback import COUNT, Exhausted, RolledBack
+from dreamer.training.retry import Retry
 from dreamer.training.schedules import EverySeconds, EverySteps
-
-if TYPE_CHECKING:
-    from dreamer.training.trainer import Trainer
 
 REFUSED = (UserError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 
 
-def start_without_checkpoint(run: "Trainer") -> Initial | None:
-    """Starts the loop of a run that has no checkpoint; None where it has one."""
-    held = manager.steps(paths.checkpoint_folder(run.config))
-    return None if held else _start(run)
-
-
-def _start(run: "Trainer") -> Initial:
+def start(run: Run) -> Initial:
+    """Starts the loop of a run that has no checkpoint; returns what it starts from."""
     first = initial.choose(run.config, run.loop.agent, run.loop.learner.params)
     run.loop.start(first)
     return first
@@ -44,14 +38,14 @@ class Checkpoints(Callback):
       run: with its loop, which is started or restored; its folder is locked.
       stack: waits for the last save.
       fresh: whether the folder is new.
-      started: what the loop was started from, None where there was a checkpoint to restore.
+      started: initial data of a loop that is started; None where there is a checkpoint to restore.
 
     Raises:
       UserError: the checkpoint does not fit, or the folder cannot be written.
     """
 
     def __init__(
-        self, run: "Trainer", stack: contextlib.ExitStack, fresh: bool, started: Initial | None
+        self, run: Run, stack: contextlib.ExitStack, fresh: bool, started: Initial | None
     ) -> None:
         self._run = run
         files.refuse_links(run.path, paths.CHECKPOINTS, VIDEOS)
@@ -62,7 +56,7 @@ class Checkpoints(Callback):
         directory = paths.checkpoint_folder(run.config)
         self.manager = Checkpointer(directory, run.config.checkpoint.keep)
         stack.push(self._end)
-        self._retry = Retry(self.manager, self._save, run.console.note)
+        self.retry = Retry(self.manager, self._save, run.console.note)
         self._unsaved = -1  # the last step that could not be saved
         self.saved: dict[str, Any] = {}  # counters of the checkpoint that was restored
         self.origin = self._restore(fresh, started)  # what the run starts from, in words
@@ -78,7 +72,7 @@ class Checkpoints(Callback):
             run.console.progress.print("restoring the newest checkpoint")
         found = shared.restore(self.manager, run.loop.learner.state, fresh)
         if found is None:
-            first = started or _start(run)  # a checkpoint that some other host does not have
+            first = started or start(run)  # some other host does not have the checkpoint
             return str(first) if fresh else f"{run.path} had saved nothing yet and restarts"
         state, arrays, self.saved = found
         path = self.manager.directory / str(self.manager.latest_step())
@@ -97,40 +91,35 @@ class Checkpoints(Callback):
 
     # ---------------------------------------------------------------------------------- saving
 
-    def on_start(self, run: "Trainer") -> None:
+    def on_start(self, run: Run) -> None:
         settings = run.config.checkpoint
         self._clock = run.sync.clock(EverySeconds(settings.every_seconds))
         self._steps_clock = EverySteps(settings.every_steps, run.step)
         self._due, self._requests = False, 0
 
-    def next_step(self, run: "Trainer") -> int | None:
+    def next_step(self, run: Run) -> int | None:
         return self._steps_clock.next
 
-    def on_step(self, run: "Trainer") -> None:
+    def on_step(self, run: Run) -> None:
         requested, self._requests = self._requests < run.sync.saves, run.sync.saves
         if requested:
             run.console.print(f"saving at step {run.step:,}, requested by SIGUSR1")
         # All are called every time, so that none falls behind.
         clocks = [self._clock(), self._steps_clock(run.step)]
         self._due |= run.sync.save_requested or any(clocks)
-        # While updates are skipped, a save would take the place of the one to roll back to.
+        # While updates are skipped, a save would replace the checkpoint to roll back to.
         if requested or (self._due and not run.logging.skipping):
             self._due = False
             self.save_soon()
-        self._retry.look(alone=hosts.count() == 1)
+        self.retry.poll(alone=hosts.count() == 1)
 
-    def on_end(self, run: "Trainer") -> None:
+    def on_end(self, run: Run) -> None:
         run.logging.report_restarts()
         self.save()
 
-    @property
-    def overdue(self) -> bool:
-        """Whether it is time to try a save again that failed."""
-        return self._retry.overdue
-
     def save_soon(self, score: float | None = None) -> None:
         """Saves in the background; where that fails, prints why and tries again later."""
-        self._retry(score)
+        self.retry(score)
 
     def save(self) -> None:
         """Saves, and returns when it is written.
@@ -139,7 +128,7 @@ class Checkpoints(Callback):
           SaveError: it cannot be written, and what is saved.
         """
         with self._run.console.progress.beside("saving"):
-            with contextlib.suppress(Exception):  # of the save before, after which this one comes
+            with contextlib.suppress(Exception):  # of the previous save
                 self.manager.wait()
             try:
                 self._save()
@@ -155,26 +144,31 @@ class Checkpoints(Callback):
         run.report(loop.drain())
         self.manager.wait()  # or the copies of two saves would be in memory
         self._recreate_folders()
-        spaces = agent_spaces.dump(loop.agent)
-        spaces |= {"native": saved_spaces.dump_space(loop.native_actions)}
-        own = {"run": str(run.path.absolute()), "hosts": hosts.count(), "spaces": spaces}
-        counters = own | loop.get_counters()
-        for hook in run.hooks:
-            counters |= hook.get_state() if isinstance(hook, StatefulHook) else {}
-        step = run.step
-        if self.manager.holds(step):  # since when no array has changed
-            self.manager.amend(step, counters, score)
+        native = saved_spaces.dump_space(loop.native_actions)
+        counters = {
+            "run": str(run.path.absolute()),
+            "hosts": hosts.count(),
+            "spaces": agent_spaces.dump(loop.agent) | {"native": native},
+            "skipped": run.logging.skipped,
+            COUNT: run.rollbacks,
+            "best": run.evaluation.best,
+            "evaluated": run.evaluation.evaluated,
+        } | loop.get_counters()
+        if self.manager.holds(run.step):  # no array has changed since
+            self.manager.amend(run.step, counters, score)
             return
         arrays, copied = loop.get_arrays()
-        self.manager.save(step, loop.learner.state, arrays, counters, score)
-        reported = run.callbacks.overrides("on_checkpoint")
+        self.manager.save(run.step, loop.learner.state, arrays, counters, score)
+        reported = any(
+            type(one).on_checkpoint is not Callback.on_checkpoint for one in run.callbacks
+        )
         if not copied or reported:
             self.manager.wait()
         if reported:
-            run.callbacks.on_checkpoint(run, self.manager.directory / str(step))
+            run.notify("on_checkpoint", [(self.manager.directory / str(run.step),)])
 
     def _recreate_folders(self) -> None:
-        """Makes what was removed during the training."""
+        """Recreates folders and files that were removed during the training."""
         run, directory = self._run, self.manager.directory
         try:
             if folder.saved_config(run.path) is None:
@@ -192,7 +186,7 @@ class Checkpoints(Callback):
 
     @property
     def kept(self) -> str:
-        """What is left if the run ends now, in words."""
+        """What is saved if the run ends now, in words."""
         run, saved = self._run, self.manager.latest_step()
         if saved is None:
             return f"nothing is saved in {run.path}"
@@ -202,13 +196,13 @@ class Checkpoints(Callback):
         return f"the newest checkpoint is of step {saved:,} in {run.path}, {lost}"
 
     def keep(self, cause: BaseException) -> str:
-        """Saves what was learned until something ended the training; returns what is saved then.
+        """Saves what was learned before something ended the training; returns what is saved.
 
         One of several hosts does not save alone. Buffers that were donated to a failed update
         cannot be saved: the newest checkpoint remains.
         """
         run = self._run
-        if self._unsaved == run.step:  # as the cause says
+        if self._unsaved == run.step:  # the cause says so
             return ""
         if hosts.count() > 1 and not isinstance(cause, Exhausted):
             return self.kept
@@ -225,8 +219,46 @@ class Checkpoints(Callback):
         return self.kept
 
     def _end(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Waits for the save under way, but not when a second Ctrl-C ends all at once."""
+        """Waits for the save under way, unless a second Ctrl-C ends the run at once."""
         if kind is None:
             self.manager.wait()
         elif not issubclass(kind, KeyboardInterrupt):
             self._run.console.attempt("the checkpoint under way is lost", self.manager.wait)
+
+
+@contextlib.contextmanager
+def saved_first(runs: Sequence[Run]) -> Iterator[None]:
+    """Whatever ends the training inside, every run is saved first, once, as far as it learned.
+
+    Only a second Ctrl-C ends it at once. The exception is raised again, with a note on what is
+    saved.
+
+    Args:
+      runs: to save; runs may be added while they train.
+
+    Raises:
+      UserError: as raised inside; or `sys.exit` was called, by no callback.
+    """
+    try:
+        yield
+    except RolledBack as back:
+        for run in runs:
+            if run.path != back.path:
+                run.console.print(run.checkpoints.keep(back))
+        raise
+    except BaseException as cause:
+        failed = any(run.callbacks.failed for run in runs)
+        if isinstance(cause, KeyboardInterrupt) and any(run.stop.requested for run in runs):
+            raise
+        for run in runs:
+            run.callbacks.clear()
+        kept = "; ".join(filter(None, [run.checkpoints.keep(cause) for run in runs]))
+        saved = f"; {kept}, and the same command resumes" if kept else ""
+        if isinstance(cause, UserError):
+            cause.args = (f"{cause}{saved}",)
+        elif isinstance(cause, SystemExit) and not failed:
+            called = f"sys.exit({cause.code!r}) was called while the run trained, by no callback"
+            raise UserError(f"{called}{saved}") from cause
+        else:
+            emit(f"training ended with {describe(cause)}{saved}", sys.stderr)
+        raise

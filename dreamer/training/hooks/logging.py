@@ -1,7 +1,6 @@
 """Metrics, episodes and restarts of a run: into its files and on its display."""
 
 import contextlib
-from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -10,18 +9,15 @@ from dreamer.logs.metrics import SKIPPED, Reading
 from dreamer.logs.plan import plan
 from dreamer.logs.writers import Logger, Silent
 from dreamer.rollout.driver import transition_spec
-from dreamer.training.callbacks import StatefulHook
+from dreamer.training.callbacks import Callback, Run
 from dreamer.training.schedules import EverySeconds
-
-if TYPE_CHECKING:
-    from dreamer.training.trainer import Trainer
 
 # Metrics in the progress display.
 SHOWN = ("loss/total", "loss/reward", "kl", "imagined_return", "value")
 
 
-class Logging(StatefulHook):
-    """Writes what happened since, and reads the metrics of updates every `log.every_seconds`.
+class Logging(Callback):
+    """Logs episodes and restarts, and the metrics of updates every `log.every_seconds`.
 
     Args:
       run: restored.
@@ -31,7 +27,7 @@ class Logging(StatefulHook):
       UserError: they cannot be written.
     """
 
-    def __init__(self, run: "Trainer", stack: contextlib.ExitStack) -> None:
+    def __init__(self, run: Run, stack: contextlib.ExitStack) -> None:
         first = run.sync.first
         self.logger = Logger(run.path, run.config.log.tensorboard) if first else Silent()
         stack.callback(run.console.attempt, "cannot write metrics", self.logger.close)
@@ -39,15 +35,12 @@ class Logging(StatefulHook):
         self.reading: Reading | None = None  # of this iteration
         self.skipping = False  # the last update that was read was skipped
         self.skipped = run.checkpoints.saved.get("skipped", 0)  # updates that were not finite
-        # Those that were reported, by the line on what could be restored.
+        # Restarts reported so far; those of a restored run by `Loop.set_state`.
         self._restarts = len(run.loop.restarts) if run.checkpoints.saved else 0
         self._run = run
 
-    def get_state(self) -> dict[str, Any]:
-        return {"skipped": self.skipped}
-
     def announce(self) -> None:
-        """Prints what the run is about to do, and what it starts from."""
+        """Prints the plan of the run, and what it starts from."""
         run = self._run
         if run.loop.where == "device":
             run.console.progress.learning = "the device loop"
@@ -66,29 +59,29 @@ class Logging(StatefulHook):
         if run.step >= run.config.run.steps and not due:
             state = "done"
         elif run.step >= run.config.run.steps and not run.sync.stop:
-            state = "done, but not evaluated; the same command tries it again"
+            state = "done, but not evaluated; the same command evaluates again"
         last = f"{state}: step {run.step:,}, {run.updates:,} updates, in {run.path}"
         if run.leader:
             run.console.print(last)
         else:
             run.console.attempt("the display fails", run.console.progress.close, last)
 
-    def on_start(self, run: "Trainer") -> None:
+    def on_start(self, run: Run) -> None:
         if not run.leader:
             run.stop.begin(run.console.progress)
         run.console.progress.start(run.step, run.updates)
         self._clock = run.sync.clock(EverySeconds(run.config.log.every_seconds))
 
-    def on_episode(self, run: "Trainer", score: float, length: int) -> None:
+    def on_episode(self, run: Run, score: float, length: int) -> None:
         run.console.attempt("the display fails", run.console.progress.episode, score, length)
         self.write({"episode/return": score, "episode/length": length})
 
-    def on_step(self, run: "Trainer") -> None:
+    def on_step(self, run: Run) -> None:
         self.report_restarts()
         self._show()
         self.reading = self.read() if self._clock() else None
 
-    def on_end(self, run: "Trainer") -> None:
+    def on_end(self, run: Run) -> None:
         run.console.attempt("the last metrics are lost", self.read, True)
 
     def read(self, wait: bool = False) -> Reading:
@@ -110,7 +103,7 @@ class Logging(StatefulHook):
         return reading
 
     def report_restarts(self) -> None:
-        """Warns of environments that were restarted since."""
+        """Warns of environments that were restarted since the last call."""
         new = self._run.loop.restarts[self._restarts :]
         for restart in new:
             self._run.console.warn(restart.line)

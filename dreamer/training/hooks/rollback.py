@@ -1,16 +1,16 @@
-"""Rolls a run back to its last good checkpoint when update after update had to be skipped.
+"""Rolls a run back to its last good checkpoint when many updates in a row were skipped.
 
-Skipped updates leave the weights as they are, so what is wrong is in the replay, in the weights
-since some update that was still finite, or in bad luck. The run restarts from the newest checkpoint
-before the first of them, with other random keys: it acts, samples and draws noise otherwise. The
-number of rollbacks is written into that checkpoint, and is part of the keys, so that a resumed run
-continues as the uninterrupted one would.
+Skipped updates leave the weights as they are, so the cause is in the replay, in the weights since
+some update that was still finite, or chance. The run restarts from the newest checkpoint before the
+first of them, with other random keys: actions, batches and noise differ. The number of rollbacks is
+written into that checkpoint, and is part of the keys, so that a resumed run continues as the
+uninterrupted one would.
 """
 
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -19,10 +19,7 @@ from dreamer.checkpoint.manager import Checkpointer, SaveError
 from dreamer.config import Config
 from dreamer.distributed import hosts
 from dreamer.errors import UserError
-from dreamer.training.callbacks import StatefulHook
-
-if TYPE_CHECKING:
-    from dreamer.training.trainer import Trainer
+from dreamer.training.callbacks import Callback, Run
 
 COUNT = "rollbacks"  # in the meta of a checkpoint
 ADVICE = (
@@ -31,21 +28,14 @@ ADVICE = (
 )
 
 
-class Rollback(StatefulHook):
-    """Rolls back after more than `run.max_skipped` skipped updates in a row.
+class Rollback(Callback):
+    """Rolls back after more than `run.max_skipped` skipped updates in a row."""
 
-    Args:
-      run: restored.
-      times: it was rolled back so far.
-    """
+    def on_start(self, run: Run) -> None:
+        # The checkpoint from which these updates came, where it is one that was rolled back to.
+        self._tried = run.step if run.rollbacks else None
 
-    def __init__(self, run: "Trainer", times: int) -> None:
-        self._times, self._began = times, run.step
-
-    def get_state(self) -> dict[str, Any]:
-        return {COUNT: self._times}
-
-    def on_step(self, run: "Trainer") -> None:
+    def on_step(self, run: Run) -> None:
         reading = run.logging.reading
         if reading is None:
             return
@@ -56,15 +46,16 @@ class Rollback(StatefulHook):
             if newest.in_a_row >= reading.in_a_row:  # else one since then was not skipped
                 self._roll_back(run, newest.in_a_row, reading.not_finite)
 
-    def _roll_back(self, run: "Trainer", in_a_row: int, not_finite: Sequence[str]) -> NoReturn:
-        """Raises RolledBack, or with advice what ends the run instead."""
-        settings, times, manager = run.config.run, self._times + 1, run.checkpoints.manager
-        why = f"{in_a_row:,} updates in a row were skipped, more than run.max_skipped="
-        why = f"{why}{settings.max_skipped}; not finite: {', '.join(not_finite)}"
+    def _roll_back(self, run: Run, in_a_row: int, not_finite: Sequence[str]) -> NoReturn:
+        """Raises RolledBack, or an error with advice that ends the run."""
+        settings, times, manager = run.config.run, run.rollbacks + 1, run.checkpoints.manager
+        why = (
+            f"{in_a_row:,} updates in a row were skipped, more than run.max_skipped="
+            f"{settings.max_skipped}; not finite: {', '.join(not_finite)}"
+        )
         with contextlib.suppress(SaveError):
             manager.wait()
-        tried = self._began if self._times else None
-        step = good(manager.directory, run.updates - in_a_row, tried)
+        step = good(manager.directory, run.updates - in_a_row, self._tried)
         try:
             roll_back(manager, step, times, settings.max_rollbacks, skipped=run.logging.skipped)
         except (Exhausted, SaveError) as end:
@@ -85,15 +76,13 @@ class RolledBack(Exception):
 
 
 class Exhausted(UserError):
-    """There is no checkpoint to roll back to, or it was done too often; on all hosts together."""
+    """There is no checkpoint to roll back to, or too many rollbacks; on all hosts together."""
 
 
 def count(directory: Path) -> int:
     """How often the run was rolled back until its newest checkpoint that can be read."""
     for step in reversed(manager.steps(directory)):
-        with contextlib.suppress(
-            UserError
-        ):  # it is damaged, which is reported where it is restored
+        with contextlib.suppress(UserError):  # a damaged one is reported where it is restored
             return int(_meta(directory, step).get(COUNT, 0))
     return 0
 
@@ -112,8 +101,7 @@ def good(directory: Path, updates: int, tried: int | None = None) -> int | None:
     Args:
       directory: of checkpoints.
       updates: how many were done before the first that was skipped.
-      tried: a checkpoint from which the run came to this, which is chosen only if there is no
-        older one.
+      tried: the checkpoint from which these updates came, chosen only if there is no other.
     """
     found = []
     for step in manager.steps(directory):
@@ -133,11 +121,11 @@ def roll_back(
       checkpoints: of the run.
       step: the checkpoint to roll back to, if there is one.
       times: number of rollbacks, this one included.
-      most: how often it may.
+      most: rollbacks allowed.
       changes: other counters of the checkpoint.
 
     Raises:
-      Exhausted: there is no checkpoint, or it would be once too often.
+      Exhausted: there is no checkpoint, or too many rollbacks.
       SaveError: the folder cannot be written to.
     """
     if step is None:

@@ -11,7 +11,7 @@ import pytest
 from dreamer.envs.base import Restart
 from dreamer.replay import host
 from dreamer.rollout.evaluate import EvaluationResult
-from dreamer.training.hooks.videos import Videos
+from dreamer.training.hooks.evaluation import Videos
 from dreamer.training.trainer import Trainer
 from tests import tiny, tiny_run
 from tests.probe_envs import task
@@ -26,7 +26,7 @@ def run(tmp_path_factory: Any) -> Any:
     folder = tmp_path_factory.mktemp("run")
     with Trainer(tiny_run.config(folder, *options, "log.video_every=100")) as trainer:
         learner: Any = trainer.loop.learner
-        learner.params = tiny.state(trainer.loop.agent, learned=True).params
+        learner.replace(tiny.state(trainer.loop.agent, learned=True))
         learner.replay = tiny.filled(trainer.loop.agent, LENGTH)
         yield trainer
 

@@ -1,4 +1,4 @@
-"""Runs whose updates are skipped go back to a checkpoint of before, and end when that is no use."""
+"""Runs whose updates are skipped roll back to an earlier checkpoint, and end if that is useless."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ OFTEN = ("run.max_skipped=3", "checkpoint.every_steps=10", "log.progress=plain")
 
 
 class Poison(Callback):
-    """Makes all weights of a run not finite, for so many of its turns from a step on."""
+    """Makes all weights of a run not finite, for so many of its iterations from a step on."""
 
     def __init__(self, step: int, times: int = 1) -> None:
         self._step, self._times = step, times
@@ -46,10 +46,10 @@ def saved(folder: Path) -> storage.Document:
 @pytest.mark.parametrize(
     ("step", "back"), [(62, [60]), pytest.param(60, [60, 50], marks=pytest.mark.slow)]
 )
-def test_a_run_goes_back_and_reaches_its_end(
+def test_a_run_rolls_back_and_completes(
     step: int, back: list[int], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """One step further back where the checkpoint itself was of no use."""
+    """One checkpoint further back where the newest one does not help."""
     config = tiny_run.config(tmp_path / "run", *OFTEN)
     training.train(config, callbacks=[Poison(step)])
     said = capsys.readouterr().err
@@ -67,7 +67,7 @@ def test_a_run_goes_back_and_reaches_its_end(
 
 
 @pytest.mark.slow
-def test_a_run_that_was_sent_back_resumes_bit_for_bit(tmp_path: Path) -> None:
+def test_a_run_that_was_rolled_back_resumes_bit_for_bit(tmp_path: Path) -> None:
     """Its new keys are those of its checkpoint."""
     runs: dict[str, Any] = {}
     for name, stops in (("whole", ()), ("parts", (80,))):
@@ -101,7 +101,7 @@ def test_without_a_checkpoint_the_run_ends_at_once(tmp_path: Path) -> None:
     assert saved(tmp_path / "run").meta["rollbacks"] == 0
 
 
-def test_where_it_cannot_go_back_it_ends_with_all_that_is_wrong(
+def test_where_it_cannot_roll_back_it_ends_with_all_reasons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
@@ -118,7 +118,7 @@ def test_where_it_cannot_go_back_it_ends_with_all_that_is_wrong(
         training.train(config, callbacks=[Poison(30)])
 
 
-def test_the_checkpoint_to_go_back_to_is_kept_among_newer_ones(tmp_path: Path) -> None:
+def test_the_checkpoint_to_roll_back_to_is_kept_among_newer_ones(tmp_path: Path) -> None:
     checkpoints = Checkpointer(tmp_path, keep=1)
     for step in (1, 2, 3):
         checkpoints.save(step, {"params": np.zeros(2)}, None, META)
@@ -127,7 +127,7 @@ def test_the_checkpoint_to_go_back_to_is_kept_among_newer_ones(tmp_path: Path) -
     assert manager.steps(checkpoints.directory) == [1, 3]
 
 
-def test_going_back_leaves_the_last_good_checkpoint_as_the_newest(tmp_path: Path) -> None:
+def test_rolling_back_leaves_the_last_good_checkpoint_as_the_newest(tmp_path: Path) -> None:
     state = {"params": np.zeros(2)}
     checkpoints = Checkpointer(tmp_path / "saved", keep=9)
     for step, updates in ((10, 0), (20, 4), (30, 9)):
@@ -151,7 +151,7 @@ def test_going_back_leaves_the_last_good_checkpoint_as_the_newest(tmp_path: Path
     assert saved_meta(directory, 10) == META | changes
 
 
-def test_hosts_go_back_to_what_all_of_them_have(
+def test_hosts_roll_back_to_what_all_of_them_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number, steps in enumerate([(10, 20, 30), (10, 30)]):

@@ -1,15 +1,15 @@
-"""A save that fails does not end the training: it is tried again."""
+"""Failed saves: the training continues, and the save is repeated after a while."""
 
 import time
 from collections.abc import Callable
 
 from dreamer.checkpoint.manager import Checkpointer, SaveError
 
-FIRST, LONGEST = 30.0, 900.0  # seconds until a save that failed is tried again
+FIRST, LONGEST = 30.0, 900.0  # seconds between a failed save and the next attempt
 
 
 class Retry:
-    """Saves; where that fails, prints why and tries again after a while, which doubles.
+    """Saves; where that fails, prints why and saves again after a delay, which doubles.
 
     Args:
       checkpoints: where to.
@@ -26,44 +26,44 @@ class Retry:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._checkpoints, self._save, self._note, self._now = checkpoints, save, note, now
-        self._wait = 0.0  # from the last failure to the next attempt; 0 when all is well
-        self._again = 0.0  # when that is
-        self._completed = checkpoints.completed  # before the last failure
+        self._delay = 0.0  # between the last failure and the next attempt; 0 without a failure
+        self._next = 0.0  # time of that attempt
+        self._completed = 0  # saves before the last failure
         self._noted = ""
 
     def __call__(self, score: float | None = None) -> None:
-        """Saves, if that can be."""
+        """Saves, if it can."""
         try:
             self._save(score)
         except SaveError as error:
             self._failed(error)
 
-    def look(self, alone: bool = True) -> None:
-        """Notes how the save in the background ended, if it has, and tries again in time.
+    def poll(self, alone: bool = True) -> None:
+        """Notes how a save in the background ended, and repeats one that failed when it is due.
 
         Args:
-          alone: whether this host may save by itself; else `overdue` is for all hosts to see.
+          alone: whether this host may save by itself; else `overdue` is what all hosts agree on.
         """
         if not self._checkpoints.busy:
             try:
                 self._checkpoints.wait()
             except SaveError as error:
                 self._failed(error)
-        if self._wait and self._checkpoints.completed > self._completed:
-            self._wait, self._noted = 0.0, ""
+        if self._delay and self._checkpoints.completed > self._completed:
+            self._delay, self._noted = 0.0, ""
             self._note("checkpoints can be saved again")
         elif self.overdue and alone:
             self()
 
     @property
     def overdue(self) -> bool:
-        """Whether it is time to try again after a failure, and nothing is being tried."""
-        return bool(self._wait) and not self._checkpoints.busy and self._now() >= self._again
+        """Whether it is time to repeat a failed save, and none is under way."""
+        return bool(self._delay) and not self._checkpoints.busy and self._now() >= self._next
 
     def _failed(self, error: SaveError) -> None:
         self._completed = self._checkpoints.completed
-        self._wait = min(2 * self._wait, LONGEST) or FIRST
-        self._again = self._now() + self._wait
-        if str(error) != self._noted:  # once, unless the reason is another
+        self._delay = min(2 * self._delay, LONGEST) or FIRST
+        self._next = self._now() + self._delay
+        if str(error) != self._noted:  # once per reason
             self._noted = str(error)
-            self._note(f"warning: {error}; training continues, and it is tried again now and then")
+            self._note(f"warning: {error}; training continues, and the save is tried again")

@@ -1,4 +1,4 @@
-"""Saves that fail are tried again, and what is said of them is little."""
+"""Saves that fail are tried again, with few messages."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import pytest
 
 from dreamer.checkpoint import manager
 from dreamer.checkpoint.manager import Checkpointer, SaveError
-from dreamer.training.hooks import retry
-from dreamer.training.hooks.retry import Retry
+from dreamer.training import retry
+from dreamer.training.retry import Retry
 from tests.checkpoint.test_manager import META
 
 
@@ -31,7 +31,7 @@ class Run:
     def pass_time(self, until: int) -> None:
         while self.time < until:
             self.time += 1
-            self.retry.look()
+            self.retry.poll()
 
 
 def test_it_is_tried_again_after_a_while_that_doubles(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_it_is_tried_again_after_a_while_that_doubles(tmp_path: Path) -> None:
     assert (waits[1:] == np.minimum(2 * waits[:-1], retry.LONGEST)).all()
     assert waits[-1] == retry.LONGEST
     (line,) = run.lines
-    assert line == "warning: full; training continues, and it is tried again now and then"
+    assert line == "warning: full; training continues, and the save is tried again"
     run.full = ""
     run.pass_time(6000)
     assert run.lines[1:] == ["checkpoints can be saved again"]
@@ -53,7 +53,7 @@ def test_it_is_tried_again_after_a_while_that_doubles(tmp_path: Path) -> None:
     assert run.checkpoints.completed == 1
 
 
-def test_another_reason_and_another_failure_are_told(tmp_path: Path) -> None:
+def test_another_reason_and_another_failure_are_noted(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for full in ("full", "full", "gone", ""):
         run.full = full
@@ -67,7 +67,7 @@ def test_another_reason_and_another_failure_are_told(tmp_path: Path) -> None:
     assert manager.best(run.checkpoints.directory) == 3
 
 
-def test_a_failure_in_the_background_is_noticed_at_the_next_turn(tmp_path: Path) -> None:
+def test_a_failure_in_the_background_is_noticed_at_the_next_iteration(tmp_path: Path) -> None:
     run = Run(tmp_path)
     (tmp_path / "5" / "in the way").mkdir(parents=True)
     run.pass_time(5)
@@ -83,7 +83,7 @@ def test_a_failure_in_the_background_is_noticed_at_the_next_turn(tmp_path: Path)
     assert run.lines[1:] == ["checkpoints can be saved again"]
 
 
-def test_while_one_more_try_goes_on_there_is_no_other(
+def test_while_an_attempt_is_under_way_there_is_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(tmp_path)
