@@ -34,6 +34,7 @@ from typing import Any
 
 from dreamer.bench import report
 from dreamer.errors import UserError, exit_on_user_error, nearest
+from dreamer.logs import summary
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = (
@@ -467,7 +468,7 @@ def table(out: Path) -> str:
             for entry in row["results"]
         ]
         if lines:
-            parts.append(report.table((*report.COLUMNS, "options", "commit"), lines))
+            parts.append(summary.table((*report.COLUMNS, "options", "commit"), lines))
         facts = [row for row in latest.values() if "facts" in row]
         parts += [
             f"{row['stage']} {' '.join(row['options'])}: {json.dumps(row['facts'])}"

@@ -1,4 +1,4 @@
-"""Several hosts as threads of one test: what they say to each other without devices."""
+"""Several hosts as threads of one test, without devices."""
 
 import threading
 from collections.abc import Callable

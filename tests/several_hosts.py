@@ -42,7 +42,7 @@ class Host:
             raise AssertionError(f"still running after {seconds} s:\n{self.text}") from None
 
     def last_line(self) -> str:
-        """What was written last, also by the witness, which comes a moment later."""
+        """What was written last, also by the watchdog, which is a moment late."""
         line = ""
         for _ in range(50):
             lines = self.text.splitlines()

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "nets/": (*BASE, "ops"),
     "agents/": (*BASE, "ops", "nets"),
     "rollout/": (*BASE, "ops", "agents", "envs", "replay", "distributed"),
-    "logs/": (*BASE, "agents", "replay", "distributed", "rollout"),
+    "logs/": (*BASE, "agents", "replay", "distributed"),
     "checkpoint/": (*BASE, "agents", "envs", "replay", "distributed", "logs"),
     "datasets/": (*PARTS, "checkpoint"),
     "training/": TRAINING,

@@ -20,11 +20,11 @@ from dreamer.distributed import mesh
 from dreamer.envs import registry
 from dreamer.envs.base import BatchedEnv
 from dreamer.errors import UserError
-from dreamer.logs import summary
+from dreamer.logs.video import FPS, open_loop_grids, write_mp4
 from dreamer.replay import tree
 from dreamer.rollout.driver import Driver, play, transition_spec
 from dreamer.rollout.policy import Policy, compile_act
-from dreamer.rollout.video import FPS, open_loop_grids, write_mp4
+from dreamer.system import files
 
 if TYPE_CHECKING:
     from dreamer.training.trainer import Trainer
@@ -234,7 +234,7 @@ class TrainedAgent:
         for name, frames in grids.items() if path else ():
             file = Path(path or "")
             file = file if len(grids) == 1 else file.with_stem(f"{file.stem}-{name}")
-            with summary.explaining_refusal(file):
+            with files.explaining_refusal(file):
                 write_mp4(file, frames, FPS)
         return grids
 

@@ -49,7 +49,7 @@ def train(
     )
     config = _config(options, trust)
     context.refuse(config.run)
-    runtime.runtime(config.platform, config.xla_flags)
+    runtime.runtime(config.platform, config.xla_flags, keep_freed=False)
     in_main = threading.current_thread() is threading.main_thread()
     stop = StopRequest()
     with stop if in_main else nullcontext():

@@ -1,4 +1,4 @@
-"""How much arithmetic a function does, counted from its traced program without running it."""
+"""The arithmetic of a function, counted in its traced program without running it."""
 
 import math
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The measurements: each yields results, from a single part to the whole training loop."""
+"""The measurements, from a single part of an update to the whole training loop."""
 
 import contextlib
 import dataclasses
@@ -52,32 +52,40 @@ class Result:
     to_host: int = 0
 
 
-def _result(subject: Subject, what: str, timing: Timing, **more: Any) -> Result:
-    return Result(what, subject.config.size, subject.observation, timing, **more)
-
-
-def compiled(
-    subject: Subject, what: str, budget: Budget, function: Callable, *args: Any, **more: Any
+def measured(
+    subject: Subject,
+    budget: Budget,
+    what: str,
+    call: Callable[[], Any],
+    per_call: float = 1.0,
+    unit: str = "call",
+    **more: Any,
 ) -> Result:
+    """Times a call; the other arguments are fields of the result."""
+    timing = measure(call, budget)
+    return Result(what, subject.config.size, subject.observation, timing, per_call, unit, **more)
+
+
+def compiled(function: Any, *args: Any) -> tuple[Any, dict[str, Any]]:
+    """Compiles a jitted function; returns it with the time and memory that it takes."""
+    start = time.perf_counter()
+    program = function.lower(*args).compile()
+    seconds = time.perf_counter() - start
+    memory = program.memory_analysis().temp_size_in_bytes
+    return program, {"compile_seconds": seconds, "memory": memory}
+
+
+def part(subject: Subject, budget: Budget, what: str, function: Callable, *args: Any) -> Result:
     """Compiles a function and times it on the first device."""
     args = mesh.to_device(args)
-    start = time.perf_counter()
-    program: Any = jax.jit(function).lower(*args).compile()
-    seconds = time.perf_counter() - start
-    return _result(
-        subject,
-        what,
-        measure(lambda: program(*args), budget),
-        compile_seconds=seconds,
-        flops=flops(function, *args),
-        moved=nbytes(args) + nbytes(jax.eval_shape(function, *args)),
-        memory=program.memory_analysis().temp_size_in_bytes,
-        **more,
-    )
+    program, fields = compiled(jax.jit(function), *args)
+    moved = nbytes(args) + nbytes(jax.eval_shape(function, *args))
+    fields |= {"flops": flops(function, *args), "moved": moved}
+    return measured(subject, budget, what, lambda: program(*args), **fields)
 
 
 def limits(config: Config, budget: Budget) -> tuple[Result, Result]:
-    """What the machine can do at best: a large matrix product and a large copy."""
+    """The limits of the machine: a large matrix product and a large copy."""
     budget = dataclasses.replace(budget, trace=None)
     dtype = compute_dtype(config.agent.compute_dtype)
     product, operations = matrix_product(dtype, budget)
@@ -90,48 +98,39 @@ def limits(config: Config, budget: Budget) -> tuple[Result, Result]:
 
 def update(subject: Subject, budget: Budget) -> Iterator[Result]:
     """Whole gradient updates as training runs them, on all chosen devices."""
-    replay, agent = subject.config.replay, subject.agent
-    count, size = subject.config.run.updates_per_call, replay.batch_size
-    sampled = _batch(subject, count, size)
-    batches = mesh.split(sampled, subject.devices)
-    step = partial(learning.train_step, agent)
-    update: Any = mesh.compile_updates(step, subject.devices)
-    state = mesh.replicate(subject.state(), subject.devices)
-    key = mesh.replicate(subject.key, subject.devices)
-    start = time.perf_counter()
-    program = update.lower(state, batches, key).compile()
-    seconds = time.perf_counter() - start
-    latents: Any = None
+    devices, count = subject.devices, subject.config.run.updates_per_call
+    sampled = _batch(subject, count)
+    batches = mesh.split(sampled, devices)
+    step = partial(learning.train_step, subject.agent)
+    one = subject.state(), jax.tree.map(lambda x: x[0], sampled), subject.key
+    operations = count * flops(step, *one)
+    state, key = (mesh.replicate(x, devices) for x in (subject.state(), subject.key))
+    function = mesh.compile_updates(step, devices)
+    latents = jax.eval_shape(function, state, batches, key)[1]
+    program, fields = compiled(function, state, batches, key)
 
     def call() -> Any:
-        nonlocal state, latents
-        state, latents, metrics = program(state, batches, key)
-        return state, latents, metrics
+        nonlocal state
+        state, *rest = program(state, batches, key)
+        return state, rest
 
-    timing = measure(call, budget)
-    one = jax.tree.map(lambda x: x[0], sampled)
-    yield _result(
-        subject,
-        "update",
-        timing,
-        per_call=count,
-        unit="updates",
-        compile_seconds=seconds,
-        flops=count * flops(step, subject.state(), one, subject.key) / len(subject.devices),
-        moved=2.0 * count * nbytes(state) + nbytes((batches, latents)) / len(subject.devices),
-        memory=program.memory_analysis().temp_size_in_bytes,
+    yield measured(
+        *(subject, budget, "update", call, count, "updates"),
+        flops=operations / len(devices),
+        moved=2.0 * count * nbytes(state) + nbytes((batches, latents)) / len(devices),
         to_device=nbytes(batches),
         to_host=nbytes(latents),
+        **fields,
     )
 
 
 def parts(subject: Subject, budget: Budget) -> Iterator[Result]:
-    """The parts of an update, one at a time; those that learn with their gradients."""
+    """The parts of an update, one at a time; trained parts with their gradients."""
     agent, model, behavior = subject.agent, subject.agent.model, subject.agent.behavior
-    run = partial(compiled, subject)
+    run = partial(part, subject, budget)
     state = subject.state()
     params = state.params
-    batch = jax.tree.map(lambda x: x[0], _batch(subject, 1, subject.config.replay.batch_size))
+    batch = jax.tree.map(lambda x: x[0], _batch(subject, 1))
     start, previous, steps = learning.split_batch(agent, batch)
     size, length = steps["is_first"].shape
     draws = learning.draw_noise(agent, subject.key, size, length, 0)
@@ -139,7 +138,7 @@ def parts(subject: Subject, budget: Budget) -> Iterator[Result]:
     def encode(params: Any) -> Any:
         return model.encoder.apply(params["encoder"], steps["observation"])
 
-    yield run("encoder", budget, _learned(encode), params)
+    yield run("encoder", _learned(encode), params)
     tokens = jax.jit(encode)(params)
 
     def observe(params: Any, tokens: Any) -> Any:
@@ -147,21 +146,21 @@ def parts(subject: Subject, budget: Budget) -> Iterator[Result]:
             model, params, start, tokens, previous, steps["is_first"], draws.posterior
         )
 
-    yield run("observe, forward", budget, observe, params, tokens)
-    yield run("observe", budget, _learned(observe), params, tokens)
+    yield run("observe, forward", observe, params, tokens)
+    yield run("observe", _learned(observe), params, tokens)
     latents, stats = jax.jit(observe)(params, tokens)
 
     def decode(params: Any, latents: Any) -> Any:
         predictions = model.decoder.apply(params["decoder"], latents)
         return models.reconstruction_losses(model, predictions, steps["observation"])
 
-    yield run("decoder", budget, _learned(decode), params, latents)
+    yield run("decoder", _learned(decode), params, latents)
 
     def model_losses(params: Any, latents: Any, stats: Any) -> Any:
         scales = agent.config.losses
         return models.model_losses(model, params, scales, steps, latents, stats, 0.99)[0]
 
-    yield run("decoder, heads and KL", budget, _learned(model_losses), params, latents, stats)
+    yield run("decoder, heads and KL", _learned(model_losses), params, latents, stats)
     starts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), latents)
 
     def imagine(params: Any, starts: Any) -> Any:
@@ -169,10 +168,10 @@ def parts(subject: Subject, budget: Budget) -> Iterator[Result]:
 
     kinds = {behavior.gradient(key) for key in agent.actions}
     if kinds == {"reinforce"}:
-        yield run("imagination", budget, lambda *x: vars(imagine(*x)), params, starts)
+        yield run("imagination", lambda *x: vars(imagine(*x)), params, starts)
     else:
         learned = _learned(lambda *x: imagine(*x).returns)
-        yield run("imagination", budget, learned, params, starts)
+        yield run("imagination", learned, params, starts)
     imagined = jax.jit(lambda *x: vars(imagine(*x)))(params, starts)
 
     def actor_critic(params: Any, slow: Any, imagined: Any, feat: Any) -> Any:
@@ -185,10 +184,10 @@ def parts(subject: Subject, budget: Budget) -> Iterator[Result]:
         )
 
     given = params, state.slow_critic, imagined, feature(latents)
-    yield run("actor and critic", budget, _learned(actor_critic), *given)
+    yield run("actor and critic", _learned(actor_critic), *given)
     descend = partial(learning.descend, agent)
     finite = jnp.array(True)
-    yield run("optimizer", budget, descend, state, learning.packed(params), params, finite)
+    yield run("optimizer", descend, state, learning.packed(params), params, finite)
 
 
 def act(subject: Subject, budget: Budget) -> Iterator[Result]:
@@ -202,12 +201,8 @@ def act(subject: Subject, budget: Budget) -> Iterator[Result]:
     start = time.perf_counter()
     fetched, _ = policy(params, time_step, 0)
     seconds = time.perf_counter() - start
-    yield _result(
-        subject,
-        "act",
-        measure(lambda: policy(params, time_step, 1), budget),
-        per_call=num_envs,
-        unit="steps",
+    yield measured(
+        *(subject, budget, "act", lambda: policy(params, time_step, 1), num_envs, "steps"),
         compile_seconds=seconds,
         to_device=nbytes(seen) + num_envs,
         to_host=nbytes(fetched),
@@ -218,83 +213,70 @@ def replay(subject: Subject, budget: Budget) -> Iterator[Result]:
     """Adding a step of every environment, sampling a batch, and writing its latents back."""
     settings, num_envs = subject.config.replay, subject.config.env.num_envs
     batch, length = settings.batch_size, settings.batch_length
-    capacity = min(settings.capacity, 4 * batch * length + num_envs * length)
-    filled = host.init(subject.spec, capacity, num_envs, length + 1, settings.online)
-    row = subject.rows(num_envs)
+    filled = host.init(
+        subject.spec, _capacity(subject.config), num_envs, length + 1, settings.online
+    )
+    row, latent = subject.rows(num_envs), subject.rows(batch, length)["latent"]
     while host.num_items(filled) < batch * length:
         host.add(filled, row)
     numbers = itertools.count()
-    _, _, index = host.sample(filled, (0, next(numbers)), batch)
-    latent = subject.rows(batch, length)["latent"]
 
-    def result(what: str, call: Callable, count: int, unit: str) -> Result:
-        return _result(subject, what, measure(call, budget), per_call=count, unit=unit)
+    def sample() -> Any:
+        return host.sample(filled, (0, next(numbers)), batch)[2]
 
-    yield result("replay add", lambda: host.add(filled, row).steps, num_envs, "steps")
-    yield result(
-        "replay sample", lambda: host.sample(filled, (0, next(numbers)), batch)[2], batch, "windows"
-    )
-    yield result(
-        "replay update", lambda: host.update(filled, index, latent).steps, batch, "windows"
-    )
+    index = sample()
+    run = partial(measured, subject, budget)
+    yield run("replay add", lambda: host.add(filled, row).steps, num_envs, "steps")
+    yield run("replay sample", sample, batch, "windows")
+    yield run("replay update", lambda: host.update(filled, index, latent).steps, batch, "windows")
 
 
 def device_replay(subject: Subject, budget: Budget) -> Iterator[Result]:
     """The same three in the memory of the first device, each as a compiled call of its own."""
     settings, num_envs = subject.config.replay, subject.config.env.num_envs
     batch, length = settings.batch_size, settings.batch_length
-    capacity = min(settings.capacity, 4 * batch * length + num_envs * length)
+    capacity = _capacity(subject.config)
     stored = device.init(subject.spec, capacity, num_envs, length + 1, settings.online)
-    full = jnp.int32(capacity // num_envs)  # all steps written
+    stored = dataclasses.replace(stored, steps=jnp.int32(capacity // num_envs))  # it is full
     stored, row, latent = mesh.to_device(
-        (
-            dataclasses.replace(stored, steps=full),
-            subject.rows(num_envs),
-            subject.rows(batch, length)["latent"],
-        )
+        (stored, subject.rows(num_envs), subject.rows(batch, length)["latent"])
     )
     # Without the replay among the results, which would be copied.
     sampled = jax.jit(lambda stored, key: device.sample(stored, key, batch)[1:])
-    index = sampled(stored, subject.key)[1]
-    add, update = (jax.jit(one, donate_argnums=0) for one in (device.add, device.update))
+    drawn = sampled(stored, subject.key)
 
-    def result(what: str, call: Callable, count: int, unit: str, moved: Any) -> Result:
-        timing = measure(call, budget)
-        return _result(subject, what, timing, per_call=count, unit=unit, moved=2.0 * nbytes(moved))
+    def changing(change: Callable, *args: Any) -> Callable:
+        compiled = jax.jit(change, donate_argnums=0)
 
-    def changed(change: Callable, *args: Any) -> Callable:
         def call() -> Any:
             nonlocal stored
-            stored = change(stored, *args)
+            stored = compiled(stored, *args)
             return stored
 
         return call
 
-    drawn = jax.eval_shape(sampled, stored, subject.key)
+    run = partial(measured, subject, budget)
+    calls: list[tuple[str, Callable, int, str, Any]] = [
+        ("add", changing(device.add, row), num_envs, "steps", row),
+        ("sample", lambda: sampled(stored, subject.key), batch, "windows", drawn),
+        ("update", changing(device.update, drawn[1], latent), batch, "windows", latent),
+    ]
+    for what, call, count, unit, moved in calls:
+        yield run(f"device replay {what}", call, count, unit, moved=2.0 * nbytes(moved))
 
-    def sample() -> Any:
-        return sampled(stored, subject.key)
 
-    yield result("device replay add", changed(add, row), num_envs, "steps", row)
-    yield result("device replay sample", sample, batch, "windows", drawn)
-    yield result("device replay update", changed(update, index, latent), batch, "windows", latent)
-
-
-def env(config: Config, budget: Budget) -> Iterator[Result]:
+def env(config: Config, budget: Budget) -> Result:
     """Environment steps with random actions, without an agent."""
-    batched = registry.make(config.env, config.env.num_envs, config.seed)
-    try:
+    count = config.env.num_envs
+    with contextlib.closing(registry.make(config.env, count, config.seed)) as batched:
         batched.reset()
         rng = np.random.default_rng(config.seed)
-        actions = random_action(batched.action_spec(), config.env.num_envs, rng)
+        actions = random_action(batched.action_spec(), count, rng)
         timing = measure(lambda: batched.step(actions).reward, budget)
-        count = config.env.num_envs
-        yield Result("environment", "", config.env.name, timing, per_call=count, unit="steps")
-    finally:
-        batched.close()
+    return Result("environment", "", config.env.name, timing, per_call=count, unit="steps")
 
 
-def loop(config: Config, budget: Budget) -> Iterator[Result]:
+def loop(config: Config, budget: Budget) -> Result:
     """The whole training loop: acting, replay, environments and the updates owed.
 
     Raises:
@@ -310,36 +292,43 @@ def loop(config: Config, budget: Budget) -> Iterator[Result]:
             loop = trainer.loop
             while loop.learner.updates < 2:
                 loop.advance(2**63)
-            turns = 1 if loop.where == "device" else max(1, round(_turns_per_update(config)))
+            iterations = 1 if loop.where == "device" else _iterations_per_update(config)
             calls, start = 0, loop.step
 
             def call() -> Any:
                 nonlocal calls
                 calls += 1
-                for _ in range(turns):
+                for _ in range(iterations):
                     loop.advance(2**63)
                 return loop.learner.state
 
             timing = measure(call, budget)
             count = (loop.step - start) / calls
-            yield Result("loop", config.size, config.env.name, timing, per_call=count, unit="steps")
+            return Result("loop", config.size, config.env.name, timing, count, unit="steps")
 
 
-def _turns_per_update(config: Config) -> float:
-    """Turns of the loop between two calls that update."""
+def _iterations_per_update(config: Config) -> int:
+    """Iterations of the loop between two calls that update."""
     replayed = config.replay.batch_size * config.replay.batch_length
     updates = config.replay.train_ratio * config.env.num_envs / replayed
-    return config.run.updates_per_call / updates
+    return max(1, round(config.run.updates_per_call / updates))
 
 
-def _batch(subject: Subject, count: int, size: int) -> dict[str, Any]:
-    """Random batches as `replay.sample` gives them, leaves [count, size, T + 1, ...]."""
-    rows = subject.rows(count, size, subject.config.replay.batch_length + 1)
+def _capacity(config: Config) -> int:
+    """Steps of a replay that is soon full."""
+    steps = (4 * config.replay.batch_size + config.env.num_envs) * config.replay.batch_length
+    return min(config.replay.capacity, steps)
+
+
+def _batch(subject: Subject, count: int) -> dict[str, Any]:
+    """Random batches as `replay.sample` gives them, leaves [count, B, T + 1, ...]."""
+    settings = subject.config.replay
+    rows = subject.rows(count, settings.batch_size, settings.batch_length + 1)
     return rows | {"latent": jax.tree.map(lambda x: x[:, :, :1], rows["latent"])}
 
 
 def _learned(function: Callable) -> Callable:
-    """The gradients of the sum of all results of a function, by its arguments."""
+    """The gradients of the sum of all results of a function with respect to its arguments."""
 
     def total(*args: Any) -> jax.Array:
         return sum(x.astype(jnp.float32).sum() for x in jax.tree.leaves(function(*args)))

@@ -8,6 +8,7 @@ from typing import Any
 
 from dreamer.bench.cases import Result
 from dreamer.errors import UserError
+from dreamer.logs import summary
 
 COLUMNS = (
     *("what", "size", "observation", "time", "spread", "rate"),
@@ -17,17 +18,17 @@ LABELS = ("what", "size", "observation")
 
 
 def speeds(product: Result, copied: Result) -> tuple[float, float]:
-    """Operations and bytes per second of `cases.limits`."""
+    """Operations and bytes per second of the results of `cases.limits`."""
     assert product.flops is not None
     assert copied.moved is not None
     return product.flops / product.timing.low, copied.moved / copied.timing.low
 
 
 def row(result: Result, peak: float, bandwidth: float) -> dict[str, Any]:
-    """One result as a flat dict: seconds, bytes, operations, and what follows from them.
+    """One result as a flat dict: seconds, bytes, operations, and derived numbers.
 
     Args:
-      result: what was measured.
+      result: the measurement.
       peak: floating-point operations per second of a large matrix product.
       bandwidth: bytes per second of a large copy, read and written.
 
@@ -35,12 +36,11 @@ def row(result: Result, peak: float, bandwidth: float) -> dict[str, Any]:
       The fields of the result, and `share_of_limit`: the time that its arithmetic takes at `peak`,
       or its arguments and results at `bandwidth`, whichever is longer, over the time it took.
     """
-    timing = dataclasses.asdict(result.timing)
-    rest = {name: value for name, value in vars(result).items() if name != "timing"}
+    fields = dataclasses.asdict(result)
     floor = max((result.flops or 0) / peak, (result.moved or 0) / bandwidth)
     return {
-        **rest,
-        **timing,
+        **fields,
+        **fields.pop("timing"),
         "per_second": result.per_call / result.timing.median,
         "share_of_limit": floor / result.timing.median or None,
     }
@@ -63,21 +63,8 @@ def cells(entry: dict[str, Any]) -> list[str]:
     ]
 
 
-def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned."""
-    widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
-    rule = ["-" * width for width in widths]
-    texts = [
-        "| "
-        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        + " |"
-        for line in (header, rule, *lines)
-    ]
-    return "\n".join(texts)
-
-
 def comparison(entries: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> str:
-    """A table of the rows that both have: how many times faster these are than the others."""
+    """A table of the rows in both: how many times faster these are than the others."""
     before = {tuple(other[name] for name in LABELS): other for other in others}
     lines = []
     for entry in entries:
@@ -86,18 +73,19 @@ def comparison(entries: Sequence[dict[str, Any]], others: Sequence[dict[str, Any
             ratio = entry["per_second"] / other["per_second"]
             times = duration(other["median"]), duration(entry["median"])
             lines.append([*(entry[name] for name in LABELS), *times, f"{ratio:.2f} x"])
-    return table((*LABELS, "then", "now", "faster"), lines) if lines else "nothing in common"
+    header = (*LABELS, "then", "now", "faster")
+    return summary.table(header, lines) if lines else "nothing in common"
 
 
 def load(path: Path, options: Sequence[str] = ()) -> dict[str, list[dict[str, Any]]]:
-    """Rows of earlier runs by the machine they were measured on; of equal rows the last counts.
+    """Rows of earlier runs by the machine they were measured on; the last of equal rows is used.
 
     Args:
-      path: a file that `--out` has written, or a folder of `experiments/accelerator.py`.
+      path: a file written by `--out`, or a folder of `experiments/accelerator.py`.
       options: of a folder, rows with these options or with none.
 
     Raises:
-      UserError: there is no such file, or something else is in it.
+      UserError: the file does not exist, or is no benchmark.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     try:
@@ -105,7 +93,7 @@ def load(path: Path, options: Sequence[str] = ()) -> dict[str, list[dict[str, An
             lines = "".join(file.read_text(encoding="utf-8") for file in path.glob("*/rows.jsonl"))
             contents = [json.loads(line) for line in lines.splitlines()]
             contents = [one for one in contents if one["options"] in ([], list(options))]
-            contents.sort(key=lambda one: len(one["options"]))  # those with options count
+            contents.sort(key=lambda one: len(one["options"]))  # those with options override
         else:
             contents = [json.loads(path.read_text(encoding="utf-8"))]
         for content in contents:
@@ -118,14 +106,14 @@ def load(path: Path, options: Sequence[str] = ()) -> dict[str, list[dict[str, An
         found = {}
     if not found:
         raise UserError(
-            f"--against {path} holds no benchmark; name a file that --out has written, or a folder "
+            f"--against {path} holds no benchmark; name a file written by --out, or a folder "
             "of experiments/accelerator.py"
         )
     return found
 
 
 def duration(seconds: float) -> str:
-    """Seconds in a unit that people read."""
+    """Seconds in a readable unit."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
@@ -133,7 +121,7 @@ def duration(seconds: float) -> str:
 
 
 def amount(size: int | None) -> str:
-    """Bytes in a unit that people read; nothing for none."""
+    """Bytes in a readable unit; empty for none."""
     if not size:
         return ""
     return f"{size / 2**20:,.3g} MiB" if size >= 2**20 else f"{size / 2**10:,.3g} KiB"

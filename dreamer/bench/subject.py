@@ -1,6 +1,5 @@
-"""What is measured: an agent of some size on made-up data of some kind."""
+"""The subject of a measurement: an agent of some size on random data."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from dreamer.distributed import mesh
 from dreamer.nets import spaces
 from dreamer.rollout.driver import transition_spec
 
-# Those of a walking robot and of an Atari game.
+# Spaces of a walking robot and of an Atari game.
 OBSERVATIONS: dict[str, spaces.Specs] = {
     "vector": {"observation": specs.Array((24,), np.float32, "observation")},
     "image": {"image": specs.BoundedArray((64, 64, 3), np.uint8, 0, 255, "image")},
@@ -29,7 +28,7 @@ ACTIONS: dict[str, spaces.Specs] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """An agent at the start of learning."""
+    """An untrained agent."""
 
     config: Config
     observation: str
@@ -49,11 +48,15 @@ class Subject:
     def rows(self, *leading: int) -> dict[str, Any]:
         """Random steps as replay stores them, leaves [*leading, ...]."""
         rng = np.random.default_rng(0)
-        return _leaves(self.spec, lambda s, d: _noise(rng, (*leading, *s), np.dtype(d)))
+        return jax.tree.map(
+            lambda leaf: _noise(rng, (*leading, *leaf[0]), np.dtype(leaf[1])),
+            self.spec,
+            is_leaf=lambda node: isinstance(node, tuple),
+        )
 
 
 def make(config: Config, observation: str) -> Subject:
-    """An agent of `config` for made-up observations: vector or image."""
+    """An agent of `config` for random observations: vector or image."""
     agent = dreamer.make(config.agent, OBSERVATIONS[observation], ACTIONS[observation])
     devices = mesh.devices_of(config)
     return Subject(config, observation, agent, devices, jax.random.key(0))
@@ -64,15 +67,8 @@ def nbytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _leaves(spec: dict[str, Any], make_leaf: Callable) -> dict[str, Any]:
-    return {
-        key: _leaves(value, make_leaf) if isinstance(value, dict) else make_leaf(*value)
-        for key, value in spec.items()
-    }
-
-
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Any value that every leaf of this dtype allows; no episode begins or ends."""
+    """Random values that all leaves of this dtype allow; no episode starts or ends."""
     if np.issubdtype(dtype, np.bool_):
         return np.zeros(shape, bool)
     if np.issubdtype(dtype, np.integer):

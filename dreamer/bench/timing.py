@@ -1,4 +1,4 @@
-"""Repeated timing of one call, and the speed that the machine has at best."""
+"""Repeated timing of a call, and the limits of the machine."""
 
 import contextlib
 import time
@@ -19,7 +19,7 @@ LEAST = 3  # timed calls
 
 @dataclass(frozen=True)
 class Budget:
-    """When enough calls have been timed."""
+    """Limits of the timing of a call."""
 
     repeats: int = 50
     seconds: float = 10.0
@@ -37,12 +37,12 @@ class Timing:
 
 
 def measure(call: Callable[[], Any], budget: Budget, warm_up: int = 2) -> Timing:
-    """Times a call and all that it has started on the devices.
+    """Times a call, including its work on the devices.
 
     Args:
-      call: returns arrays that are waited for.
+      call: returns arrays to wait for.
       budget: at least `LEAST` calls are timed.
-      warm_up: calls before that.
+      warm_up: number of calls before.
     """
     for number in range(warm_up):
         jax.block_until_ready(call())

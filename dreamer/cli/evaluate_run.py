@@ -13,9 +13,10 @@ from dreamer.distributed import mesh
 from dreamer.envs import registry
 from dreamer.errors import UserError, describe, printable
 from dreamer.logs import summary
+from dreamer.logs.video import FPS, write_mp4
 from dreamer.rollout.evaluate import evaluate, frame
 from dreamer.rollout.policy import Policy
-from dreamer.rollout.video import FPS, write_mp4
+from dreamer.system import files
 
 EVALUATION = 4  # the purpose of these random numbers, beside those of training
 
@@ -41,7 +42,7 @@ def evaluate_run(options: EvalOptions, named: Env | None = None) -> dict[str, An
     if out == video:
         raise UserError(f"out={options.out} is the name of a video; name the JSON file beside it")
     for path in (out, video) if options.video else (out,):
-        summary.check(path)
+        files.check_writable(path)
     policy = Policy(saved.agent, min(options.num_envs, options.episodes), options.greedy)
     # Mixed, so that no seed repeats the episodes of a training run.
     seed = int(np.random.SeedSequence((options.seed, EVALUATION)).generate_state(1)[0])
@@ -58,7 +59,7 @@ def evaluate_run(options: EvalOptions, named: Env | None = None) -> dict[str, An
         try:
             if result.frames is None:
                 raise UserError(result.not_drawn or "nothing was rendered")
-            with summary.explaining_refusal(video):
+            with files.explaining_refusal(video):
                 write_mp4(video, result.frames, FPS)
         except Exception as error:
             why = f"no video of the first episode: {describe(error)}"

@@ -17,10 +17,9 @@ from dreamer.datasets.recorded import ENV, Episode, Spaces
 from dreamer.envs import registry
 from dreamer.envs.base import BatchedEnv
 from dreamer.errors import UserError, printable
-from dreamer.logs import summary
 from dreamer.replay import tree
-from dreamer.rollout.driver import ActingPolicy, Driver, play, shares
-from dreamer.rollout.policy import Policy, RandomPolicy
+from dreamer.rollout.driver import Driver, episodes_per_env, play
+from dreamer.rollout.policy import ActingPolicy, Policy, RandomPolicy
 from dreamer.system import files
 
 
@@ -31,7 +30,7 @@ def collect(options: CollectOptions, env_config: Env | None) -> None:
       UserError: there is no such run, or the folder is not new.
     """
     out = paths.expand(options.out, "out")
-    with summary.explaining_refusal(out):
+    with files.explaining_refusal(out):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"out={options.out} exists already; name a new folder")
         files.probe(files.nearest(out))
@@ -46,7 +45,7 @@ def collect(options: CollectOptions, env_config: Env | None) -> None:
     with contextlib.closing(registry.make(env_config, num_envs, options.seed)) as env:
         policy = policy or RandomPolicy(num_envs, env.action_spec(), options.seed)
         episodes = whole_episodes(policy, params, env, options.episodes, options.seed)
-        with summary.explaining_refusal(out), files.undone_on_failure(out):
+        with files.explaining_refusal(out), files.undone_on_failure(out):
             played: list[Episode] = []
             files.write_atomic(out / ENV, serialization.to_yaml(env_config))
             recorded.save_spaces(out, recorded.spaces_of(env, env_config.name))
@@ -62,7 +61,7 @@ def whole_episodes(
 ) -> Iterator[Episode]:
     """Plays episodes and yields them as they end."""
     policy.reset(jax.random.key(seed))
-    left = shares(episodes, policy.num_envs)
+    left = episodes_per_env(episodes, policy.num_envs)
     growing: list[list[Episode]] = [[] for _ in left]
     for row, ended in play(Driver(env, policy), params):
         leaves = {tree.name(path): leaf for path, leaf in tree.flatten(row).items()}

@@ -1,7 +1,7 @@
-"""Whether this process trains alone or as one of several hosts, and what is said when that ends.
+"""Joins this process with other hosts, and reports how that ends.
 
-One program is started once per host. They find each other by `run.coordinator`, or by what SLURM,
-Open MPI or a TPU pod put into the environment.
+One program is started once per host. They find each other by `run.coordinator`, or by the
+environment variables of SLURM, Open MPI or a TPU pod.
 """
 
 import atexit
@@ -11,9 +11,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any, Self
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
+from typing import Any
 
 import jax
 
@@ -24,12 +25,12 @@ from dreamer.system import files
 from dreamer.system.signals import StopRequest
 
 LOST_AFTER = 30  # seconds without a sign of life
-STATUS = 3  # of a process that ends because of another
-# In the texts of errors that come from the connection to other hosts.
+STATUS = 3  # exit status of a process that lost another host
+# In the messages of errors of the connection to other hosts.
 _LOST = re.compile(r"gloo|nccl|coordination|heartbeat|unavailable|connection (reset|closed)", re.I)
 
 
-def wanted(run: RunConfig, env: Mapping[str, str] = os.environ) -> bool:
+def is_distributed(run: RunConfig, env: Mapping[str, str] = os.environ) -> bool:
     """Whether there are several hosts.
 
     Args:
@@ -40,20 +41,20 @@ def wanted(run: RunConfig, env: Mapping[str, str] = os.environ) -> bool:
       UserError: the settings do not fit together.
     """
     given = {"run.num_processes": run.num_processes > 0, "run.process_id": run.process_id >= 0}
-    if run.coordinator in ("", "auto", "none"):
-        for key, there in given.items():
-            if there:
-                raise UserError(
-                    f"{key} is set without run.coordinator=HOST:PORT, the address of process 0; "
-                    "add it, or leave out both numbers where SLURM, Open MPI or a TPU pod give them"
-                )
-        return run.coordinator == "auto" or (run.coordinator == "" and bool(detected(env)))
-    for key, there in given.items():
-        if not there:
+    addressed = run.coordinator not in ("", "auto", "none")
+    for key, is_set in given.items():
+        if is_set and not addressed:
             raise UserError(
-                f"run.coordinator={run.coordinator} is of several processes, of which each also "
-                f"needs run.num_processes=N and its own run.process_id from 0 to N - 1; add {key}"
+                f"{key} is set without run.coordinator=HOST:PORT, the address of process 0; "
+                "add it, or leave out both numbers under SLURM, Open MPI or on a TPU pod"
             )
+        if addressed and not is_set:
+            raise UserError(
+                f"run.coordinator={run.coordinator}: each process needs run.num_processes=N and "
+                f"its own run.process_id from 0 to N - 1; add {key}"
+            )
+    if not addressed:
+        return run.coordinator == "auto" or (run.coordinator == "" and bool(detected(env)))
     if run.process_id >= run.num_processes:
         raise UserError(
             f"run.process_id={run.process_id} is not below run.num_processes={run.num_processes}; "
@@ -64,10 +65,10 @@ def wanted(run: RunConfig, env: Mapping[str, str] = os.environ) -> bool:
 
 
 def refuse(run: RunConfig) -> None:
-    """Refuses several hosts where Python calls, which does not start the program on each.
+    """Refuses several hosts in a library call, which starts the program on one host alone.
 
     Raises:
-      UserError: the settings ask for them.
+      UserError: the settings request them.
     """
     if run.coordinator not in ("", "none"):
         raise UserError(
@@ -77,16 +78,15 @@ def refuse(run: RunConfig) -> None:
 
 
 def detected(env: Mapping[str, str]) -> str:
-    """What started several processes that belong together; empty if nothing did."""
-    # Of a step of SLURM: in a script that srun does not start, only SLURM_NTASKS tells of others.
-    if _number(env.get("SLURM_STEP_NUM_TASKS")) > 1 and "SLURM_PROCID" in env:
-        return "SLURM"
-    if _number(env.get("OMPI_COMM_WORLD_SIZE")) > 1:
-        return "Open MPI"
+    """The launcher that started several processes together; empty if there is none."""
     workers = [name for name in env.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
-    if len(workers) > 1 or _number(env.get("MEGASCALE_NUM_SLICES")) > 1:
-        return "TPU"
-    return ""
+    several = {
+        # A script that srun did not start has SLURM_NTASKS too, but is one process.
+        "SLURM": "SLURM_PROCID" in env and _number(env.get("SLURM_STEP_NUM_TASKS")) > 1,
+        "Open MPI": _number(env.get("OMPI_COMM_WORLD_SIZE")) > 1,
+        "TPU": len(workers) > 1 or _number(env.get("MEGASCALE_NUM_SLICES")) > 1,
+    }
+    return next((launcher for launcher, found in several.items() if found), "")
 
 
 def _number(text: str | None) -> int:
@@ -104,9 +104,11 @@ def _address(run: RunConfig) -> tuple[str, int]:
 
 
 def _listen(run: RunConfig) -> str:
-    """Where process 0 listens: at the address that run.coordinator names, if it is one of this
-    machine. Empty if it is none, as behind NAT, or if the name has several, or the loopback address
-    as a name has on its own machine that others find elsewhere."""
+    """The address at which process 0 listens: that of run.coordinator, if this machine has it.
+
+    Empty if it does not, as behind NAT, if the name has several, or if it is the loopback address
+    of a name that other machines resolve differently.
+    """
     name, port = _address(run)
     if "JAX_COORDINATOR_BIND_ADDRESS" in os.environ:
         return ""
@@ -114,110 +116,106 @@ def _listen(run: RunConfig) -> str:
         known = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
     except OSError:
         return ""
-    found = {address for address in (str(info[4][0]) for info in known) if _is_here(address)}
+    found = {str(info[4][0]) for info in known if _is_here(info[0], info[4])}
     if name == "localhost":
         found = {"127.0.0.1"}
     if len(found) != 1:
         return ""
     (address,) = found
-    if (address.startswith("127.") or address == "::1") and name not in (address, "localhost"):
+    if ip_address(address).is_loopback and name not in (address, "localhost"):
         return ""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def _is_here(address: str) -> bool:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as attempt:
-        try:
-            attempt.bind((address, 0))
-        except OSError:
-            return False
-    return True
+def _is_here(family: int, address: tuple[Any, ...]) -> bool:
+    """Whether a socket can be bound to the address."""
+    with suppress(OSError), socket.socket(family) as attempt:
+        attempt.bind((address[0], 0))
+        return True
+    return False
 
 
-def connect(run: RunConfig, stop: StopRequest | None = None) -> AbstractContextManager[Any]:
-    """That of this process with others, if there are any; see `wanted` and `DistributedContext`."""
-    return DistributedContext(run, stop or StopRequest()) if wanted(run) else nullcontext()
+@contextmanager
+def connect(run: RunConfig, stop: StopRequest | None = None) -> Iterator[None]:
+    """Joins this process with the other hosts, if there are any, see `is_distributed`.
 
+    The context ends when all hosts have left it.
 
-class DistributedContext:
-    """Several hosts from here on; a context that ends when all of them have left it.
-
-    One that fails leaves at once, and so do the others when they miss it: by an error that names
-    the connection, or by an abort from C++ in the midst of anything. So the last line is printed by
-    a process beside this one, which sees it end.
+    A host that fails leaves at once, and so do the others when its connection is lost: by an error
+    of the connection, or by an abort in C++ at any point. A watchdog process sees that this one
+    ended and prints the last line.
 
     Args:
-      run: settings, of which `wanted` is true.
+      run: settings.
       stop: ends the wait for the others.
 
     Raises:
-      UserError: the others cannot be found.
+      UserError: the other hosts cannot be found.
     """
-
-    def __init__(self, run: RunConfig, stop: StopRequest) -> None:
-        self._run, self._stop = run, stop
-
-    def __enter__(self) -> Self:
-        run, seconds = self._run, self._run.join_seconds
-        self._stop.begin()  # all hosts stop together
-        direct = run.coordinator != "auto" and run.coordinator != ""
-        self._watchdog = Watchdog()
-        self._watchdog.say(
-            f"error: after run.join_seconds={seconds:g} not all hosts had come; start all of them "
-            "within that time, and look at what those said that did not come"
-        )
-        try:
-            if direct and run.process_id > 0:
-                _find(run, self._stop)
-            try:
-                # In jax no handler of a signal runs until all have come.
-                with self._stop.grace(run.grace_seconds, self._last_words):
-                    hosts.unite(
-                        run.coordinator if direct else "",
-                        *(run.num_processes, run.process_id, seconds, LOST_AFTER),
-                        _listen(run) if direct and run.process_id == 0 else "",
-                    )
-            except (RuntimeError, ValueError) as error:
-                raise UserError(
-                    f"the hosts cannot be joined: {error}; "
-                    "see that the port of run.coordinator is free on its host, and that every "
-                    "process has the same settings"
-                ) from error
-            number, count = hosts.index(), hosts.count()
-        except BaseException:
-            self._watchdog.dismiss()
-            raise
-        self._watchdog.say(
-            f"error: host {number} of {count} has ended because another was lost, or was itself "
-            "ended from outside; the same command on all hosts resumes"
-        )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: object
-    ) -> None:
-        lost = isinstance(error, jax.errors.JaxRuntimeError) and bool(_LOST.search(str(error)))
-        if error is None:
-            try:
-                hosts.leave()
-            except RuntimeError as left:
-                error, lost = left, True
-            else:
-                self._watchdog.dismiss()
-                return
-        if lost:
-            what = str(error).partition("\n")[0]
-            emit(f"{type(error).__name__}: {what}", sys.stderr)
-            _end(STATUS)  # the watchdog says what that means
-        self._watchdog.dismiss()
-        # The others are not waited for at exit, so that they soon miss this one.
+    if not is_distributed(run):
+        yield
+        return
+    watchdog = Watchdog()
+    try:
+        _join(run, stop or StopRequest(), watchdog)
+    except BaseException:
+        watchdog.dismiss()
+        raise
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
+            _end_lost(error)
+        watchdog.dismiss()
+        # Python would wait for the other hosts at exit, and they would miss this one late.
         atexit.register(_end, 2 if isinstance(error, UserError) else 1)
+        raise
+    try:
+        hosts.leave()
+    except RuntimeError as error:
+        _end_lost(error)
+    watchdog.dismiss()
 
-    def _last_words(self) -> str:
-        self._watchdog.say("")
-        seconds = f"run.grace_seconds={self._run.grace_seconds:g}"
-        return f"{seconds} are over before all hosts had come; nothing was begun"
+
+def _join(run: RunConfig, stop: StopRequest, watchdog: "Watchdog") -> None:
+    seconds = run.join_seconds
+    stop.begin()  # all hosts stop together
+    direct = run.coordinator not in ("auto", "")
+    watchdog.say(
+        f"error: run.join_seconds={seconds:g} passed before all hosts had joined; start all hosts "
+        "within that time, and check the output of the missing ones"
+    )
+
+    def last_words() -> str:
+        watchdog.say("")
+        return f"run.grace_seconds={run.grace_seconds:g} passed before all hosts had joined"
+
+    if direct and run.process_id > 0:
+        _find(run, stop)
+    try:
+        # Inside jax, no signal handler runs until all hosts have joined.
+        with stop.grace(run.grace_seconds, last_words):
+            hosts.unite(
+                run.coordinator if direct else "",
+                *(run.num_processes, run.process_id, seconds, LOST_AFTER),
+                _listen(run) if direct and run.process_id == 0 else "",
+            )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the hosts cannot join: {error}; check that the port of run.coordinator is free on "
+            "its host, and that every process has the same settings"
+        ) from error
+    watchdog.say(
+        f"error: host {hosts.index()} of {hosts.count()} ended because another host was lost, or "
+        "because of a signal from outside; the same command on all hosts resumes"
+    )
+
+
+def _end_lost(error: BaseException) -> None:
+    """Ends this process, whose connection is lost; the watchdog prints the reason."""
+    what = str(error).partition("\n")[0]
+    emit(f"{type(error).__name__}: {what}", sys.stderr)
+    _end(STATUS)
 
 
 def _end(status: int) -> None:
@@ -228,10 +226,10 @@ def _end(status: int) -> None:
 
 
 def _find(run: RunConfig, stop: StopRequest) -> None:
-    """Waits until process 0 is there: jax itself would abort when it is not.
+    """Waits until process 0 answers; without it, jax would abort.
 
     Raises:
-      UserError: it does not come, or a signal comes first.
+      UserError: it does not answer, or a signal ends the wait.
     """
     address, end = _address(run), time.monotonic() + run.join_seconds
     while True:
@@ -254,10 +252,10 @@ def _find(run: RunConfig, stop: StopRequest) -> None:
 
 
 class Watchdog:
-    """A process that says the last line it was given when this one ends without dismissing it.
+    """A process that prints the last line it was given when this one ends without dismissing it.
 
-    A scheduler's signals come to every process of a job, and are not for this one; one that is
-    gone nevertheless is not missed.
+    It ignores the signals that a scheduler sends to every process of a job. Its own loss is
+    harmless.
     """
 
     _SCRIPT = """
@@ -267,20 +265,20 @@ class Watchdog:
     """
 
     def __init__(self) -> None:
-        # In a session of its own, where a Ctrl-C for this one does not end it.
+        # In a session of its own, so that Ctrl-C does not end it.
         self._process = subprocess.Popen(
             ["sh", "-c", self._SCRIPT], stdin=subprocess.PIPE, start_new_session=True, text=True
         )
 
-    def say(self, word: str) -> None:
-        """Takes a line in place of the one before."""
+    def say(self, line: str) -> None:
+        """Replaces the line to print; none if it is empty."""
         assert self._process.stdin is not None
         with suppress(OSError):
-            self._process.stdin.write(f"{word}\n")
+            self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
 
     def dismiss(self) -> None:
-        """Nothing is to be said any more."""
+        """Ends the process without a line."""
         self.say("")
         with suppress(OSError):
             self._process.communicate()

@@ -1,7 +1,6 @@
-"""The hosts that train together, each a process: their number, and messages between them.
+"""The hosts that train together, one process each: their number, and messages between them.
 
-They pass through the key-value store of `jax.distributed`, beside the devices, which need not be
-done with anything.
+Messages use the key-value store of `jax.distributed` and do not wait for devices.
 """
 
 import itertools
@@ -11,27 +10,27 @@ from typing import Any
 
 import jax
 
-_numbers = itertools.count()  # of the exchanges, which come in the same order on every host
+_numbers = itertools.count()  # of the exchanges, in the same order on every host
 
 
 def unite(
     coordinator: str, count: int, number: int, seconds: float, lost_after: int, listen: str = ""
 ) -> None:
-    """Makes this process one of several hosts; before jax is used.
+    """Makes this process one of several hosts, before jax is used.
 
     Args:
-      coordinator: host:port of the first; empty for what jax finds of SLURM, Open MPI or TPUs.
-      count: of hosts, where there is a coordinator.
-      number: of this one.
-      seconds: to wait for the others. Then the process aborts, from C++.
-      lost_after: seconds of silence after which a host is lost, and all others abort likewise.
-      listen: host:port at which the first listens; empty is what jax chooses: all interfaces, or
-        that of JAX_COORDINATOR_BIND_ADDRESS.
+      coordinator: host:port of the first; if empty, jax detects SLURM, Open MPI or TPUs.
+      count: number of hosts, with a coordinator.
+      number: of this host.
+      seconds: to wait for the others; then the process aborts in C++.
+      lost_after: seconds of silence after which a host is lost and all others abort.
+      listen: host:port at which the first listens; if empty, jax uses all interfaces, or
+        JAX_COORDINATOR_BIND_ADDRESS.
 
     Raises:
-      RuntimeError, ValueError: they cannot be found, or the port is taken.
+      RuntimeError, ValueError: the hosts cannot be found, or the port is taken.
     """
-    # Its handler of SIGTERM would take the place of ours.
+    # Its SIGTERM handler would replace ours.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         coordinator_address=coordinator or None,
@@ -46,7 +45,7 @@ def unite(
 
 
 def leave() -> None:
-    """Waits until every host has come here, and disconnects."""
+    """Waits until every host leaves, and disconnects."""
     exchange("")
     jax.distributed.shutdown()
 
@@ -57,14 +56,12 @@ def index() -> int:
 
 
 def count() -> int:
-    """How many hosts there are."""
+    """The number of hosts."""
     return jax.process_count()
 
 
 def exchange(text: str) -> list[str]:
-    """The texts of all hosts in their order, when all have come here; of one, its own at once.
-
-    They pass beside the devices, which need not be done with anything.
+    """Gathers the texts of all hosts, in their order, on every host.
 
     Raises:
       RuntimeError: another host is lost.
@@ -78,19 +75,18 @@ def exchange(text: str) -> list[str]:
     number = next(_numbers)
     client.key_value_set(f"dreamer/{number}/{index()}", text)
     found = [_wait(client, f"dreamer/{number}/{one}") for one in range(count())]
-    if number:  # whoever is here has read the one before
+    if number:  # every host has read the previous exchange
         client.key_value_delete(f"dreamer/{number - 1}/{index()}")
     return found
 
 
 def gather(value: Any) -> list[Any]:
-    """As `exchange`, of what JSON can hold."""
+    """Gathers the values of all hosts, made of JSON types, see `exchange`."""
     return [json.loads(text) for text in exchange(json.dumps(value))]
 
 
 def _wait(client: Any, key: str) -> str:
-    """The text under a key once it is there; a host that is lost ends the wait. In between, Python
-    hears its signals."""
+    """Waits for the text of a key, in intervals between which Python handles signals."""
     while True:
         try:
             return str(client.blocking_key_value_get(key, 1000))

@@ -1,10 +1,9 @@
-"""Devices and hosts: the only file that knows how many there are. One device is the case of a mesh
-of size one.
+"""Devices and hosts: the only file that knows how many there are. One device is a mesh of size one.
 
 `jax.pmap` compiles the update over the chosen devices of all hosts with the axis named "data". The
-state is the same on every device; batches are split by sequences. Every host, which is a process of
-its own, puts in and gets out what lies on its own devices, so lists of devices are those of this
-host; only the axis goes over all.
+state is the same on every device; batches are split by sequences. Every host is a process that
+handles the arrays of its own devices, so lists of devices are those of this host; only the axis
+spans all hosts.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,8 +37,7 @@ def local_devices(platform: str, count: int, batch_size: int) -> list[jax.Device
       batch_size: sequences per update, to be split evenly.
 
     Raises:
-      UserError: if the platform is missing, has too few devices, or the batch cannot be split over
-        them.
+      UserError: the platform is missing or has too few devices, or they do not divide the batch.
     """
     try:
         found = jax.local_devices(backend=None if platform == "auto" else platform)
@@ -47,13 +45,12 @@ def local_devices(platform: str, count: int, batch_size: int) -> list[jax.Device
         if platform == "auto":
             raise
         raise UserError(
-            f"platform={platform} was asked for but jax finds no such device here; set "
+            f"platform={platform}: jax finds no such device here; set "
             "platform=auto, or install its extra: pip install 'dreamer[cuda]' or 'dreamer[tpu]'"
         ) from None
     if count > len(found):
         raise UserError(
-            f"devices={count} were asked for but there are {len(found)}; "
-            f"allowed are 0 (all) to {len(found)}"
+            f"devices={count}: there are {len(found)}; allowed are 0 (all) to {len(found)}"
         )
     chosen = found[: count or len(found)]
     axis = len(chosen) * hosts.count()
@@ -67,7 +64,7 @@ def local_devices(platform: str, count: int, batch_size: int) -> list[jax.Device
 
 
 def everywhere(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """As many devices of every host as these of this host, in the order of the axis."""
+    """The same number of devices of every host as of this host, in the order of the axis."""
     if hosts.count() == 1:
         return list(devices)
     found = jax.devices(devices[0].platform)
@@ -76,17 +73,17 @@ def everywhere(devices: Sequence[jax.Device]) -> list[jax.Device]:
 
 
 def place(devices: Sequence[jax.Device]) -> jax.Array:
-    """In compiled code, the number of a device among these of its host."""
+    """The number of a device among those of its host, in compiled code."""
     return jax.lax.axis_index(AXIS) % len(devices)
 
 
 def peak_memory(device: jax.Device) -> int | None:
-    """The most bytes of a device's own memory in use so far; None where it has none of its own."""
+    """The peak bytes in use of a device's own memory; None if it has none."""
     return (device.memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def memory_limit(device: jax.Device) -> int | None:
-    """The bytes of a device's own memory that may be used; None where it has none of its own."""
+    """The usable bytes of a device's own memory; None if it has none."""
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
@@ -101,16 +98,16 @@ def first_device() -> SingleDeviceSharding:
 
 
 def cpu_device() -> jax.Device:
-    """The host's own processor.
+    """The CPU of this host.
 
     Raises:
-      UserError: jax was told to leave it out.
+      UserError: JAX_PLATFORMS excludes it.
     """
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         raise UserError(
-            "run.policy_device=cpu needs jax's CPU platform, which JAX_PLATFORMS leaves out; "
+            "run.policy_device=cpu needs jax's CPU platform, which JAX_PLATFORMS excludes; "
             "add it as in JAX_PLATFORMS=cuda,cpu"
         ) from None
 
@@ -126,11 +123,11 @@ def to_device(tree: Tree, device: jax.Device | None = None) -> Tree:
 
 
 def place_like(tree: Tree, like: Any) -> Tree:
-    """Puts every array where those of `like` are if that is one device, and in the same way: what
-    is compiled for results of them serves for it as well."""
-    for first in jax.tree.leaves(like)[:1]:
-        if isinstance(first, jax.Array) and len(first.devices()) == 1:
-            return jax.device_put(tree, first.sharding)
+    """Puts every array onto the device of `like`, if that is one, with its sharding: a function is
+    then not compiled again for results computed from `like`."""
+    first = next(iter(jax.tree.leaves(like)), None)
+    if isinstance(first, jax.Array) and len(first.devices()) == 1:
+        return jax.device_put(tree, first.sharding)
     return tree
 
 
@@ -145,7 +142,7 @@ def unreplicate(tree: Tree) -> Tree:
 
 
 def spread(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
-    """Puts arrays [X, ...] onto X devices, a share each."""
+    """Puts arrays [X, ...] onto X devices, a shard each."""
     sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
     return jax.device_put(tree, sharding)
 
@@ -173,8 +170,7 @@ def join(tree: Any) -> Any:
 def repeat(
     body: Callable, carry: Any, inputs: Any, length: int, devices: Sequence[jax.Device]
 ) -> tuple[Any, Any]:
-    """`jax.lax.scan`; on CPU without a loop, inside which XLA runs convolutions ten times slower
-    there."""
+    """`jax.lax.scan`; unrolled on CPU, where XLA runs convolutions in loops ten times slower."""
     if devices[0].platform != "cpu":
         return jax.lax.scan(body, carry, inputs, length)
     outputs = []
@@ -184,25 +180,26 @@ def repeat(
     return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
 
 
-def compile_shares(
+def compile_shards(
     function: Callable,
     devices: Sequence[jax.Device],
     in_axes: Any,
     out_axes: Any,
     donate: Any,
-    meet: bool = True,
+    barrier: bool = True,
 ) -> Callable:
-    """Compiles a function of one device's share of everything for all devices.
+    """Compiles a function of one device's shard for all devices.
 
     Args:
-      function: to compile; the axis of the devices is named in it.
+      function: to compile; it may use the axis `AXIS`.
       devices: X of this host.
-      in_axes, out_axes: of each argument and result: 0 for one spread as [X, ...], None for one
-        that is whole on every device.
-      donate: arguments whose memory the results may take.
-      meet: whether hosts begin the first call together, to which then all must come.
+      in_axes, out_axes: of each argument and result: 0 if it is spread as [X, ...], None if it is
+        replicated.
+      donate: arguments whose memory the results may reuse.
+      barrier: whether hosts wait for each other before the first call. On CPU, a host gives up on
+        one that is 30 s late, as it may be while it compiles what others find in a cache.
     """
-    mapped = jax.pmap(
+    mapped: Any = jax.pmap(
         function,
         axis_name=AXIS,
         devices=everywhere(devices),
@@ -210,12 +207,8 @@ def compile_shares(
         out_axes=out_axes,
         donate_argnums=donate,
     )
-    return _after_all_have_compiled(mapped) if meet and hosts.count() > 1 else mapped
-
-
-def _after_all_have_compiled(mapped: Any) -> Callable:
-    """On CPU a host gives up one that is 30 s behind it, as one may be that compiles what the
-    others find in a cache."""
+    if not barrier or hosts.count() == 1:
+        return mapped
     compiled = False
 
     def call(*arguments: Any) -> Any:
@@ -234,12 +227,12 @@ def compile_updates(step: Callable, devices: Sequence[jax.Device]) -> Callable:
 
     Args:
       step: (state, batch, key, axis_name) to (state, latents, metrics), one update on one device's
-        share.
+        shard.
       devices: to run on.
 
     Returns:
       A function of (state, batches, key): the state is donated, batches have leaves [X, K, B/X,
-      ...], the key is the run's. It gives the new state, latents [X, K, B/X, ...], and metrics
+      ...], the key is the run's. It returns the new state, latents [X, K, B/X, ...], and metrics
       with an axis of the K updates.
     """
 
@@ -252,11 +245,11 @@ def compile_updates(step: Callable, devices: Sequence[jax.Device]) -> Callable:
         state, (latents, metrics) = repeat(body, state, batches, count, devices)
         return state, latents, metrics
 
-    return compile_shares(updates, devices, (None, 0, None), (None, 0, None), donate=0)
+    return compile_shards(updates, devices, (None, 0, None), (None, 0, None), donate=0)
 
 
 def fingerprint(tree: Any) -> int:
-    """A number of 32 bits that any other bit in any of the arrays would change."""
+    """A checksum of 32 bits over all bits of the arrays."""
     return int(_fingerprint(unreplicate(tree)))
 
 

@@ -1,10 +1,10 @@
-"""What each of several hosts has of a run: a folder inside the run folder, a shard of the numbers.
+"""The shard of each of several hosts: a folder inside the run folder, a part of the numbers.
 
-In the configuration environments, sequences of a batch, capacity and steps are those of all hosts
-together.
+The configuration counts environments, sequences of a batch, capacity and steps of all hosts.
 """
 
 from pathlib import Path
+from typing import Any
 
 from dreamer.config import Config, serialization
 from dreamer.distributed import hosts
@@ -12,7 +12,7 @@ from dreamer.errors import UserError
 from dreamer.system import files
 
 HOSTS = "hosts"  # the folder in a run folder with those of all hosts but the first
-# What may be another on every host.
+# Keys that may differ between hosts.
 _OWN = {
     "run": {"dir", "coordinator", "num_processes", "process_id"},
     "checkpoint": {"dir"},
@@ -21,35 +21,34 @@ _OWN = {
 
 
 def of_run(config: Config) -> Config:
-    """The configuration that this host keeps: with its own folders, and without its address.
+    """The configuration that this host saves: with its own folders, and without its address.
 
     Raises:
-      UserError: hosts have other settings, or these are not for several.
+      UserError: settings differ between hosts, or do not support several hosts.
     """
     number, count = hosts.index(), hosts.count()
     if count == 1:
         return config
     _refuse_options(config, count)
-    _compare(config)
-    run = {"coordinator": "", "num_processes": 0, "process_id": -1}
-    checkpoint = {}
+    defaults = {
+        name: {key: type(getattr(config, name)).model_fields[key].default for key in keys}
+        for name, keys in _OWN.items()
+    }
+    shared = serialization.to_yaml(_changed(config, defaults))
+    _refuse_differences(shared, "start all hosts with the same settings")
+    own: dict[str, Any] = {"run": {"coordinator": "", "num_processes": 0, "process_id": -1}}
     if number:
-        inside = HOSTS, f"{HOSTS}/{number}"
-        for named in filter(None, (config.run.dir, config.checkpoint.dir)):
-            files.refuse_links(Path(named).expanduser(), *inside)
-        run["dir"] = f"{config.run.dir}/{HOSTS}/{number}"
-        if config.checkpoint.dir:
-            checkpoint["dir"] = f"{config.checkpoint.dir}/{HOSTS}/{number}"
-    return config.model_copy(
-        update={
-            "run": config.run.model_copy(update=run),
-            "checkpoint": config.checkpoint.model_copy(update=checkpoint),
-        }
-    )
+        inside = f"{HOSTS}/{number}"
+        for name in ("run", "checkpoint"):
+            if folder := getattr(config, name).dir:
+                files.refuse_links(Path(folder).expanduser(), HOSTS, inside)
+                own[name] = own.get(name, {}) | {"dir": f"{folder}/{inside}"}
+    return _changed(config, own)
 
 
 def of_host(config: Config) -> Config:
-    """The configuration of this host's loop, which knows of no other and counts its own steps."""
+    """The configuration of this host's loop, which counts the environments and steps of this host
+    alone."""
     count = hosts.count()
     if count == 1:
         return config
@@ -62,9 +61,7 @@ def of_host(config: Config) -> Config:
         },
         "run": {"steps": -(-config.run.steps // count)},  # rounded up
     }
-    return config.model_copy(
-        update={name: getattr(config, name).model_copy(update=part) for name, part in parts.items()}
-    )
+    return _changed(config, parts)
 
 
 def _refuse_options(config: Config, count: int) -> None:
@@ -77,53 +74,43 @@ def _refuse_options(config: Config, count: int) -> None:
     for option, given in refused.items():
         if given:
             raise UserError(
-                f"{option} is for one host, and here are {count}; leave it out, or train on one "
+                f"{option} supports one host, and there are {count}; leave it out, or train on one "
                 "with run.coordinator=none"
             )
     if config.env.num_envs % count:
         raise UserError(
-            f"env.num_envs={config.env.num_envs} cannot be spread over {count} hosts; make it a "
+            f"env.num_envs={config.env.num_envs} cannot be divided among {count} hosts; make it a "
             f"multiple of {count}"
         )
 
 
-def _compare(config: Config) -> None:
-    texts = hosts.exchange(serialization.to_yaml(_without_own(config)))
-    first = texts[0].splitlines()
-    for number, text in enumerate(texts):
-        for ours, theirs in zip(first, text.splitlines(), strict=False):
-            if ours != theirs:
-                raise UserError(
-                    f"host {number} has {theirs.strip()} where host 0 has {ours.strip()}; start "
-                    "all hosts with the same settings"
-                )
-
-
 def compare_devices(count: int, stored: str) -> None:
-    """Refuses hosts that would compute another program.
+    """Refuses hosts that would compile another program.
 
     Args:
-      count: of devices of this host.
-      stored: where the replay is.
+      count: number of devices of this host.
+      stored: where the replay is stored.
 
     Raises:
       UserError: hosts differ.
     """
     where = "device" if stored == "device memory" else "host"
-    texts = hosts.exchange(f"{count} devices and replay.where={where}")
-    for number, text in enumerate(texts):
-        if text != texts[0]:
-            raise UserError(
-                f"host {number} has {text}, host 0 has {texts[0]}; set devices=N and "
-                "replay.where to what all hosts can do"
-            )
+    advice = "set devices=N and replay.where to what all hosts support"
+    _refuse_differences(f"{count} devices and replay.where={where}", advice)
 
 
-def _without_own(config: Config) -> Config:
-    parts = {
-        name: getattr(config, name).model_copy(
-            update={key: type(getattr(config, name)).model_fields[key].default for key in keys}
-        )
-        for name, keys in _OWN.items()
-    }
-    return config.model_copy(update=parts)
+def _refuse_differences(text: str, advice: str) -> None:
+    first, *others = [one.splitlines() for one in hosts.exchange(text)]
+    for number, other in enumerate(others, 1):
+        for ours, theirs in zip(first, other, strict=False):
+            if ours != theirs:
+                raise UserError(
+                    f"host {number} has {theirs.strip()}, host 0 has {ours.strip()}; {advice}"
+                )
+
+
+def _changed(config: Config, parts: dict[str, dict[str, Any]]) -> Config:
+    """The configuration with other values of some keys, by section."""
+    return config.model_copy(
+        update={name: getattr(config, name).model_copy(update=part) for name, part in parts.items()}
+    )

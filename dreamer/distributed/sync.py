@@ -1,7 +1,7 @@
-"""What several hosts must do at the same iteration: stop, save, log.
+"""Synchronisation of what all hosts do at the same iteration: stop, save, log.
 
-Signals come to one host, and clocks are never the same. So all hosts synchronise now and then: any
-may request to stop or to save, the clocks are those of the first. A single host waits for nobody.
+Signals reach one host, and clocks differ. So all hosts synchronise about twice a second: any host
+may request to stop or to save, and clocks are those of the first. A single host does not wait.
 """
 
 import time
@@ -18,7 +18,7 @@ Clock = Callable[[], bool]
 
 
 class SingleHost:
-    """One host: every request holds at once.
+    """One host: requests apply at once.
 
     Args:
       request: of signals and callbacks.
@@ -41,42 +41,34 @@ class SingleHost:
         return self._request.saves
 
     def clock(self, clock: Clock) -> Clock:
-        """Fires on all hosts when the first's does."""
+        """A clock that fires on all hosts when that of the first does."""
         return clock
 
     def barrier(self, updates: int, save: bool = False, now: bool = False) -> list[Any]:
-        """After every iteration: makes `stop`, `saves`, `save_requested` and clocks those of all
-        hosts.
+        """Synchronises `stop`, `saves`, `save_requested` and clocks; called after every iteration.
 
         Args:
           updates: done so far.
           save: whether this host requests that all save.
-          now: whether they synchronise in any case, as they all know.
+          now: synchronises at this call; the same on all hosts.
 
         Returns:
           The messages of all hosts, on the first.
         """
         return []
 
-    def send(self, message: Any) -> None:
-        """Sends what JSON can hold to the first host, which receives it at the next barrier."""
-        raise AssertionError("there is no other host")
-
     def to_first(self, messages: list[Any]) -> list[Any]:
-        """Sends messages to the first host; returns those to handle here."""
-        if self.first:
-            return messages
-        for message in messages:
-            self.send(message)
-        return []
+        """Sends messages of JSON types to the first host, which receives them at the next barrier;
+        returns those to handle here."""
+        return messages
 
     def broadcast(self, compute: Callable[[], Any]) -> Any:
-        """What the first host computes, which JSON can hold, on all."""
+        """The value that the first host computes, of JSON types, on all hosts."""
         return compute()
 
 
 class MultiHost(SingleHost):
-    """This one of several hosts."""
+    """One of several hosts."""
 
     def __init__(self, request: StopRequest, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__(request)
@@ -123,14 +115,17 @@ class MultiHost(SingleHost):
         self._left = self._planned = found[0]["next"]
         return [message for one in found for message in one["messages"]] if self.first else []
 
-    def send(self, message: Any) -> None:
-        self._messages.append(message)
+    def to_first(self, messages: list[Any]) -> list[Any]:
+        if self.first:
+            return messages
+        self._messages += messages
+        return []
 
     def broadcast(self, compute: Callable[[], Any]) -> Any:
         return hosts.gather(compute() if self.first else None)[0]
 
     def _plan(self, updates: int) -> int:
-        """Iterations until the next barrier, by how long those since the last took."""
+        """Iterations until the next barrier, from the duration of those since the last."""
         now = self._now()
         each, self._last = max(1e-6, (now - self._last) / self._planned), now
         most = min(2 * self._planned, MOST if updates else WITHOUT_UPDATES)
@@ -138,5 +133,5 @@ class MultiHost(SingleHost):
 
 
 def make(request: StopRequest) -> SingleHost:
-    """That of this host."""
+    """The synchronisation of this process."""
     return MultiHost(request) if hosts.count() > 1 else SingleHost(request)

@@ -21,7 +21,6 @@ from dreamer.envs.spaces import action_units
 from dreamer.errors import UserError
 from dreamer.exporting import observations, onnx, stablehlo
 from dreamer.exporting.function import Exported, PolicyFunction, forms
-from dreamer.logs import summary
 from dreamer.system import files
 
 SOURCE = Path(__file__).parent
@@ -96,7 +95,7 @@ def check(out: Path) -> None:
     """
     if os.path.lexists(out):
         raise UserError(f"out={out} already exists; name a new folder, or delete it first")
-    summary.check(out)
+    files.check_writable(out)
 
 
 def _actions(
@@ -182,7 +181,7 @@ def _write(out: Path, made: Exported, form: dict[str, Any], recorded: dict[str, 
         "load_policy.py": (SOURCE / made.loader).read_bytes(),
     }
     temporary = out.with_name(files.unguessable())
-    with summary.explaining_refusal(out), files.undone_on_failure(temporary):
+    with files.explaining_refusal(out), files.undone_on_failure(temporary):
         for name, data in contents.items():
             (temporary / name).write_bytes(data)
         temporary.rename(out)

@@ -1,4 +1,4 @@
-"""Metrics of updates: averaged, and read one call late so that nothing waits for the device."""
+"""Metrics of updates: averaged, and read one call late to avoid waiting for the device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ SKIPPED = "optimizer/skipped"  # 1 for an update whose loss or gradient was not 
 class Reading:
     """Metrics of the updates since the last reading."""
 
-    averages: dict[str, float]  # over updates that were not skipped; {} if there were none
+    averages: dict[str, float]  # over updates that were not skipped; {} without any
     skipped: int = 0  # number of skipped updates
-    in_a_row: int = 0  # number of latest updates that were all skipped, in earlier readings too
-    not_finite: tuple[str, ...] = ()  # names of such metrics in the last skipped update
+    in_a_row: int = 0  # number of consecutive skipped updates up to the latest, across readings
+    not_finite: tuple[str, ...] = ()  # names of metrics in the last skipped update
 
 
 class LateMetrics:
-    """Metrics of dispatched calls, each fetched as one array."""
+    """Metrics of dispatched calls, fetched as one array per call."""
 
     def __init__(self) -> None:
         self.names: list[str] = []  # in the order of `stack`
@@ -30,7 +30,7 @@ class LateMetrics:
         self._calls: list[Array] = []
 
     def stack(self, metrics: Mapping[str, Array]) -> Array:
-        """Stacks scalars by name into one array, inside a compiled update; stores their order."""
+        """Stacks scalars by name into one array, in a compiled update; stores their order."""
         self.names = sorted(metrics)
         return jnp.stack([metrics[name] for name in self.names])
 
@@ -39,12 +39,12 @@ class LateMetrics:
         self._calls.append(stacked)
 
     def skipped(self, stacked: Array | np.ndarray) -> np.ndarray:
-        """Which updates [...] of a call with these metrics [..., M] were skipped."""
+        """Whether each update [...] of a call with these metrics [..., M] was skipped."""
         return np.asarray(jax.device_get(stacked))[..., self.names.index(SKIPPED)] > 0
 
     def read(self, wait: bool = False) -> Reading:
-        """Reads the metrics since the last reading, except of the newest call unless `wait` is set:
-        it may still be running."""
+        """Reads the metrics since the last reading; those of the newest call, which may still run,
+        only if `wait` is set."""
         done = self._calls if wait else self._calls[:-1]
         self._calls = self._calls[len(done) :]
         if not done:

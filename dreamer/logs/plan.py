@@ -15,7 +15,7 @@ def plan(
     stored: str = "host memory",
     loaded: int = 0,
 ) -> str:
-    """A few lines on the task, the agent, the updates and the replay.
+    """Lines on the task, the agent, the updates and the replay.
 
     Args:
       config: configuration of the run.
@@ -37,14 +37,14 @@ def plan(
     acting = {
         "steps": f"{run.steps:,} environment steps{frames}",
         "replayed": f"{replay.train_ratio:g} steps per environment step",
-        "updates": f"{per_step:g} per environment step from {start:,} on, {updates:,} in all, "
+        "updates": f"{per_step:g} per environment step from {start:,} on, {updates:,} in total, "
         f"{each}",
     }
     offline = {
         "updates": f"{run.steps:,}, {each}",
         "replayed": f"{run.steps * per_update / max(1, loaded):,.1f} times each recorded step",
     }
-    recorded = f", of which {loaded:,} are recorded ones" if loaded else ""
+    recorded = f", of which {loaded:,} are recorded" if loaded else ""
     rows = {
         "task": f"{config.env.suite} {config.env.name}, "
         + ("offline" if run.offline else f"{config.env.num_envs} environments")

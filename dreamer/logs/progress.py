@@ -31,7 +31,7 @@ SHOWN = 6  # metrics on display
 LABEL, NAME, NUMBER, WIDTH = 14, 15, 8, 78  # characters: labels, metrics, numbers, all of a row
 # Programs that take long to compile, by the names of their functions.
 PROGRAMS = {"init": "the initial weights", "act": "the policy"}
-# What a task of rich shows beside its steps; nan when unknown.
+# Fields of the task of rich; nan when unknown.
 FIELDS: dict[str, Any] = {
     "updates": 0,
     "steps_per_second": math.nan,
@@ -48,23 +48,23 @@ FIELDS: dict[str, Any] = {
 
 class Progress:
     """Shows the progress of a run: steps, updates, returns, rates, time left, a few metrics, and
-    what the run does.
+    the current activity.
 
     Modes: `bar` draws a live display, `plain` prints one line every `interval` seconds, `none`
     prints nothing but warnings, `auto` is `bar` in a terminal and `plain` elsewhere. A terminal
-    that goes away ends the display, not the run.
+    that is closed ends the display, not the run.
 
-    Messages are printed from the beginning, the display starts with `start`. Rates and the time
-    left exclude compilation and work beside training, and are unknown until measured. A context
-    manager, in which jax reports what it compiles.
+    Messages are printed at once, the display starts with `start`. Rates exclude compilation and
+    other work than training, and are unknown until measured. A context manager, which listens to
+    compilation events of jax.
 
     Args:
       mode: see above.
-      total_steps: at which the run ends.
+      total_steps: steps at which the run ends.
       interval: seconds between plain lines.
       file: to print to; standard output if None.
       now: returns the current time in seconds.
-      leader: the progress on display instead of this one, where several runs share a process. It
+      leader: the progress on display instead of this one, if several runs share a process; it
         shows the activity of all of them.
     """
 
@@ -77,7 +77,7 @@ class Progress:
         now: Callable[[], float] = time.monotonic,
         leader: "Progress | None" = None,
     ) -> None:
-        self.learning = "the update"  # the name of the program that learns
+        self.learning = "the update"  # name of the training program
         self._file = cast(TextIO, Forgiving(sys.stdout if file is None else file))
         forced = True if mode == "bar" else None
         console = Console(file=self._file, force_terminal=forced, highlight=False, emoji=False)
@@ -100,14 +100,14 @@ class Progress:
         self._printed = True  # the current numbers, in mode plain
 
     def start(self, step: int = 0, updates: int = 0) -> None:
-        """Starts the display, of a run that starts or resumes at this step."""
+        """Starts the display of a run that starts or resumes at this step."""
         self._rates = Rates(Sample(*self._watch.read(), step, updates))
         self._set(completed=step, updates=updates)
         if self._mode == "bar":
             self._open.enter_context(self._display)
 
     def episode(self, score: float, length: int) -> None:
-        """Adds an episode that ended: its return, and its length in steps."""
+        """Adds the return and the length of an episode that ended."""
         self._returns.append(float(score))
         mean = sum(self._returns) / len(self._returns)
         episodes = self._task.fields["episodes"] + 1
@@ -142,13 +142,13 @@ class Progress:
         }
         return {name: rate for name, rate in found.items() if not math.isnan(rate)}
 
-    def beside(self, what: str) -> AbstractContextManager[None]:
-        """A context for work beside training, such as an evaluation."""
-        return self._watch.beside(what)
+    def other_work(self, what: str) -> AbstractContextManager[None]:
+        """A context for other work than training, such as an evaluation."""
+        return self._watch.other_work(what)
 
     @property
     def state(self) -> str:
-        """What the run does."""
+        """The current activity of the run."""
         waiting = "" if self._rates.learning else "before the first update"
         return self._watch.activity or waiting or "training"
 
@@ -174,8 +174,8 @@ class Progress:
                 os.write(self._file.fileno(), b"\n\x1b[?25h")  # shows the cursor
 
     def close(self, message: str = "") -> None:
-        """Draws the final state, restores the terminal, and prints a last message; may be called
-        twice."""
+        """Draws the final state, restores the terminal and prints a last message. A second call
+        does nothing."""
         if self._mode == "plain" and not self._printed:
             self._print_status()
         self._open.close()
@@ -208,8 +208,8 @@ class Progress:
 
 
 class Times(ProgressColumn):
-    """Percent done, time elapsed and time left. rich's own columns round up to 100%, stop the clock
-    at the last step, and derive the time left from all of the time, compilation included."""
+    """Percent done, time elapsed and time left. The columns of rich round up to 100%, stop the
+    clock at the last step, and include compilation in the time left."""
 
     def render(self, task: Task) -> Text:
         left = duration(task.fields["seconds_left"])
@@ -231,7 +231,7 @@ class Display(rich.progress.Progress):
             Times(table_column=Column(no_wrap=True)),
             console=console,
             refresh_per_second=4,
-            # Only if it is the same terminal: what is redirected to a file must arrive there.
+            # Not if it is redirected to a file, which must receive it.
             redirect_stderr=_is_terminal(sys.stderr),
             get_time=now,
             expand=True,
@@ -251,7 +251,7 @@ class Display(rich.progress.Progress):
 
 
 def numbers(task: Task) -> Table:
-    """Steps, updates and episodes, in columns that keep their places."""
+    """A table of steps, updates and episodes, with columns of fixed positions."""
     total, fields = f"{task.total or 0:,.0f}", task.fields
     width = max(NUMBER, len(total))
     table = Table.grid(
@@ -262,7 +262,7 @@ def numbers(task: Task) -> Table:
         Column(style="dim", ratio=1),
         padding=(0, 1),
     )
-    table.width = WIDTH  # narrower terminals cut it at the right
+    table.width = WIDTH  # narrower terminals crop it at the right
     last, mean = (Text(number(fields[name]), "bold green") for name in ("last", "mean"))
     steps, updates = (number(fields[f"{name}_per_second"]) for name in ("steps", "updates"))
     table.add_row("steps", f"{task.completed:,.0f}", f"of {total}", steps, "per second")
@@ -275,7 +275,7 @@ def numbers(task: Task) -> Table:
 
 
 def plain_line(task: Task) -> str:
-    """One line of text, its columns aligned with those of other lines of the run."""
+    """A line of text, aligned with other lines of the run."""
     width, fields = len(f"{task.total or 0:,.0f}"), task.fields
     parts = [
         f"{percent(task)} {task.completed:{width},.0f} steps",
@@ -313,7 +313,7 @@ def duration(seconds: float) -> str:
 
 
 def shorten(name: str) -> str:
-    """A name of at most 15 characters; long ones lose their first parts, the last says most."""
+    """A name of at most 15 characters; long names lose their first parts."""
     while len(name) > NAME and "/" in name:
         name = name.split("/", 1)[1]
     return name[:NAME]

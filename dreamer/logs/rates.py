@@ -1,4 +1,4 @@
-"""How fast a run trains: seconds of training without compilation, and rates over a window."""
+"""Training speed: seconds of training without compilation, and rates over a window."""
 
 import contextlib
 import math
@@ -9,26 +9,26 @@ from typing import Literal, NamedTuple, Self
 
 from jax import monitoring
 
-Kind = Literal["training", "beside", "compiling"]
+Kind = Literal["training", "other", "compiling"]
 
 WINDOW = 30.0  # seconds over which rates are measured
-SETTLED = 1.0  # seconds after which they are meaningful
+SETTLED = 1.0  # seconds after which they are shown
 PHASES = "/jax/core/compile/"  # events of jax: tracing, lowering, compiling
 LAST_PHASE = "/jax/core/compile/backend_compile_duration"
 MAPPED = "_fun"  # jax's name for every function compiled by pmap
-LONG = 0.2  # seconds; among the mapped functions, only the update takes this long to trace
+LONG = 0.2  # seconds; of the functions of pmap, only the update takes this long to trace
 
 
 class Stopwatch:
-    """Seconds of training, of other work beside it (such as an evaluation), and of compilation.
+    """Seconds of training, of other work such as an evaluation, and of compilation.
 
-    A context manager: inside it, jax reports what it compiles. Only the thread that creates the
+    A context manager, which listens to compilation events of jax. Only the thread that creates the
     stopwatch is timed; other threads may compile at the same time.
 
     Args:
       now: returns the current time in seconds.
-      describe: names the program that a function compiles to; '' for programs that compile fast.
-      report: called with a line when a named program starts to compile, and when it is compiled.
+      describe: the name of the program of a function; '' for programs that compile fast.
+      report: receives a line when compilation of a named program starts, and when it ends.
     """
 
     def __init__(
@@ -40,31 +40,31 @@ class Stopwatch:
         self._now, self._describe, self._report = now, describe, report
         self._kind: Kind = "training"
         self._since = now()
-        self._seconds: dict[Kind, float] = {"training": 0.0, "beside": 0.0, "compiling": 0.0}
-        self._work = ""  # beside training
+        self._seconds: dict[Kind, float] = {"training": 0.0, "other": 0.0, "compiling": 0.0}
+        self._work = ""  # name of the other work
         self._thread = threading.get_ident()
-        self._depth = 0  # of compilations inside of compilations
-        self._before: Kind = "training"  # the kind to return to after a compilation
-        self._function = ""  # the outermost one that is compiled
+        self._depth = 0  # of nested compilations
+        self._before: Kind = "training"  # the kind before a compilation
+        self._function = ""  # the outermost function under compilation
         self._spent: dict[str, float] = {}  # seconds by function, of earlier phases
 
     def switch(self, kind: Kind) -> Kind:
-        """Counts time as another kind from now on; returns the previous one."""
+        """Counts time as another kind from now on; returns the previous kind."""
         now, previous = self._now(), self._kind
         self._seconds[previous] += now - self._since
         self._since, self._kind = now, kind
         return previous
 
     def read(self) -> tuple[float, float]:
-        """Seconds of training, and of work beside it."""
+        """Seconds of training, and of other work."""
         self.switch(self._kind)
-        return self._seconds["training"], self._seconds["beside"]
+        return self._seconds["training"], self._seconds["other"]
 
     @contextlib.contextmanager
-    def beside(self, work: str) -> Iterator[None]:
-        """Counts the time in this context as work beside training."""
+    def other_work(self, work: str) -> Iterator[None]:
+        """A context whose time counts as other work than training."""
         before, self._work = self._work, work
-        kind = self.switch("beside")
+        kind = self.switch("other")
         try:
             yield
         finally:
@@ -73,7 +73,7 @@ class Stopwatch:
 
     @property
     def activity(self) -> str:
-        """What happens now; '' for training."""
+        """The current activity; '' for training."""
         if self._kind != "compiling":
             return self._work
         seconds = self._spent.get(self._function, 0.0) + self._now() - self._since
@@ -123,7 +123,7 @@ class Sample(NamedTuple):
     """Progress at one moment."""
 
     training: float  # seconds
-    beside: float  # seconds
+    other: float  # seconds
     step: int
     updates: int
 
@@ -131,8 +131,8 @@ class Sample(NamedTuple):
 class Rates:
     """Steps and updates per second of training, over the last `window` seconds.
 
-    Counts steps alone before the first update. From then on it measures from update to update, so
-    that every interval contains the steps and the updates that belong together.
+    Counts only steps before the first update. Then it measures from update to update, so that every
+    interval has whole cycles of steps and updates.
 
     Args:
       start: where the run starts or resumes.
@@ -143,18 +143,18 @@ class Rates:
         self.window = window
         self.learning = False  # whether there was an update since the start
         self.samples = deque([start])
-        self._first = start  # of learning
+        self._first = start  # the first sample with an update
 
     def add(self, sample: Sample) -> None:
         """Adds the current progress."""
         training, updates, newest = sample.training, sample.updates, self.samples[-1]
         if not self.learning and updates > newest.updates:
-            # The first update was compiled since the last sample: measure from here.
+            # The first update was compiled since the last sample: measures from here.
             self.learning, self._first = True, sample
             self.samples.clear()
         elif self.learning and updates == newest.updates:
             return
-        # Frequent samples replace the newest: a window holds a hundred of them, not a million.
+        # Frequent samples replace the newest: a window has about a hundred samples.
         elif len(self.samples) > 1 and training - self.samples[-2].training < self.window / 100:
             self.samples.pop()
         self.samples.append(sample)
@@ -163,7 +163,7 @@ class Rates:
 
     @property
     def settled(self) -> bool:
-        """Whether they are measured over enough time to be shown."""
+        """Whether rates cover enough time to be shown."""
         return self._seconds >= SETTLED
 
     @property
@@ -178,14 +178,14 @@ class Rates:
         return self._per_second(count) if self.learning else math.nan
 
     def seconds_left(self, steps: int) -> float:
-        """Seconds until so many more steps, with the share of time that work beside training took
-        since the first update; nan when unknown."""
+        """Seconds until so many more steps, with the fraction of time of other work since the first
+        update; nan when unknown."""
         if steps <= 0:
             return 0.0
         if not (self.learning and self.settled and self.steps > 0):
             return math.nan
         first, last = self._first, self.samples[-1]
-        slowdown = 1 + (last.beside - first.beside) / (last.training - first.training)
+        slowdown = 1 + (last.other - first.other) / (last.training - first.training)
         return steps / self.steps * slowdown
 
     @property

@@ -1,18 +1,12 @@
-"""Statistics of evaluation episodes: computed, rendered as a table, written as JSON."""
+"""Statistics of evaluation episodes, tables in Markdown, and JSON files."""
 
-import contextlib
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic_core import to_json
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from dreamer.errors import UserError
 from dreamer.system import files
 
 LABELS = {
@@ -72,21 +66,31 @@ def summarize(
     }
 
 
-def render(summary: Mapping[str, float], title: str = "") -> str:
-    """The summary as a table of plain characters, valid as Markdown; no line break at the end."""
-    table = Table(box=box.MARKDOWN, header_style="")
-    table.add_column("evaluation")
-    table.add_column("value", justify="right")
-    for key, label in LABELS.items():
-        value = summary[key]
-        table.add_row(label, f"{value:,}" if isinstance(value, int) else f"{value:,.2f}")
-    console = Console(
-        file=io.StringIO(), width=80, color_system=None, force_terminal=False, legacy_windows=False
-    )
-    with console.capture() as capture:
-        console.print(table)
-    lines = (line.rstrip() for line in capture.get().splitlines())
-    return "\n".join(line for line in [title, *lines] if line)
+def render(numbers: Mapping[str, float], title: str = "") -> str:
+    """A summary as a table of plain characters; no line break at the end."""
+    rows = [
+        (label, f"{numbers[key]:,}" if key == "episodes" else f"{numbers[key]:,.2f}")
+        for key, label in LABELS.items()
+    ]
+    return f"{title}\n{table(('evaluation', 'value'), rows, '<>')}".lstrip("\n")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> str:
+    """A Markdown table whose columns are aligned.
+
+    Args:
+      header: names of the columns.
+      rows: texts of every row.
+      align: `<` or `>` of every column; all are `<` by default.
+    """
+    align = align or "<" * len(header)
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = ["-" * width for width in widths]
+    lines = []
+    for row in (header, rule, *rows):
+        cells = [f"{x:{a}{width}}" for x, a, width in zip(row, align, widths, strict=True)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
@@ -97,39 +101,6 @@ def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
         UserError: the file cannot be written.
     """
     text = to_json(data, indent=2, inf_nan_mode="null", fallback=lambda array: array.tolist())
-    with explaining_refusal(path):
+    with files.explaining_refusal(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         files.write_atomic(path, text.decode() + "\n")
-
-
-def check(path: str | Path) -> None:
-    """Checks that a file can be written; leaves no trace.
-
-    Raises:
-        UserError: it is a folder or a device; or its folder, or the nearest parent that exists,
-            cannot be written.
-    """
-    with explaining_refusal(path):
-        files.refuse_special(path)
-        files.probe(files.nearest(Path(path).parent))
-
-
-def check_folder(path: str | Path) -> None:
-    """Checks that a folder can be created or written to; leaves no trace.
-
-    Raises:
-        UserError: it, or the nearest parent that exists, is no folder or cannot be written.
-    """
-    with explaining_refusal(path):
-        files.probe(files.nearest(Path(path)))
-
-
-@contextlib.contextmanager
-def explaining_refusal(path: str | Path) -> Iterator[None]:
-    """Turns errors of the file system into a UserError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; make it writable or choose another"
-        ) from error

@@ -1,6 +1,7 @@
 """Metrics and videos of a run, as files in the run folder: JSON lines, TensorBoard events, mp4."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -8,15 +9,15 @@ import struct
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self, SupportsFloat
+from typing import Any, SupportsFloat
 
 import numpy as np
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
 
-from dreamer.errors import UserError, warn
-from dreamer.rollout.video import to_gif, write_mp4
+from dreamer.errors import warn
+from dreamer.logs.video import to_gif, write_mp4
 from dreamer.system import files
 
 METRICS = "metrics.jsonl"
@@ -24,20 +25,24 @@ VIDEOS = "videos"
 RGB = 3  # TensorBoard's number for the colour space
 
 
-class Writer(Protocol):
-    """A backend of `Logger`, which opens it, and survives any OSError after that."""
+class Writer:
+    """A backend of `Logger`; after `open`, an OSError of it loses what it was to write. What a
+    backend does not support it leaves out."""
 
-    def open(self) -> None: ...
+    def open(self) -> None:
+        """Prepares for writing; an OSError means that nothing can be written."""
 
     def truncate(self, step: int) -> None:
         """Drops what was logged beyond a step, before the first write."""
-        ...
 
-    def write(self, step: int, now: float, scalars: Mapping[str, float]) -> None: ...
+    def write(self, step: int, now: float, scalars: Mapping[str, float]) -> None:
+        """Writes scalars by name."""
 
-    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None: ...
+    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
+        """Writes a video, uint8 [T, H, W, C] with C of 1 or 3."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Releases what is open."""
 
 
 class Logger:
@@ -58,19 +63,17 @@ class Logger:
     def __init__(self, folder: str | Path, tensorboard: bool = True) -> None:
         self._folder = Path(folder)
         self._warned = False
+        self._writers: list[Writer] = [JsonLines(self._folder), Mp4(self._folder)]
+        if tensorboard:
+            self._writers.append(TensorBoard(self._folder))
         # Another backend goes here.
-        events = (TensorBoard(self._folder),) if tensorboard else ()
-        self._writers: tuple[Writer, ...] = (JsonLines(self._folder), Mp4(self._folder), *events)
-        try:
+        with self._explaining_refusal(), contextlib.ExitStack() as stack:
             self._folder.mkdir(parents=True, exist_ok=True)
+            files.probe(self._folder)
             for writer in self._writers:
+                stack.callback(writer.close)
                 writer.open()
-        except OSError as error:
-            self.close()
-            raise UserError(
-                f"cannot write metrics in {self._folder}: {error.strerror or error}; "
-                "make room or give it write permission, or choose another folder with run.dir=PATH"
-            ) from error
+            stack.pop_all()
 
     def truncate(self, step: int) -> None:
         """Drops what was logged beyond `step`, where the run resumes, and a line cut by a crash.
@@ -83,14 +86,8 @@ class Logger:
             UserError: a file cannot be rewritten.
         """
         for writer in self._writers:
-            try:
+            with self._explaining_refusal():
                 writer.truncate(step)
-            except OSError as error:
-                path = error.filename or self._folder
-                raise UserError(
-                    f"cannot rewrite {path}: {error.strerror or error}; make room or make it "
-                    "writable"
-                ) from error
 
     def write(self, step: int, scalars: Mapping[str, SupportsFloat]) -> None:
         """Logs scalars at an environment step, which must not be less than the last one.
@@ -99,9 +96,7 @@ class Logger:
             ValueError: a scalar named step or time.
         """
         if taken := {"step", "time"} & scalars.keys():
-            raise ValueError(
-                f"{sorted(taken)} are columns of every line, and cannot be names of scalars"
-            )
+            raise ValueError(f"{sorted(taken)} are columns of every line; rename these scalars")
         now = time.time()
         values: dict[str, float] = {
             name: value if type(value) is int else float(value) for name, value in scalars.items()
@@ -122,15 +117,15 @@ class Logger:
                 writer.video(int(step), name, frames, fps)
 
     def close(self) -> None:
-        """Closes the files; everything written is already on disk."""
+        """Closes the writers; everything written is already on disk."""
         for writer in self._writers:
             writer.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _explaining_refusal(self) -> contextlib.AbstractContextManager[None]:
+        return files.explaining_refusal(
+            f"metrics in {self._folder}",
+            "make room or give write permission, or choose another folder with run.dir=PATH",
+        )
 
     @contextlib.contextmanager
     def _surviving(self) -> Iterator[None]:
@@ -149,141 +144,110 @@ class Silent(Logger):
     """Writes nothing; for all hosts except the first."""
 
     def __init__(self) -> None:
-        self._writers = ()
+        self._writers = []
 
 
-class JsonLines:
+class AppendedFile(Writer):
+    """A backend with one file, to which data is appended whole or not at all, without a buffer.
+
+    The file is never written through a link, and recreated after it was removed.
+
+    Args:
+        path: the file.
+        header: its first bytes.
+    """
+
+    def __init__(self, path: Path, header: bytes = b"") -> None:
+        self._path, self._header = path, header
+        self._file: io.FileIO | io.BytesIO = io.BytesIO()  # until `open`
+
+    def open(self) -> None:
+        self.close()
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        self._file = io.FileIO(files.open_regular(self._path, flags), "a")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _append(self, data: bytes) -> None:
+        if not self._is_open():
+            self.open()
+        size = os.fstat(self._file.fileno()).st_size
+        rest = data if size else self._header + data
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(size)
+            raise
+
+    def _is_open(self) -> bool:
+        """Whether the open file is still the one at the path."""
+        with contextlib.suppress(OSError, ValueError):
+            return os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        return False
+
+
+class JsonLines(AppendedFile):
     """metrics.jsonl, of lines {"step": environment steps, "time": seconds since 1970, name: value,
     ...}. A value that is NaN or infinite is null, because JSON has no such numbers."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = AppendFile(folder / METRICS)
-        self.open, self.close = self._file.open, self._file.close
+        super().__init__(folder / METRICS)
 
     def truncate(self, step: int) -> None:
-        files.write_atomic(self._file.path, "".join(_lines_until(self._file.path, step)))
+        files.write_atomic(self._path, "".join(_lines_until(self._path, step)))
 
     def write(self, step: int, now: float, scalars: Mapping[str, float]) -> None:
         line: dict[str, float | None] = {"step": step, "time": round(now, 3)}
         line |= {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._file.append(json.dumps(line, allow_nan=False).encode() + b"\n")
-
-    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """Has no place for one."""
+        self._append(json.dumps(line, allow_nan=False).encode() + b"\n")
 
 
-class Mp4:
+class Mp4(Writer):
     """videos/NAME-STEP.mp4; slashes in names become dashes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / VIDEOS
 
-    def open(self) -> None:
-        """Each video is a file."""
-
-    def truncate(self, step: int) -> None:
-        """Keeps all."""
-
-    def write(self, step: int, now: float, scalars: Mapping[str, float]) -> None:
-        """Has no place for them."""
-
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         write_mp4(self._folder / f"{name.replace('/', '-')}-{step}.mp4", frames, fps)
 
-    def close(self) -> None:
-        """Nothing is open."""
 
-
-class TensorBoard:
+class TensorBoard(AppendedFile):
     """An events file, with videos as animated images."""
 
     def __init__(self, folder: Path) -> None:
         version = _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        name = f"events.out.tfevents.{time.time_ns()}"
-        self._file = AppendFile(folder / name, header=version)
-        self.open, self.close = self._file.open, self._file.close
-        self._start: int | None = None  # step of a mark that is still to be written
+        super().__init__(folder / f"events.out.tfevents.{time.time_ns()}", version)
+        self._start: int | None = None  # the step of a start mark still to be written
 
     def truncate(self, step: int) -> None:
         self._start = step + 1
 
     def write(self, step: int, now: float, scalars: Mapping[str, float]) -> None:
         points = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        self._append(step, now, summary=Summary(value=points))
+        self._add(points, step, now)
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         height, width = frames.shape[1:3]
         gif = to_gif(frames, fps)
         image = Summary.Image(height=height, width=width, colorspace=RGB, encoded_image_string=gif)
-        self._append(step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
+        self._add([Summary.Value(tag=name, image=image)], step, time.time())
 
-    def _append(self, step: int, now: float | None = None, **content: Any) -> None:
-        now = now or time.time()
+    def _add(self, values: list[Any], step: int, now: float) -> None:
         if self._start is not None:  # TensorBoard drops what earlier files have from there on
             start = SessionLog(status=SessionLog.START)
-            self._file.append(_record(Event(wall_time=now, step=self._start, session_log=start)))
+            self._append(_record(Event(wall_time=now, step=self._start, session_log=start)))
             self._start = None
-        self._file.append(_record(Event(wall_time=now, step=step, **content)))
-
-
-class AppendFile:
-    """A file to which data is appended whole or not at all, and reaches the system at once.
-
-    It is never written through a link, and recreated if it was removed.
-
-    Args:
-        path: the file.
-        header: its first bytes.
-
-    Raises:
-        OSError: when opened or appended to, if it cannot be written.
-    """
-
-    def __init__(self, path: Path, header: bytes = b"") -> None:
-        self.path, self._header = path, header
-        self._descriptor = -1
-
-    def open(self) -> None:
-        self.close()
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        self._descriptor = files.open_regular(self.path, flags)
-        size = os.fstat(self._descriptor).st_size
-        self._write(b"\n")  # opening alone succeeds on a full disk
-        os.ftruncate(self._descriptor, size)
-
-    def append(self, data: bytes) -> None:
-        if not self._is_open():
-            self.open()
-        self._write(data)
-
-    def close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-    def _is_open(self) -> bool:
-        """Whether the file that is open is still the one at the path."""
-        with contextlib.suppress(OSError):
-            return os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
-        return False
-
-    def _write(self, data: bytes) -> None:
-        size = os.fstat(self._descriptor).st_size
-        rest = data if size else self._header + data
-        try:
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
-        except OSError:
-            os.ftruncate(self._descriptor, size)
-            raise
+        self._append(_record(Event(wall_time=now, step=step, summary=Summary(value=values))))
 
 
 def _record(event: Event) -> bytes:
     """An event framed as a TFRecord: length, its checksum, data, its checksum.
 
-    tensorboardX's own writers do not fit: they write through links, leave half of a record on a
-    full disk, after which TensorBoard reads no more, and their thread ends there, after which
-    training waits forever for room in the queue.
+    tensorboardX's writers follow links and leave half a record on a full disk, after which
+    TensorBoard reads no further; their thread dies there, and training then blocks on its queue.
     """
     data = event.SerializeToString()
     length = struct.pack("<Q", len(data))

@@ -1,4 +1,4 @@
-"""The worker of an actor: acts in its part of the environments with the newest weights it was given
+"""The worker of an actor: acts in its part of the environments with the newest weights it received,
 and returns its rows in chunks."""
 
 import time
@@ -17,19 +17,19 @@ from dreamer.rollout.driver import Driver, Row
 from dreamer.rollout.policy import Policy
 
 STEPS = 16  # of a chunk
-SECONDS = 1.0  # after which it is sent although it has fewer: environments may be slow
+SECONDS = 1.0  # after which a chunk is sent with fewer: environments may be slow
 
 
 class ActorWorker:
-    """Acts on CPU; to be made where it acts.
+    """Acts on CPU, in the process that creates it.
 
     Args:
       config: of the run, with the dtype of the learner's networks.
-      life: number of this actor among all that the run has started; seeds follow from it.
+      life: number of this actor among all that the run started; determines the seeds.
 
     Raises:
-      UserError: the environment cannot be made here.
-      EnvironmentFault: also by `play`; it failed more often than `env.restarts` allows.
+      UserError: the environment cannot be made on this machine.
+      EnvironmentFault: also in `play`: it failed more often than `env.restarts` allows.
     """
 
     def __init__(self, config: Config, life: int) -> None:
@@ -50,8 +50,8 @@ class ActorWorker:
         """Acts for up to `STEPS` steps of every environment, or `SECONDS`.
 
         Args:
-          version: number of these weights.
-          weights: of the networks that acting needs, numpy arrays.
+          version: number of the weights.
+          weights: of the networks that acting needs, as numpy arrays.
         """
         if version != self._version:
             self._params = mesh.copy_to(weights, self._device)

@@ -1,32 +1,22 @@
-"""The one loop that acts, steps environments and makes rows of replay.
+"""The loop that acts, steps environments and makes rows of replay.
 
-Training on the host, actors, evaluation, collecting and `TrainedAgent.record` all use it.
+Training on the host, actors, evaluation, data collection and `TrainedAgent.record` use it.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import dm_env
-import jax
 import numpy as np
 
 from dreamer.agents.interface import Agent
 from dreamer.envs.base import BatchedEnv
 from dreamer.errors import UserError
+from dreamer.rollout.policy import ActingPolicy
 
 Row = dict[str, Any]  # one step of N environments, leaves [N, ...]
 Ended = list[tuple[int, float, int]]  # environment, return and length of each episode
-
-
-class ActingPolicy(Protocol):
-    """What acts in N environments: a `Policy` or a `RandomPolicy`."""
-
-    num_envs: int
-
-    def reset(self, key: jax.Array) -> None: ...
-
-    def __call__(self, params: Any, time_step: dm_env.TimeStep, step: int) -> tuple[Any, Any]: ...
 
 
 class Driver:
@@ -34,9 +24,9 @@ class Driver:
 
     Args:
       env: N environments.
-      policy: acts in them; reset.
+      policy: acts in them; it is reset already.
       keys: observations of the rows; None keeps all.
-      stride: by which the number of a step grows, which decides the random draws.
+      stride: increment of the number of a step, which determines the random draws.
     """
 
     def __init__(
@@ -54,24 +44,24 @@ class Driver:
         self._action: Any
 
     def reset(self) -> None:
-        """Starts episodes."""
+        """Resets the environments."""
         self.time_step = self.env.reset()
         self.episodes.add(self.time_step)
 
     def act(self, params: Any) -> Row:
-        """Chooses actions; returns the row of this time step. Latents are still on the device."""
+        """Chooses actions; returns the row of this time step, its latents still on the device."""
         self._action, latent = self.policy(params, self.time_step, self.number)
         return transition(self.time_step, self._action, latent, self._keys)
 
     def step(self) -> Ended:
-        """Steps the environments with these actions; returns the episodes that ended."""
+        """Steps the environments with the actions; returns the episodes that ended."""
         self.time_step = self.env.step(self._action)
         self.number += self._stride
         return self.episodes.add(self.time_step)
 
 
 def play(driver: Driver, params: Any) -> Iterator[tuple[Row, Ended]]:
-    """Acts from a reset on without end; yields each row and the episodes that ended with it."""
+    """Resets and acts endlessly; yields each row and the episodes that ended with it."""
     driver.reset()
     ended: Ended = []
     while True:
@@ -79,14 +69,14 @@ def play(driver: Driver, params: Any) -> Iterator[tuple[Row, Ended]]:
         ended = driver.step()
 
 
-def shares(episodes: int, num_envs: int) -> list[int]:
-    """How many of so many episodes each environment plays: short ones are not favoured."""
+def episodes_per_env(episodes: int, num_envs: int) -> list[int]:
+    """Divides episodes evenly among environments, so that short ones are not favoured."""
     return [len(range(i, episodes, num_envs)) for i in range(num_envs)]
 
 
 @dataclass
 class EpisodeStats:
-    """Rewards and steps of the running episodes of N environments, added up."""
+    """Returns and lengths so far of the running episodes of N environments."""
 
     returns: np.ndarray
     lengths: np.ndarray
@@ -96,7 +86,7 @@ class EpisodeStats:
         return cls(np.zeros(num_envs), np.zeros(num_envs, np.int64))
 
     def add(self, time_step: dm_env.TimeStep) -> Ended:
-        """Adds a time step; returns (environment, return, steps) of each episode it ended."""
+        """Adds a time step; returns (environment, return, length) of each episode that it ends."""
         first = time_step.step_type == dm_env.StepType.FIRST
         self.returns = np.where(first, 0.0, self.returns + time_step.reward)
         self.lengths = np.where(first, 0, self.lengths + 1)
@@ -111,11 +101,11 @@ class EpisodeStats:
         """Restores a result of `get_state`.
 
         Raises:
-          UserError: it is of another number of environments.
+          UserError: it has another number of environments.
         """
         returns, lengths = np.array(state["returns"], float), np.array(state["lengths"], np.int64)
         if not returns.shape == lengths.shape == self.lengths.shape:
-            raise UserError(f"it is of {len(lengths)} environments, not {len(self.lengths)}")
+            raise UserError(f"it has {len(lengths)} environments, expected {len(self.lengths)}")
         self.returns, self.lengths = returns, lengths
 
     def forget(self, envs: np.ndarray) -> None:
@@ -131,23 +121,23 @@ def transition(
     keys: Collection[str] | None = None,
     where: Callable = np.where,
 ) -> Row:
-    """One row of replay: the observation, the action then taken (zero at LAST), the latent.
+    """A row of replay: the observation, the action taken after it (zero at LAST), the latent.
 
     Args:
       time_step: batched, leaves [N, ...].
       action: [N, ...] by key.
       latent: of the policy.
       keys: observations to keep; None keeps all.
-      where: that of numpy, or of jax.numpy in compiled code.
+      where: np.where, or jnp.where in compiled code.
     """
     last = time_step.step_type == dm_env.StepType.LAST
 
     def unless_last(a: Any) -> Any:
         return where(last.reshape(-1, *[1] * (a.ndim - 1)), 0, a).astype(a.dtype)
 
-    seen = time_step.observation
+    observation = time_step.observation
     return {
-        "observation": {key: seen[key] for key in (seen if keys is None else keys)},
+        "observation": {key: observation[key] for key in (observation if keys is None else keys)},
         "action": {key: unless_last(a) for key, a in action.items()},
         "reward": time_step.reward,
         "is_first": time_step.step_type == dm_env.StepType.FIRST,

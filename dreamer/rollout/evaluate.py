@@ -1,5 +1,6 @@
-"""Plays a fixed number of whole episodes on fresh environments."""
+"""Plays a fixed number of episodes in new environments."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,21 +13,21 @@ from dreamer.config.env import Env
 from dreamer.envs import images, registry
 from dreamer.envs.base import BatchedEnv, Restart
 from dreamer.errors import describe
-from dreamer.rollout.driver import Driver, play, shares
+from dreamer.rollout.driver import Driver, episodes_per_env, play
 from dreamer.rollout.policy import Policy
 
-MAX_FRAMES = 2000  # of a video; an episode may last for hours
+MAX_FRAMES = 2000  # of a video; episodes may last for hours
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Results in the order in which episodes were started, environment by environment."""
+    """Results by environment, in the order in which its episodes started."""
 
     returns: np.ndarray  # [episodes]
     lengths: np.ndarray  # [episodes], steps
     frames: np.ndarray | None = None  # [T, H, W, 3] uint8 of the first episode
-    restarts: Sequence[Restart] = ()  # restarted environments, whose broken episodes do not count
-    not_drawn: str = ""  # why there are no frames, where drawing failed
+    restarts: Sequence[Restart] = ()  # of environments; their broken episodes do not count
+    not_drawn: str = ""  # why rendering failed, if it did
 
 
 def evaluate(
@@ -38,27 +39,24 @@ def evaluate(
     record: bool = False,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> EvaluationResult | None:
-    """Plays episodes with fixed parameters on fresh environments, as many as the policy is for.
+    """Plays episodes with fixed parameters in new environments.
 
     Args:
       policy: for N environments; it is reset.
       params: its parameters.
       env_config: the environment's section.
-      episodes: how many in all, at least N.
+      episodes: their number in all environments, at least N.
       seed: of the environments and the policy.
-      record: keep the frames of the first episode.
-      interrupted: called at every step; when True the result is None.
+      record: keeps the frames of the first episode.
+      interrupted: called at every step; if True, the result is None.
     """
     num_envs = policy.num_envs
-    left = shares(episodes, num_envs)
+    left = episodes_per_env(episodes, num_envs)
     results: list[list[tuple[float, int]]] = [[] for _ in left]
-    env = registry.make(env_config, num_envs, seed, render=record)
-    try:
+    with contextlib.closing(registry.make(env_config, num_envs, seed, render=record)) as env:
         policy.reset(jax.random.key(seed))
         driver, recorder = Driver(env, policy, ()), Recorder(env, done=not record)
         known = 0
-        if interrupted():
-            return None
         for _, ended in play(driver, params):
             if interrupted():
                 return None
@@ -71,8 +69,6 @@ def evaluate(
                     left[i] -= 1
             if not any(left):
                 break
-    finally:
-        env.close()
     returns, lengths = (np.array(x) for x in zip(*sum(results, []), strict=True))
     frames = images.stack(recorder.frames) if recorder.frames else None
     return EvaluationResult(returns, lengths, frames, env.restarts, recorder.failure)
@@ -80,9 +76,9 @@ def evaluate(
 
 @dataclass
 class Recorder:
-    """Keeps the frames of environment 0 until its first episode ends, or the first `MAX_FRAMES`.
+    """Keeps the frames of environment 0 until its first episode ends, at most `MAX_FRAMES`.
 
-    Where drawing fails there are none, and the episode continues.
+    If rendering fails there are none, and the episode continues.
     """
 
     env: BatchedEnv
@@ -91,6 +87,7 @@ class Recorder:
     failure: str = ""
 
     def add(self, time_step: dm_env.TimeStep) -> None:
+        """Adds the frame of a time step."""
         if self.done:
             return
         try:
@@ -105,8 +102,8 @@ class Recorder:
 
 
 def frame(env: BatchedEnv, time_step: dm_env.TimeStep) -> np.ndarray | None:
-    """What environment 0 looks like, uint8 [H, W, 3]: its rendering, or else its first image; None
-    without either."""
+    """A frame of environment 0, uint8 [H, W, 3]: rendered, or its first observed image; None if it
+    has neither."""
     rendered = env.render()
     if rendered is not None:
         return np.array(rendered[0])

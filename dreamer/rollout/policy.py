@@ -1,6 +1,7 @@
-"""The compiled policy of N environments, with what it remembers between steps."""
+"""Policies of N environments: compiled from an agent, with its carry, or random."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import dm_env
@@ -15,15 +16,15 @@ from dreamer.replay import tree
 
 
 class Policy:
-    """Acts in N environments and holds their carry; `reset` before the first step.
+    """Acts in N environments and holds their carry; call `reset` before the first step.
 
     Args:
       agent: networks.
       num_envs: N.
-      greedy: mode of the policy instead of a sample.
-      device: that of the parameters; None is the first.
-      act: of `compile_act`, to share it between policies.
-      share: (i, n) where this is the i-th of n policies that draw as one.
+      greedy: takes the mode of the policy instead of a sample.
+      device: device of the parameters; None is the first.
+      act: result of `compile_act`, to share it between policies.
+      shard: (i, n) of the i-th of n policies that draw as one of n times N environments.
     """
 
     def __init__(
@@ -33,23 +34,22 @@ class Policy:
         greedy: bool = False,
         device: jax.Device | None = None,
         act: Callable | None = None,
-        share: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         self.num_envs = num_envs
         self.carry: Carry
         self._agent, self._device = agent, device
-        self._seen = tuple(agent.seen)
-        self._compile = lambda function: compile_act(function, greedy, share)
+        self._compile = partial(compile_act, greedy=greedy, shard=shard)
         self._act = act or self._compile(agent.act)
         self._key: jax.Array
         self._first = True  # no step since the carry was set
 
     def enter(self, act: Act) -> None:
-        """Acts by another function from here on, that of the next phase."""
+        """Acts by another function from now on, that of the next phase."""
         self._act = self._compile(act)
 
     def reset(self, key: jax.Array) -> None:
-        """Starts from the initial carry; from here on the draws of step n follow from `key`, n."""
+        """Starts from the initial carry; the draws of step n then follow from `key` and n."""
         self._first = True
         fresh = key, self._agent.initial_carry(self.num_envs)
         self._key, self.carry = mesh.to_device(fresh, self._device)
@@ -60,7 +60,7 @@ class Policy:
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores a carry, also one that was computed in another dtype.
+        """Restores a carry, also from another dtype.
 
         Raises:
           UserError: it has other arrays.
@@ -71,20 +71,20 @@ class Policy:
     def __call__(
         self, params: Any, time_step: dm_env.TimeStep, step: int
     ) -> tuple[dict[str, np.ndarray], dict[str, jax.Array]]:
-        """One action per environment.
+        """Chooses one action per environment.
 
         Args:
-          params: at least those of `Agent.acting`.
+          params: of the networks, at least those of `Agent.acting`.
           time_step: batched, leaves [N, ...].
-          step: number of this step, which decides the random draws, modulo 2**32.
+          step: number of this step, which determines the draws, modulo 2**32.
 
         Returns:
           Actions [N, ...] by key, and the latents as replay stores them, still on the device.
         """
         needed = {name: params[name] for name in self._agent.acting}
         first = time_step.step_type == dm_env.StepType.FIRST
-        seen = {key: time_step.observation[key] for key in self._seen}
-        if self._first:  # or acting would be compiled again for the carry that it gives
+        seen = {key: time_step.observation[key] for key in self._agent.seen}
+        if self._first:  # or acting would be compiled again for the carry that it returns
             self.carry, self._first = mesh.place_like(self.carry, needed), False
         carry, action, latent = self._act(
             needed, self.carry, seen, first, self._key, np.uint32(step % 2**32)
@@ -94,35 +94,37 @@ class Policy:
 
 
 class RandomPolicy:
-    """Uniformly random actions, of those that masks allow."""
+    """Uniformly random actions among those that masks allow."""
 
     def __init__(self, num_envs: int, spec: Any, seed: int) -> None:
         self.num_envs = num_envs
         self._spec, self._rng = spec, np.random.default_rng(seed)
 
     def reset(self, key: jax.Array) -> None:
-        """Keeps its generator, which has a seed of its own."""
+        """Does nothing: its generator has a seed of its own."""
 
     def __call__(
         self, params: Any, time_step: dm_env.TimeStep, step: int
     ) -> tuple[dict[str, np.ndarray], dict]:
         """Actions [N, ...] by key, and no latents."""
-        seen = time_step.observation
-        return random_action(self._spec, self.num_envs, self._rng, seen), {}
+        return random_action(self._spec, self.num_envs, self._rng, time_step.observation), {}
 
 
-def compile_act(function: Act, greedy: bool, share: tuple[int, int] = (0, 1)) -> Callable:
-    """Compiles one step of the policy, with the number of the step for its draws."""
+ActingPolicy = Policy | RandomPolicy
+
+
+def compile_act(function: Act, greedy: bool, shard: tuple[int, int] = (0, 1)) -> Callable:
+    """Compiles one step of the policy, whose draws follow from a key and the number of the step."""
 
     def act(params: Any, carry: Carry, observation: Any, first: Any, key: Any, step: Any) -> Any:
         key = jax.random.fold_in(key, step)
-        return function(params, carry, observation, first, key, greedy, share)
+        return function(params, carry, observation, first, key, greedy, shard)
 
     return jax.jit(act)
 
 
 def restored_carry(like: Carry, state: dict[str, Any]) -> Carry:
-    """The carry of nested dicts of arrays, in the dtypes of one like it.
+    """Restores a carry from nested dicts of arrays, in the dtypes of `like`.
 
     Raises:
       UserError: it has other arrays.

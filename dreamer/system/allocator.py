@@ -1,6 +1,6 @@
-"""What the allocator of the C library does with memory that was freed: glibc's, on Linux.
+"""Settings of glibc's allocator, on Linux, for freed memory; made by the command lines alone.
 
-XLA allocates the temporary memory of a program anew at every call, and its kernels theirs.
+XLA allocates the temporary memory of a program at every call, and so do its kernels.
 """
 
 import ctypes
@@ -8,14 +8,14 @@ import os
 import sys
 from typing import Any
 
-# Variables by which a user sets glibc's allocator, or puts another in its place.
+# Variables by which a user sets or replaces glibc's allocator.
 SETTINGS = (
     *("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"),
     "LD_PRELOAD",
 )
-# Numbers of its settings in malloc.h.
+# Numbers of settings in malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-# Gaps of this many bytes are looked for along lists; smaller ones are found at once.
+# The allocator searches lists for gaps of this many bytes; smaller ones it finds at once.
 LEAST, MOST = 1 << 10, 1 << 26
 
 _library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -33,16 +33,15 @@ class _Counts(ctypes.Structure):
 
 
 def has(*names: str) -> bool:
-    """Whether the C library has these functions; others than glibc keep to their own ways."""
+    """Whether the C library has these functions of glibc."""
     return all(hasattr(_library, name) for name in names)
 
 
 def keep_freed() -> None:
-    """Lets the allocator hand out again what was freed, instead of returning it to the system;
-    unless the user's environment sets the allocator.
+    """Lets the allocator reuse freed memory instead of returning it to the system, unless the
+    user's environment sets the allocator. Call it before other threads allocate.
 
-    On CPU a quarter of an update at 1m went by while the system found and cleared the temporary
-    memory page by page (measured). To be called before other threads allocate.
+    On CPU, page faults of temporary memory took a quarter of an update at 1m (measured).
     """
     global _keeps
     if has("mallopt") and not any(name in os.environ for name in SETTINGS):
@@ -53,18 +52,19 @@ def keep_freed() -> None:
 
 
 def release() -> None:
-    """Returns to the system what was freed; the allocator keeps the addresses."""
+    """Returns freed memory to the system; the allocator keeps the addresses."""
     if has("malloc_trim"):
         _library.malloc_trim(ctypes.c_size_t(0))
 
 
 def set_gaps_aside() -> None:
-    """Takes the gaps that compiling has left in the heap out of use for good, after `keep_freed`.
+    """Allocates the gaps that compilation left in the heap for good, after `keep_freed`; else does
+    nothing.
 
-    A compiler leaves tens of thousands of them, of as many sizes, and the allocator walks along
-    lists of them whenever a kernel asks for memory: a run that had to compile took a fifth more
-    time per update of size nano than one that found its programs in the cache (measured). What is
-    set aside costs addresses, but hardly any memory, which is returned before.
+    A compiler leaves tens of thousands of gaps of different sizes, whose lists the allocator
+    searches at every allocation of a kernel: an update of size nano took a fifth longer in a run
+    that compiled than in one that used the cache (measured). The gaps cost addresses, but hardly
+    any memory, which is returned first.
     """
     if not _keeps or not has("mallinfo2"):
         return
@@ -72,7 +72,7 @@ def set_gaps_aside() -> None:
     _library.mallinfo2.restype = _Counts
     release()
     end = _library.sbrk(ctypes.c_ssize_t(0))
-    top = end - _library.mallinfo2().keepcost  # from here on all is free, and no gap
+    top = end - _library.mallinfo2().keepcost  # above it, all is free
     size = MOST
     while size >= LEAST:
         block = ctypes.c_void_p(_library.malloc(ctypes.c_size_t(size)))

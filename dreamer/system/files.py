@@ -1,4 +1,4 @@
-"""Files and folders: written whole or not at all, and never through a link inside of a folder."""
+"""Files and folders: written atomically, and never through a link inside a folder."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from dreamer.errors import UserError
 
-TEMPORARY = ".tmp"  # how the names of what is not complete yet end
+TEMPORARY = ".tmp"  # ending of the names of incomplete files
 _STALE = re.compile(r"\..*\.tmp")
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
@@ -23,23 +23,23 @@ _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 
 def unguessable() -> str:
-    """The end of a temporary name, which nobody can have put a file under."""
+    """An unguessable temporary name, under which nobody can have placed a file."""
     return f".{secrets.token_hex(8)}{TEMPORARY}"
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path, mode: int = 0o666) -> Iterator[BinaryIO]:
-    """Opens a new file beside `path`, which takes its place when the block ends without an error.
+    """Opens a new file beside `path`, which replaces it when the block ends without an error.
 
-    The new file has a name that cannot be guessed and is created exclusively, so nothing that is
-    there already is written to. A link at `path` is replaced itself, not what it points to.
+    The new file has an unguessable name and is created exclusively, so no existing file is written
+    to. A link at `path` is replaced itself, not its target.
 
     Args:
-      path: of the file; its folder must exist.
+      path: of the file, in an existing folder.
       mode: permissions of the new file, reduced by the umask.
 
     Raises:
-      OSError: it cannot be written, or is a device or the like.
+      OSError: it cannot be written, or is no regular file.
     """
     path = Path(path)
     refuse_special(path)
@@ -60,7 +60,7 @@ def replacing(path: str | Path, mode: int = 0o666) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: str | Path, text: str, mode: int = 0o666) -> None:
-    """Writes a text file whole or not at all, see `replacing`.
+    """Writes a text file atomically, see `replacing`.
 
     Raises:
       OSError: it cannot be written.
@@ -70,7 +70,7 @@ def write_atomic(path: str | Path, text: str, mode: int = 0o666) -> None:
 
 
 def open_regular(path: str | Path, flags: int = os.O_RDONLY) -> int:
-    """Opens a regular file; to write, only if no link is in its place.
+    """Opens a regular file; for writing, only if it is no link.
 
     Args:
       path: of the file.
@@ -81,11 +81,11 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY) -> int:
     """
     writes = flags & (os.O_WRONLY | os.O_RDWR)
     try:
-        # A pipe would otherwise be waited for.
+        # O_NONBLOCK: opening a pipe would block.
         descriptor = os.open(path, flags | os.O_NONBLOCK | (_NOFOLLOW if writes else 0), 0o666)
     except OSError as error:
         if writes and os.path.islink(path):
-            what = "it is a link, and nothing inside of a folder is written through links"
+            what = "it is a link, and nothing inside a folder is written through links"
             raise OSError(error.errno, what, str(path)) from None
         raise
     try:
@@ -97,10 +97,10 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY) -> int:
 
 
 def refuse_special(path: str | Path) -> None:
-    """Refuses what is no regular file, where something is: a device would be replaced by a file.
+    """Refuses an existing path that is no regular file, such as a device.
 
     Raises:
-      OSError: it is a folder, a pipe or a device, or cannot be looked at.
+      OSError: it is a folder, a pipe or a device, or cannot be inspected.
     """
     with contextlib.suppress(FileNotFoundError):
         _refuse_kind(os.stat(path).st_mode, path)
@@ -113,8 +113,38 @@ def _refuse_kind(mode: int, path: str | Path) -> None:
         raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, not a file", str(path))
 
 
+@contextlib.contextmanager
+def explaining_refusal(
+    what: str | Path, advice: str = "make it writable or choose another"
+) -> Iterator[None]:
+    """Turns errors of the file system into a UserError.
+
+    Args:
+      what: cannot be written: a path, or a phrase with one.
+      advice: what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {what}: {error.strerror or error}; {advice}") from error
+
+
+def check_writable(path: str | Path, folder: bool = False) -> None:
+    """Checks that a file, or a folder, can be written; leaves no trace.
+
+    Raises:
+      UserError: a file is a folder or a device; or the folder, or the nearest parent that exists,
+        cannot be written.
+    """
+    path = Path(path)
+    with explaining_refusal(path):
+        if not folder:
+            refuse_special(path)
+        probe(nearest(path if folder else path.parent))
+
+
 def sync(path: Path) -> None:
-    """Writes the names in a folder through to the disk.
+    """Flushes the names in a folder to the disk.
 
     Raises:
       OSError: they cannot be written.
@@ -130,10 +160,10 @@ def sync(path: Path) -> None:
 
 
 def read(path: str | Path, most: int) -> bytes:
-    """The content of a regular file of at most so many bytes.
+    """The content of a regular file.
 
     Raises:
-      OSError: it cannot be read, is no file, or has more.
+      OSError: it cannot be read, is no regular file, or has more than `most` bytes.
     """
     with open(open_regular(path), "rb") as file:
         content = file.read(most + 1)
@@ -143,19 +173,19 @@ def read(path: str | Path, most: int) -> bytes:
 
 
 def number(name: str) -> int | None:
-    """The number that a name is, written in the digits 0 to 9 without zeros before it; or None."""
+    """The number of a name in digits 0 to 9 without leading zeros; None for other names."""
     return int(name) if re.fullmatch(r"0|[1-9][0-9]{0,99}", name) else None
 
 
 # ------------------------------------------------------------------------------------------ folders
 
 
-_undoing = 0  # blocks that remove what they made when they fail
+_undoing = 0  # running blocks that remove their files when they fail
 
 
 @contextlib.contextmanager
 def undoing() -> Iterator[None]:
-    """Marks a block that removes what it made when it fails, for which a signal waits."""
+    """Marks a block that removes its files when it fails; a signal waits for that."""
     global _undoing
     _undoing += 1
     try:
@@ -165,17 +195,17 @@ def undoing() -> Iterator[None]:
 
 
 def is_undoing() -> bool:
-    """Whether something half-made is removed when the main thread fails now."""
+    """Whether incomplete files would be removed if the main thread failed now."""
     return _undoing > 0
 
 
 @contextlib.contextmanager
 def undone_on_failure(folder: Path) -> Iterator[None]:
-    """Makes a folder; where the block fails, what came into it is removed, and so are it and its
-    parents if they were not there before.
+    """Creates a folder; if the block fails, removes what was added to it, and the folder and its
+    parents if they are new.
 
     Raises:
-      OSError: it cannot be made.
+      OSError: it cannot be created.
     """
     missing = missing_folders(folder)
     before = set() if missing else set(os.listdir(folder))
@@ -192,12 +222,12 @@ def undone_on_failure(folder: Path) -> Iterator[None]:
 
 
 def nearest(path: Path) -> Path:
-    """The path itself or the first of its parents that exists."""
+    """The first existing path among the path and its parents."""
     return next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
 
 
 def probe(folder: Path) -> None:
-    """Writes a megabyte and removes it: permissions do not tell of a read-only or full disk.
+    """Writes a megabyte and removes it: permissions do not show a read-only or full disk.
 
     Raises:
       OSError: it cannot be written.
@@ -208,20 +238,20 @@ def probe(folder: Path) -> None:
 
 
 def missing_folders(folder: Path) -> list[Path]:
-    """The folder and its parents, as far as they are not there, the innermost first."""
+    """The folder and its parents that do not exist, the innermost first."""
     folder = folder.absolute()
     return [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
 
 
 def remove_empty(folders: list[Path]) -> None:
-    """Removes folders, the first that is not empty and all after it excepted."""
+    """Removes folders in order, up to the first that is not empty."""
     with contextlib.suppress(OSError):
         for folder in folders:
             folder.rmdir()
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link, or a folder with all in it; what cannot be removed stays."""
+    """Removes a file, a link, or a folder with its content, as far as possible."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)  # follows no links
     else:
@@ -230,7 +260,7 @@ def remove(path: Path) -> None:
 
 
 def remove_stale(folder: Path) -> None:
-    """Removes the temporary files of processes that were killed; only for who owns the folder."""
+    """Removes temporary files of killed processes; only for the owner of the folder."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             if _STALE.fullmatch(name):
@@ -238,14 +268,14 @@ def remove_stale(folder: Path) -> None:
 
 
 def refuse_links(folder: Path, *inside: str) -> None:
-    """Refuses links in place of folders that are written to. What the user named may be a link.
+    """Refuses links in place of folders to write to. The folder itself may be a link.
 
     Raises:
-      UserError: one of the paths inside of the folder is a link.
+      UserError: one of the paths inside the folder is a link.
     """
     for name in inside:
         if (folder / name).is_symlink():
             raise UserError(
-                f"{folder / name} is a link, and nothing inside of a folder is written through "
-                "links; put what it points to in its place"
+                f"{folder / name} is a link, and nothing inside a folder is written through links; "
+                "replace it by its target"
             )

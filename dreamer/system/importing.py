@@ -1,18 +1,18 @@
-"""Where modules are imported from: never from a folder of saved files, which others may have made.
+"""Excludes folders of saved files, which may be untrusted, from the import path.
 
-The first thing that `import dreamer` runs, so it imports only what every Python has loaded already.
+`import dreamer` runs it first, so it imports only modules that Python has loaded already.
 """
 
 import os
 import stat
 import sys
 
-MARK = "# Configuration of a dreamer run"  # how the config.yaml of a run starts
+MARK = "# Configuration of a dreamer run"  # the start of the config.yaml of a run
 STARTS = {"config.yaml": MARK, "checkpoint.json": '{"checksum": '}
 
 
 def is_saved(place: str) -> bool:
-    """Whether a folder is that of a run, a checkpoint or recorded episodes, or is inside one."""
+    """Whether a folder is, or is inside, a run, a checkpoint or recorded episodes."""
     try:
         path = os.path.realpath(place)
     except OSError:  # the working directory was removed
@@ -26,8 +26,8 @@ def is_saved(place: str) -> bool:
 
 
 def leave_out_saved() -> None:
-    """Takes the working directory out of `sys.path`, where `python -m` and interactive sessions put
-    it first, if it holds saved files; processes started from here do without it too."""
+    """Removes the working directory from `sys.path`, where `python -m` and interactive sessions put
+    it first, if it holds saved files; also for child processes."""
     if not sys.path or sys.flags.safe_path or not is_saved(os.curdir):
         return
     _leave_out(os.curdir)
@@ -35,13 +35,13 @@ def leave_out_saved() -> None:
 
 
 def leaves_out(place: str) -> bool:
-    """Whether no module of a folder can be imported because of the saved files that hold it."""
+    """Whether a folder is excluded from the import path because it holds saved files."""
     out = os.path.realpath(place)
     return out not in {os.path.realpath(entry or os.curdir) for entry in sys.path} and is_saved(out)
 
 
 def add(place: str) -> None:
-    """Lets modules of a folder be imported, unless it holds saved files."""
+    """Adds a folder to the import path, unless it holds saved files."""
     if is_saved(place):
         _leave_out(place)
     else:
@@ -54,7 +54,7 @@ def _leave_out(place: str) -> None:
 
 
 def _holds_saved(path: str) -> bool:
-    """Whether a folder holds what runs, checkpoints and recorded episodes are recognised by."""
+    """Whether a folder has the files of a run, a checkpoint or recorded episodes."""
     try:
         names = set(os.listdir(path))
     except OSError:  # nothing can be imported from it
@@ -69,7 +69,7 @@ def _holds_saved(path: str) -> bool:
 
 
 def _starts(path: str, text: str) -> bool:
-    """Whether a regular file starts with a text; a pipe or a device is not waited for."""
+    """Whether a regular file starts with a text; does not block on a pipe or a device."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         try:

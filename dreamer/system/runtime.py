@@ -1,4 +1,4 @@
-"""Settings of jax that must stand before its first use."""
+"""Settings of jax, to make before its first use."""
 
 import os
 import re
@@ -15,16 +15,17 @@ from dreamer.system import allocator
 PLATFORMS = {"gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 
 
-def runtime(platform: str, xla_flags: str = "") -> None:
-    """Chooses the platform and the compiler's flags, keeps compiled programs between runs and freed
-    memory within one, where the user's environment does not say otherwise.
+def runtime(platform: str, xla_flags: str = "", keep_freed: bool = True) -> None:
+    """Chooses the platform and the compiler's flags, and caches compiled programs between runs,
+    unless the user's environment sets them.
 
     Args:
       platform: auto, cpu, gpu or tpu.
-      xla_flags: put before those of XLA_FLAGS, of which the last wins.
+      xla_flags: put before those of XLA_FLAGS; the last of equal flags wins.
+      keep_freed: whether the allocator keeps freed memory, in a process of our own.
 
     Raises:
-      UserError: the compiler does not know a flag.
+      UserError: an unknown flag.
     """
     if xla_flags:
         _check(xla_flags)
@@ -34,32 +35,26 @@ def runtime(platform: str, xla_flags: str = "") -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = _cache()
         jax.config.update("jax_compilation_cache_dir", str(cache) if cache else None)
-    allocator.keep_freed()
+    if keep_freed:
+        allocator.keep_freed()
 
 
 def _cache() -> Path | None:
-    """The folder of compiled programs: by the XDG specification, for which an empty or relative
-    path is not set; None without a home folder."""
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if given.is_absolute():
-        return given / "dreamer" / "jax"
-    try:
-        home = Path.home()
-    except RuntimeError as error:
-        why = str(error)
-    else:
-        if home.is_dir():
-            return home / ".cache" / "dreamer" / "jax"
-        why = f"there is no {home}"
-    warn(
-        f"compiled programs are not kept, for there is no home folder ({why}); choose a folder by "
-        "XDG_CACHE_HOME"
-    )
-    return None
+    """The cache folder by the XDG specification, for which an empty or relative path is unset;
+    None without a home folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not cache.is_absolute():
+        try:
+            cache = Path.home() / ".cache"
+            os.stat(f"{cache.parent}/")  # raises unless it is a folder
+        except (RuntimeError, OSError) as error:
+            warn(f"compiled programs are not cached: no home folder ({error}); set XDG_CACHE_HOME")
+            return None
+    return cache / "dreamer" / "jax"
 
 
 def _check(xla_flags: str) -> None:
-    """Tries flags in a process of its own, since one that is not known ends the process."""
+    """Tries flags in another process, since an unknown one ends the process."""
     found = subprocess.run(
         [sys.executable, "-c", "import jax; jax.devices()"],
         env=os.environ | {"XLA_FLAGS": xla_flags, "JAX_PLATFORMS": "cpu"},
@@ -68,5 +63,5 @@ def _check(xla_flags: str) -> None:
     )
     if found.returncode:
         unknown = re.search(r"Unknown flags? in XLA_FLAGS: (.*)", found.stderr)
-        what = f"jax {jax.__version__} does not know {unknown[1]}" if unknown else "cannot be read"
+        what = f"jax {jax.__version__} does not know {unknown[1]}" if unknown else "invalid value"
         raise UserError(f"xla_flags={xla_flags}: {what}; correct it, or leave out xla_flags")

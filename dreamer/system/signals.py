@@ -1,5 +1,4 @@
-"""Signals as requests for the next safe point: Ctrl-C, SIGTERM and a closed terminal to stop there,
-SIGUSR1 to save and continue."""
+"""Signals as requests: Ctrl-C, SIGTERM, SIGHUP to save and stop; SIGUSR1 to save and continue."""
 
 import contextlib
 import os
@@ -10,16 +9,16 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NoReturn, Protocol, Self
 
 from dreamer.errors import Ended, ended_by
 from dreamer.system import files
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
-SAME = 2.0  # seconds in which SIGTERMs of a scheduler and of a parent that passes it on are one
-PATIENCE = 1.0  # seconds that Python may take to end after a second Ctrl-C
-UNDOING = 5.0  # seconds that a command may take to remove what is half-made
+SAME = 2.0  # seconds in which two SIGTERMs count as one: of a scheduler, and forwarded by a parent
+PATIENCE = 1.0  # seconds that Python has to end after a second Ctrl-C
+UNDOING = 5.0  # seconds that a command has to remove incomplete files
 SAVE = signal.SIGUSR1 if hasattr(signal, "SIGUSR1") else None
 STOPPING = (
     "stopping after this iteration (a compilation under way ends first), then saving; "
@@ -28,25 +27,23 @@ STOPPING = (
 
 
 class Display(Protocol):
-    """What a terminal shows of a run."""
+    """The display of a run on a terminal."""
 
     def note(self, line: str) -> None:
         """Prints a line on standard error, from any thread."""
-        ...
 
     def release(self) -> None:
-        """Gives the terminal back, from any thread, right before the process ends."""
-        ...
+        """Restores the terminal right before the process ends, from any thread."""
 
 
 class Count:
-    """Which signal is the first, and which of those after it count as a second."""
+    """Distinguishes the first signal from a second one."""
 
     def __init__(self) -> None:
         self.first: tuple[int, float] | None = None  # number and time
 
     def second(self, number: int) -> bool:
-        """Notes a signal; whether it is a second one."""
+        """Counts a signal; returns whether it is a second one."""
         if self.first is None:
             self.first = number, time.monotonic()
             return False
@@ -56,18 +53,18 @@ class Count:
 
 
 class StopRequest:
-    """In this context the first of `SIGNALS` sets `requested`; a second acts as usual, but for a
-    SIGTERM within `SAME` seconds of the first.
+    """A context in which the first of `SIGNALS` sets `requested`. A second one has its usual
+    effect, except a SIGTERM within `SAME` seconds of the first.
 
-    One that is ignored, as SIGHUP under nohup, stays so.
+    Ignored signals stay ignored, such as SIGHUP under nohup.
 
-    No handler of Python runs while the main thread is deep in compiled code or compiles. So the
-    system itself writes signals into a pipe as well, which a thread reads: it acknowledges Ctrl-C
-    at once, and ends the process where that must not wait.
+    Python's handlers do not run while the main thread is in compiled code or compiles. So signals
+    are also written into a pipe that a thread reads: it acknowledges Ctrl-C at once, and ends the
+    process where that must not wait.
 
     Args:
-      ends_process: that of a command. A first signal before `begin` ends the process at once, as
-        does a second one.
+      ends_process: for a command: a signal before `begin` ends the process at once, and so does a
+        second one.
     """
 
     def __init__(self, ends_process: bool = False) -> None:
@@ -76,10 +73,11 @@ class StopRequest:
         self._ends_process = ends_process
         self._begun = not ends_process
         self._count = Count()  # of the handlers
-        self._display: Display | None = None
+        self._show: Callable[[str], object] = _write  # prints a line
+        self._before_end: list[Callable[[], object]] = [_kill_started]
         self._grace: tuple[float, Callable[[], str]] | None = None
         self._pipe: tuple[int, int] | None = None  # while in the context
-        self._stops: dict[signal.Signals, Any] = {}  # the handlers before
+        self._stops: dict[signal.Signals, Any] = {}  # the previous handlers
         self._saves: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -92,49 +90,46 @@ class StopRequest:
         watch.start()
         _follow_forks(self)
         for number in SIGNALS:
-            # SIGINT too is ignored where a shell starts a program in the background, but nohup's
-            # ignored SIGHUP is what the user requests.
+            # Shells ignore SIGINT of a program in the background; it is handled nevertheless.
             if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
                 self._stops[number] = signal.signal(number, self._note)
         if SAVE is not None:
             self._saves[SAVE] = signal.signal(SAVE, self._note_save)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._ends_process:  # all is saved, and the exit of Python may wait for a thread
+    def __exit__(self, *_: object) -> None:
+        if self._ends_process:  # everything is saved, and Python may wait for a thread at exit
             self._stops = dict.fromkeys(self._stops, signal.SIG_DFL)
         _put_back(self._stops)
         _put_back(self._saves)
         assert self._pipe is not None
         signal.set_wakeup_fd(self._wakeup)
-        os.close(self._pipe[1])  # which the thread sees
+        os.close(self._pipe[1])  # ends the thread
         self._pipe = None
 
     def begin(self, display: Display | None = None) -> None:
-        """From here on signals are requests: there is something to save.
+        """Makes signals requests from now on: there is something to save.
 
         Args:
-          display: shows the acknowledgement; standard error without one.
+          display: prints the acknowledgement; standard error without one.
         """
-        self._display, self._begun = display, True
+        self._begun = True
+        if display is not None:
+            self._show = display.note
+            self._before_end.append(display.release)
 
     @contextlib.contextmanager
     def grace(self, seconds: float, last_words: Callable[[], str]) -> Iterator[None]:
-        """In this context the process ends so many seconds after a SIGTERM, also one that came
-        before, whatever is under way. A checkpoint that is half-written then is none.
+        """A context in which the process ends some seconds after a SIGTERM, also an earlier one,
+        whatever it does. An incomplete checkpoint is then discarded.
 
         Args:
-          seconds: until the end; 0 is no limit.
-          last_words: gives the line to print then.
+          seconds: from the SIGTERM to the end; 0 is no limit.
+          last_words: returns the line to print at the end.
         """
         self._grace = (seconds, last_words) if seconds else None
         if self._pipe is not None:
-            os.write(self._pipe[1], b"\0")  # the thread looks at its deadlines
+            os.write(self._pipe[1], b"\0")  # the thread computes its deadline
         try:
             yield
         finally:
@@ -158,9 +153,9 @@ class StopRequest:
         self.saves += 1
 
     def _watch(self, pipe: int) -> None:
-        """What the thread does until the context ends."""
+        """Runs in the thread until the context ends."""
         count = Count()
-        second: tuple[float, int] | None = None  # when the process ends, by which signal
+        second: tuple[float, int] | None = None  # time and signal of the end
         ready = selectors.DefaultSelector()
         ready.register(pipe, selectors.EVENT_READ)
         while True:
@@ -191,36 +186,25 @@ class StopRequest:
                     patience = PATIENCE if number == signal.SIGINT else 0.0
                     second = time.monotonic() + patience, number
 
-    def _show(self, line: str) -> None:
-        if self._display is not None:
-            self._display.note(line)
-        else:
-            _write(line)
-
     def _end(self, number: int, last_words: Callable[[], str] | None = None) -> NoReturn:
-        """Ends the process whatever it does, with the processes that it has started."""
-        # Whatever it is, the end comes: also where a terminal that is stopped takes no word.
+        """Ends the process whatever it does, and the processes that it has started."""
+        # Ends also if the output blocks, as on a stopped terminal.
         timer = threading.Timer(PATIENCE, os._exit, (128 + number,))
         timer.daemon = True
         timer.start()
-        for step in (_kill_started, self._release):
+        for step in self._before_end:
             with contextlib.suppress(Exception):
                 step()
         with contextlib.suppress(Exception):
             _write(last_words() if last_words else ended_by(number))
         os._exit(128 + number)
 
-    def _release(self) -> None:
-        if self._display is not None:
-            self._display.release()
 
-
-_followed: list[weakref.ref[StopRequest]] = []  # the newest, once a process that forks has one
+_followed: list[weakref.ref[StopRequest]] = []  # the newest, if there was one
 
 
 def _follow_forks(request: StopRequest) -> None:
-    """Lets forked processes, such as those of a vector environment, answer signals as they did
-    before: in them none is a request to this one."""
+    """Restores the handlers in forked processes, such as those of a vector environment."""
     if not _followed and hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_forget_in_child)
     _followed[:] = [weakref.ref(request)]
@@ -235,7 +219,7 @@ def _forget_in_child() -> None:
 
 
 def _kill_started() -> None:
-    """Kills the processes of environments: one that hangs would outlive this one."""
+    """Kills the processes of environments, which would outlive this one if they hang."""
     workers, started = map(sys.modules.get, ("dreamer.envs.workers", "multiprocessing"))
     if workers:  # slow to import
         workers.kill_all()
@@ -245,7 +229,7 @@ def _kill_started() -> None:
 
 
 def _write(line: str) -> None:
-    """Not by print, which may be what a signal interrupts."""
+    """Prints a line on standard error; not by `print`, which a signal may have interrupted."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             os.write(2, f"{line}\n".encode(errors="replace"))

@@ -1,4 +1,4 @@
-"""Standard streams that never end a program: closed, full, without a reader, or ASCII alone."""
+"""Standard streams that never fail: closed, full, without a reader, or limited to ASCII."""
 
 import contextlib
 import os
@@ -9,10 +9,10 @@ from dreamer.errors import emit
 
 
 class Forgiving:
-    """A text file that drops what cannot be written, and replaces characters that it does not know.
+    """A text file that drops what cannot be written, and replaces characters that it cannot encode.
 
     Args:
-      file: None is one that takes nothing, as `sys.stdout` is where a program starts without it.
+      file: the file; None drops everything, as for a `sys.stdout` that is missing.
     """
 
     def __init__(self, file: TextIO | None) -> None:
@@ -36,20 +36,20 @@ class Forgiving:
 
 
 def open_missing() -> None:
-    """Opens the null device for each standard stream that is closed: the next file that the program
-    opens would take its number, and get what libraries write there."""
+    """Opens the null device for each closed standard stream: otherwise the next opened file would
+    take its number, and receive what libraries write there."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
         if number and getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
 
 
 def drop_unwritten() -> None:
-    """Drops what the standard streams could not write: Python would try again at its exit and end
-    with status 120."""
+    """Drops what the standard streams could not write: Python would retry at exit, and exit with
+    status 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -36,7 +36,7 @@ class DeviceLearner(Learner):
         super().__init__(config, agent, devices)
         self.metrics = self._replay.metrics
         self._stored: Stored
-        compiled = partial(mesh.compile_shares, devices=devices)
+        compiled = partial(mesh.compile_shards, devices=devices)
         self._add = compiled(self._put, in_axes=(0, None), out_axes=0, donate=0)
         self._learn = compiled(
             self._updates, in_axes=(None, 0), out_axes=(None, 0, None), donate=(0, 1)

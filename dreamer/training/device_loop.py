@@ -313,7 +313,7 @@ class DeviceLoop(Loop):
 
 def program(compute: Callable, devices: list[jax.Device], call: Call) -> Callable:
     """Compiles a call of `compute`, as of `DeviceLoop`, on all devices."""
-    return mesh.compile_shares(
+    return mesh.compile_shards(
         partial(compute, call), devices, (None, 0, None), (None, 0, None, 0), donate=(0, 1)
     )
 

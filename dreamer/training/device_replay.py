@@ -128,7 +128,7 @@ class DeviceReplay:
             length = settings.batch_length + 1
             return device.init(self._spec, each, self.envs_each, length, settings.online)
 
-        make = mesh.compile_shares(init, self.devices, (0,), 0, donate=(), meet=False)
+        make = mesh.compile_shards(init, self.devices, (0,), 0, donate=(), barrier=False)
         return self._complete(make(np.arange(len(self.devices))))
 
     def get_arrays(self, stored: Stored, updated: bool) -> tuple[dict[str, Any], bool]:

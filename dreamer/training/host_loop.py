@@ -52,7 +52,7 @@ class HostLoop(Loop):
             self.env.close()
             raise
         shard = hosts.index(), self._hosts
-        self._policy = Policy(self.agent, self._num_envs, device=self._weights.device, share=shard)
+        self._policy = Policy(self.agent, self._num_envs, device=self._weights.device, shard=shard)
         self._policy.reset(purpose_key(config.seed, "act"))
         stride = self._num_envs * self._hosts
         self.driver = Driver(self.env, self._policy, self.agent.observations, stride)

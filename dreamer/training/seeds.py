@@ -129,11 +129,11 @@ class VmappedSeeds:
         devices = loops[0].devices
         parts = [partial(self._part, np.int32(number)) for number in range(len(loops))]
         states, worlds = map(list, zip(*map(DeviceLoop.join, loops, parts), strict=True))
-        shard = mesh.compile_shares(_stack, devices, (0,) * len(loops), 0, donate=())
+        shard = mesh.compile_shards(_stack, devices, (0,) * len(loops), 0, donate=())
         self._state: Any = _stacked(jax.jit(_stack), states)
         self._world: World = _stacked(shard, worlds)
         self._state_of = jax.jit(_of)
-        self._part_of = mesh.compile_shares(_of, devices, (0, None), 0, donate=())
+        self._part_of = mesh.compile_shards(_of, devices, (0, None), 0, donate=())
         self._program = cache(partial(program, self._compute, devices))
 
     def advance(self, until: int) -> list[Episodes]:

@@ -45,7 +45,8 @@ class Trainer(AbstractContextManager):
         self.path = paths.checked_run_folder(config)
         self.devices, saves = mesh.devices_of(config), paths.checkpoint_folder(config)
         with ExitStack() as stack:
-            self.console: Console = Console.open(config, self.sync, leader, stack)
+            leading = leader.console if leader else None
+            self.console: Console = Console(config, self.sync, leading, stack)
             self.rollbacks: int = self.sync.broadcast(lambda: rollback.count(saves))
             own = shard.of_host(rollback.rekeyed(config, self.rollbacks))
             self.loop: Loop = make_loop(own, self.devices)
@@ -70,7 +71,7 @@ class Trainer(AbstractContextManager):
 
     @property
     def hooks(self) -> Sequence[Callback]:
-        """All hooks, in the order in which they are called: logging reads metrics for the others."""
+        """All hooks in order: logging reads metrics for the others."""
         own = (self.rollback, self.evaluation, self.videos, self.checkpoints)
         return (self.logging, *self.callbacks, *own)
 

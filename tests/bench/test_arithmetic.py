@@ -1,4 +1,4 @@
-"""Counted arithmetic against what can be counted by hand."""
+"""Counted arithmetic against counts by hand."""
 
 from functools import partial
 

@@ -95,7 +95,7 @@ def test_a_run_appends_to_no_link(
     plant(run / name, victim / "file")
     line = refused(train.main, *tiny_run.argv(run))
     assert str(run) in line
-    assert "is a link, and nothing inside of a folder is written through links" in line
+    assert "is a link, and nothing inside a folder is written through links" in line
     assert unharmed(victim)
 
 
@@ -105,7 +105,7 @@ def test_no_folder_inside_of_a_run_is_a_link(
 ) -> None:
     plant(run / name, victim)
     line = refused(train.main, *tiny_run.argv(run, "run.steps=110"))
-    assert f"{run / name} is a link, and nothing inside of a folder is written" in line
+    assert f"{run / name} is a link, and nothing inside a folder is written" in line
     assert unharmed(victim)
 
 
@@ -244,7 +244,7 @@ def test_a_start_that_fails_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     (tmp_path / "there").mkdir()
-    monkeypatch.setattr("dreamer.logs.writers.AppendFile._write", full)
+    monkeypatch.setattr("dreamer.logs.writers.AppendedFile._append", full)
     for place in ("a/b", "there"):
         assert "No space left" in refused(train.main, *tiny_run.argv(tmp_path / place))
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]

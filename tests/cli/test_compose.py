@@ -121,8 +121,8 @@ BAD = {
         ["devices=4", "replay.batch_size=6"],
         "replay.batch_size=6 cannot be split over 4 devices; make it a multiple of 4",
     ),
-    "devices": (["devices=5"], "devices=5 were asked for but there are 4"),
-    "platform": (["platform=tpu"], "platform=tpu was asked for but jax finds no such device here"),
+    "devices": (["devices=5"], "devices=5: there are 4; allowed are 0"),
+    "platform": (["platform=tpu"], "platform=tpu: jax finds no such device here"),
     "small": (["replay.capacity=9"], "raise it to at least 24"),
     "memory": (["replay.capacity=1e12"], "the largest capacity that fits is replay.capacity="),
     "keys": (

@@ -1,6 +1,5 @@
-"""Several hosts: how they are found, what they do together, and how they end."""
+"""Several hosts: discovery, collective work, and failures."""
 
-import contextlib
 import signal
 import socket
 import time
@@ -21,7 +20,7 @@ from dreamer.system.signals import StopRequest
 from dreamer.training.trainer import Trainer
 from tests import several_hosts, tiny_run
 
-# ------------------------------------------------------------------------------- how they are found
+# ------------------------------------------------------------------------------- discovery
 
 
 def settings(**given: Any) -> RunConfig:
@@ -32,13 +31,15 @@ TOGETHER = {"coordinator": "node0:1234", "num_processes": 4, "process_id": 3}
 
 
 def test_one_process_by_default() -> None:
-    assert not context.wanted(settings(), {})
-    assert not context.wanted(settings(coordinator="a:1", num_processes=1, process_id=0), {})
+    assert not context.is_distributed(settings(), {})
+    assert not context.is_distributed(
+        settings(coordinator="a:1", num_processes=1, process_id=0), {}
+    )
 
 
 def test_an_address_and_two_numbers() -> None:
-    assert context.wanted(settings(**TOGETHER), {})
-    assert context.wanted(settings(coordinator="auto"), {})
+    assert context.is_distributed(settings(**TOGETHER), {})
+    assert context.is_distributed(settings(coordinator="auto"), {})
 
 
 @pytest.mark.parametrize(
@@ -59,8 +60,8 @@ def test_an_address_and_two_numbers() -> None:
 )
 def test_only_several_tasks_are_taken_for_hosts(env: dict[str, str], found: str) -> None:
     assert context.detected(env) == found
-    assert context.wanted(settings(), env) == bool(found)
-    assert not context.wanted(settings(coordinator="none"), env)
+    assert context.is_distributed(settings(), env) == bool(found)
+    assert not context.is_distributed(settings(coordinator="none"), env)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_only_several_tasks_are_taken_for_hosts(env: dict[str, str], found: str)
 )
 def test_settings_that_do_not_fit_together(given: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError) as error:
-        context.wanted(settings(**TOGETHER | given), {})
+        context.is_distributed(settings(**TOGETHER | given), {})
     assert line in str(error.value)
 
 
@@ -140,11 +141,11 @@ def test_a_process_0_that_waits_for_others_ends_when_its_grace_is_over(tmp_path:
         assert listening(host.process.pid) == {"127.0.0.1"}
         host.process.send_signal(signal.SIGTERM)
         assert host.end(30) == 128 + signal.SIGTERM
-        line = "run.grace_seconds=0.1 are over before all hosts had come; nothing was begun"
+        line = "run.grace_seconds=0.1 passed before all hosts had joined"
         assert host.text.splitlines()[-1] == line
 
 
-# ------------------------------------------------------------------------ what they do together
+# ------------------------------------------------------------------------ collective work
 
 TOGETHER_SCRIPT = """
 import json, psutil, sys
@@ -157,7 +158,7 @@ address = {"coordinator": f"localhost:{port}", "num_processes": 2, "process_id":
 run = RunConfig.model_validate(address if port else {})
 with context.connect(run):
     own = mesh.local_devices("cpu", 0, 4)
-    total = mesh.compile_shares(
+    total = mesh.compile_shards(
         lambda x: (mesh.place(own), mesh.jax.lax.psum(x, mesh.AXIS)), own, 0, 0, ()
     )
     place, total = total(mesh.spread(np.full((1, 2), 3.0 + int(number)), own))
@@ -191,7 +192,7 @@ LAUNCHERS = {
     "launcher",
     ["", *(pytest.param(name, marks=pytest.mark.slow) for name in LAUNCHERS)],
 )
-def test_two_hosts_meet_and_add(launcher: str, tmp_path: Path) -> None:
+def test_two_hosts_join_and_add(launcher: str, tmp_path: Path) -> None:
     port = several_hosts.free_port()
     commands, environments = [], []
     for number in range(2):
@@ -258,14 +259,14 @@ def test_two_hosts_train_as_one_with_two_devices(changes: tuple[str, ...], tmp_p
     assert episodes[0] == episodes[1] != []
 
 
-# ------------------------------------------------------------------------------- how they end
+# ------------------------------------------------------------------------------- failures
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_a_watchdog_hears_no_signal(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_watchdog_ignores_signals(number: int, capfd: pytest.CaptureFixture[str]) -> None:
     watchdog = context.Watchdog()
     watchdog.say("first")
-    time.sleep(0.2)  # until the shell has begun
+    time.sleep(0.2)  # until the shell runs
     watchdog._process.send_signal(number)
     watchdog.say("last")
     assert watchdog._process.stdin is not None
@@ -274,7 +275,7 @@ def test_a_watchdog_hears_no_signal(number: int, capfd: pytest.CaptureFixture[st
     assert capfd.readouterr().err == "last\n"
 
 
-def test_a_watchdog_that_is_gone_is_not_missed() -> None:
+def test_the_loss_of_a_watchdog_is_harmless() -> None:
     watchdog = context.Watchdog()
     watchdog._process.kill()
     watchdog._process.wait()
@@ -307,13 +308,13 @@ def test_only_an_error_of_the_connection_is_a_lost_host(
 
     monkeypatch.setattr(context, "_end", end)
     monkeypatch.setattr(context.atexit, "register", lambda *_: None)
-    bond = context.DistributedContext(settings(**TOGETHER), StopRequest())
-    bond._watchdog = context.Watchdog()
-    with contextlib.suppress(Ended):
-        bond.__exit__(type(error), error, None)
+    monkeypatch.setattr(context, "_join", lambda *_: None)
+    with (
+        pytest.raises(Ended if lost else type(error)),
+        context.connect(settings(**TOGETHER)),
+    ):
+        raise error
     assert ends == ([context.STATUS] if lost else [])
-    if lost:
-        bond._watchdog.dismiss()
 
 
 ENDLESS = ("run.steps=1000000", "checkpoint.every_steps=20", "replay.where=host")
@@ -336,14 +337,14 @@ def test_a_host_that_dies_ends_the_other_and_both_resume(victim: int, tmp_path: 
         assert other.end(60) != 0
         print(f"ended after {time.monotonic() - since:.1f} s")
         assert other.last_line() == (
-            f"error: host {1 - victim} of 2 has ended because another was lost, or was itself "
-            "ended from outside; the same command on all hosts resumes"
+            f"error: host {1 - victim} of 2 ended because another host was lost, or because of a "
+            "signal from outside; the same command on all hosts resumes"
         )
     places = [folder / "checkpoints", folder / "hosts/1/checkpoints"]
     shared = max(set.intersection(*(set(manager.steps(place)) for place in places)))
     with several_hosts.training(folder, *ENDLESS, "log.progress=plain") as made:
-        several_hosts.wait_until(lambda: "updates  return" in made[0].text, made)
-        made[1].process.send_signal(signal.SIGTERM)  # one that is asked to stop stops both
+        several_hosts.wait_until(lambda: "updates  episode/return" in made[0].text, made)
+        made[1].process.send_signal(signal.SIGTERM)  # a stop request to one stops both
         assert [host.end() for host in made] == [0, 0], [host.text for host in made]
     assert f"resumed {folder} at step {shared:,}" in made[0].text
     assert f"host 1: resumed {folder}/hosts/1 at step {shared:,}" in made[0].text
@@ -368,7 +369,7 @@ def test_a_host_whose_environments_fail_does_not_save_alone(
             trainer.run()
 
 
-def test_what_a_host_wants_saved_waits_while_updates_are_skipped(
+def test_a_requested_save_waits_while_updates_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sync.SingleHost, "save_requested", True)
@@ -383,13 +384,15 @@ def test_what_a_host_wants_saved_waits_while_updates_are_skipped(
 
 
 @pytest.mark.slow
-def test_hosts_that_do_not_come(tmp_path: Path) -> None:
+def test_hosts_that_do_not_join(tmp_path: Path) -> None:
     port = several_hosts.free_port()
     several = [f"run.coordinator=127.0.0.1:{port}", "run.num_processes=2", "run.process_id=0"]
     command = tiny_run.argv(tmp_path / "run", *several, "run.join_seconds=2")
     with several_hosts.programs([["-m", "dreamer.train", *command]], tmp_path) as (host,):
         assert host.end(60) != 0
-        assert host.last_line().startswith("error: after run.join_seconds=2 not all hosts had come")
+        assert host.last_line().startswith(
+            "error: run.join_seconds=2 passed before all hosts had joined"
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -403,4 +406,4 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         command = ["-m", "dreamer.train", *tiny_run.argv(tmp_path / "run", *several)]
         with several_hosts.programs([command], tmp_path) as (host,):
             assert host.end(60) == 2
-            assert host.last_line().startswith("error: the hosts cannot be joined: UNKNOWN: ")
+            assert host.last_line().startswith("error: the hosts cannot join: UNKNOWN: ")

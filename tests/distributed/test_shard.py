@@ -1,4 +1,4 @@
-"""What each host has of a run: folders, environments, replay and batch; and what is refused."""
+"""The shard of each host: folders, environments, replay and batch; and what is refused."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -22,13 +22,13 @@ def config(*changes: str) -> Config:
     return tiny_run.config(Path("run"), "env.num_envs=4", *changes)
 
 
-def test_one_host_has_it_all() -> None:
+def test_one_host_keeps_the_configuration() -> None:
     given = config()
     assert shard.of_run(given) is given
     assert shard.of_host(given) is given
 
 
-def test_the_shares_of_all_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shards_of_all_hosts_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = config("run.steps=101", "replay.capacity=61")
     parts = together(monkeypatch, 2, lambda number: shard.of_host(whole))
     assert [part.env.first for part in parts] == [0, 2]
@@ -41,7 +41,7 @@ def test_the_shares_of_all_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> No
         assert Fraction(part.replay.train_ratio) == Fraction(whole.replay.train_ratio)
 
 
-def test_every_host_has_a_folder_and_none_keeps_its_address(
+def test_every_host_has_a_folder_and_none_saves_its_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     several = "run.num_processes=3", "run.coordinator=a:1", "env.num_envs=3", "checkpoint.dir=saves"
@@ -56,13 +56,16 @@ def test_every_host_has_a_folder_and_none_keeps_its_address(
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        (["env.num_envs=3"], "env.num_envs=3 cannot be spread over 2 hosts; make it a multiple"),
-        (["replay.load=somewhere"], "replay.load=somewhere is for one host, and here are 2"),
-        (["run.seeds=2"], "run.seeds=2 is for one host, and here are 2"),
-        (["run.actors=ray", "run.num_actors=2"], "run.actors=ray is for one host, and here are 2"),
+        (["env.num_envs=3"], "env.num_envs=3 cannot be divided among 2 hosts; make it a multiple"),
+        (["replay.load=somewhere"], "replay.load=somewhere supports one host, and there are 2"),
+        (["run.seeds=2"], "run.seeds=2 supports one host, and there are 2"),
+        (
+            ["run.actors=ray", "run.num_actors=2"],
+            "run.actors=ray supports one host, and there are 2",
+        ),
     ],
 )
-def test_what_is_not_for_several_is_refused(
+def test_options_for_one_host_are_refused(
     changes: list[str], line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = config(*changes)
@@ -72,11 +75,11 @@ def test_what_is_not_for_several_is_refused(
 
 def test_other_settings_on_another_host_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     given = [config(f"seed={number}", f"run.process_id={number}") for number in range(2)]
-    with pytest.raises(UserError, match="host 1 has seed: 1 where host 0 has seed: 0; start all"):
+    with pytest.raises(UserError, match="host 1 has seed: 1, host 0 has seed: 0; start all"):
         together(monkeypatch, 2, lambda number: shard.of_run(given[number]))
 
 
-def test_hosts_that_would_compute_something_else_are_refused(
+def test_hosts_that_would_compile_another_program_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     together(monkeypatch, 2, lambda number: shard.compare_devices(4, "device memory"))

@@ -1,4 +1,4 @@
-"""What hosts do together comes at the same turn, whoever asks for it."""
+"""Hosts stop, save and log at the same iteration, whichever requests it."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from dreamer.system.signals import StopRequest
 from tests.several import together
 
 
-def test_one_host_asks_nobody() -> None:
+def test_one_host_does_not_wait() -> None:
     request = StopRequest()
     alone = sync.make(request)
     assert type(alone) is sync.SingleHost
@@ -25,15 +25,17 @@ def test_one_host_asks_nobody() -> None:
     assert alone.broadcast(lambda: {"mean": 1.0}) == {"mean": 1.0}
 
 
-def test_any_may_ask_and_all_heed_it_at_the_same_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_of_any_host_applies_to_all_at_the_same_iteration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def work(number: int) -> list[Any]:
         request = StopRequest()
         hosts = sync.make(request)
         seen = []
-        for turn in range(400):
+        for iteration in range(400):
             if number == 2:
-                request.requested = turn >= 50
-                request.saves = int(turn >= 9)
+                request.requested = iteration >= 50
+                request.saves = int(iteration >= 9)
             hosts.barrier(0)
             seen.append((hosts.stop, hosts.saves))
             if hosts.stop:
@@ -48,12 +50,12 @@ def test_any_may_ask_and_all_heed_it_at_the_same_turn(monkeypatch: pytest.Monkey
     assert one[-1][1] >= 1
 
 
-def test_a_host_that_wants_a_save_is_no_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_save_request_of_a_host_is_no_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(number: int) -> list[bool]:
         hosts = sync.MultiHost(StopRequest(), now=iter(range(1000)).__next__)
         seen = []
-        for turn in range(4):  # a second each, so that they meet at every turn
-            hosts.barrier(0, save=number == 1 and turn == 2)
+        for iteration in range(4):  # a second each, so that each has a barrier
+            hosts.barrier(0, save=number == 1 and iteration == 2)
             seen.append(hosts.save_requested)
         assert hosts.saves == 0
         return seen
@@ -65,9 +67,11 @@ def test_the_clocks_are_those_of_the_first(monkeypatch: pytest.MonkeyPatch) -> N
     def work(number: int) -> list[bool]:
         hosts = sync.MultiHost(StopRequest(), now=iter(range(1000)).__next__)
         times = iter([False, True, False, True])
-        clock = hosts.clock(lambda: next(times) if number == 0 else pytest.fail("not asked"))
+        clock = hosts.clock(
+            lambda: next(times) if number == 0 else pytest.fail("read on another host")
+        )
         seen = []
-        for _ in range(4):  # a second each, so that they meet at every turn
+        for _ in range(4):  # a second each, so that each has a barrier
             hosts.barrier(0, save=False)
             seen.append(clock())
         return seen
@@ -75,31 +79,30 @@ def test_the_clocks_are_those_of_the_first(monkeypatch: pytest.MonkeyPatch) -> N
     assert together(monkeypatch, 2, work) == [[False, True, False, True]] * 2
 
 
-def test_they_meet_about_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    met = [0, 0]
+def test_barriers_come_about_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    barriers = [0]
 
     def work(number: int) -> None:
         seconds = [0.0]
         hosts = sync.MultiHost(StopRequest(), now=lambda: seconds[0])
-        hosts.clock(lambda: bool(met.__setitem__(0, met[0] + 1)))
-        for turn in range(3000):
-            seconds[0] += 1e-3 if turn < 2000 else 1e-2
-            hosts.barrier(turn if turn > 1000 else 0, save=False)
+        hosts.clock(lambda: bool(barriers.__setitem__(0, barriers[0] + 1)))
+        for iteration in range(3000):
+            seconds[0] += 1e-3 if iteration < 2000 else 1e-2
+            hosts.barrier(iteration if iteration > 1000 else 0, save=False)
 
     together(monkeypatch, 2, work)
-    # 1000 turns without updates, 20 apart; 1 s of quick ones; 10 s of slow ones.
-    assert 1000 / 20 < met[0] < 1000 / 20 + 2 * 12 + 10
+    # 1000 iterations without updates, 20 apart; 1 s of fast ones; 10 s of slow ones.
+    assert 1000 / 20 < barriers[0] < 1000 / 20 + 2 * 12 + 10
 
 
-def test_letters_come_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_are_sent_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(number: int) -> Any:
         hosts = sync.make(StopRequest())
         if number:
-            hosts.send([f"line of {number}"])
-            hosts.send((1.5, 7))
+            assert hosts.to_first([[f"line of {number}"], (1.5, 7)]) == []
         return hosts.barrier(0, save=False), hosts.broadcast(lambda: {"from": number})
 
-    letters, *others = together(monkeypatch, 3, work)
-    assert letters[0] == [["line of 1"], [1.5, 7], ["line of 2"], [1.5, 7]]
+    messages, *others = together(monkeypatch, 3, work)
+    assert messages[0] == [["line of 1"], [1.5, 7], ["line of 2"], [1.5, 7]]
     assert [other[0] for other in others] == [[], []]
-    assert [each[1] for each in (letters, *others)] == [{"from": 0}] * 3
+    assert [each[1] for each in (messages, *others)] == [{"from": 0}] * 3

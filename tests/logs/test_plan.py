@@ -35,7 +35,7 @@ def test_numbers() -> None:
         "replayed": "64 steps per environment step",
         # 64 / 256 = 1 / 4. After 86 + 32 steps of each of the 3 environments there are 3 * 86 = 258
         # sequences of 33 steps; the other 3,000 - 354 steps owe 661.5 updates.
-        "updates": "0.25 per environment step from 354 on, 661 in all, "
+        "updates": "0.25 per environment step from 354 on, 661 in total, "
         "each of 8 x 32 = 256 replayed steps",
         # 12 bytes times 2^18 are 3 times 2^20.
         "replay": "3.0 MiB in host memory for 262,144 steps",
@@ -53,7 +53,7 @@ def test_recorded_steps() -> None:
     sizes = ("replay.batch_size=16", "replay.batch_length=64", "run.steps=2048")
     found = rows(*sizes, loaded=1000)
     assert " from 88 on" in found["updates"]
-    assert found["replay"].endswith("steps, of which 1,000 are recorded ones")
+    assert found["replay"].endswith("steps, of which 1,000 are recorded")
     found = rows(*sizes, "run.offline=true", "replay.load=x", loaded=1024)
     assert found["updates"] == "2,048, each of 16 x 64 = 1,024 replayed steps"
     assert found["replayed"] == "2,048.0 times each recorded step"

@@ -90,7 +90,7 @@ def test_display_in_terminals_of_other_widths(width: int) -> None:
     assert sum(line.count("-1.5e-07") for line in text[6:]) == 6
 
 
-def test_rates_leave_out_what_was_done_before_the_start() -> None:
+def test_rates_exclude_steps_before_the_start() -> None:
     rates = Rates(Sample(5.0, 0.0, 100_000, 3000), window=10)
     assert math.isnan(rates.steps)
     rates.add(Sample(7.0, 0.0, 100_050, 3000))
@@ -110,14 +110,14 @@ def test_rates_restart_with_the_first_update() -> None:
     assert (rates.steps, rates.updates, rates.seconds_left(8)) == (8 / 20, 1 / 20, 20)
 
 
-def test_rates_forget_what_was_before_the_window() -> None:
+def test_rates_exclude_steps_before_the_window() -> None:
     rates = Rates(Sample(0.0, 0.0, 0, 0), window=10)
     for second in range(1, 21):
         rates.add(Sample(float(second), 0.0, 1000 + second * 2, second))
     assert (rates.steps, rates.updates) == (2, 1)
 
 
-def test_rates_stay_right_and_small_with_frequent_calls() -> None:
+def test_rates_stay_correct_and_small_with_frequent_calls() -> None:
     rates = Rates(Sample(0.0, 0.0, 0, 0), window=10)
     for index in range(30_000):
         rates.add(Sample(index / 1000, 0.0, index, index // 2))
@@ -155,12 +155,12 @@ def test_plain_prints_one_line_per_interval_and_the_last_state() -> None:
 
 def compiles(name: str, seconds: float, clock: Clock, inside: Callable[[], object] = int) -> None:
     """As jax reports it."""
-    for event, share in (("jaxpr_trace", 0.25), ("backend_compile", 0.75)):
+    for event, part in (("jaxpr_trace", 0.25), ("backend_compile", 0.75)):
         event = f"/jax/core/compile/{event}_duration"
         monitoring.record_scalar(event, 0.0, fun_name=name)
-        clock.time += seconds * share
+        clock.time += seconds * part
         inside()
-        monitoring.record_event_duration_secs(event, seconds * share, fun_name=name)
+        monitoring.record_event_duration_secs(event, seconds * part, fun_name=name)
 
 
 def test_the_first_minute() -> None:
@@ -199,7 +199,7 @@ def test_the_first_minute() -> None:
     assert all("  2.00 steps/s   1.00 updates/s" in line for line in status[2:])
 
 
-def test_what_is_done_beside_training_counts_for_the_time_left_alone() -> None:
+def test_other_work_counts_for_the_time_left_alone() -> None:
     file, clock = io.StringIO(), Clock()
     with Progress("plain", 1000, 0, file=file, now=clock) as progress:
         progress.start()
@@ -207,7 +207,7 @@ def test_what_is_done_beside_training_counts_for_the_time_left_alone() -> None:
             progress.update(step, step)
             clock.time += 2
         assert "0.5000 steps/s 0.5000 updates/s  0:33:00 left" in file.getvalue().splitlines()[-1]
-        with progress.beside("evaluating"):
+        with progress.other_work("evaluating"):
             assert progress.state == "evaluating"
             clock.time += 15
             compiles("act", 100, clock)
@@ -229,14 +229,14 @@ def test_runs_that_share_a_process_share_the_time() -> None:
             progress.update(1, 1)
         clock.time += 2
         compiles("act", 10, clock)
-        with other.beside("evaluating"):
+        with other.other_work("evaluating"):
             assert leader.state == "evaluating"
             clock.time += 10
         leader.update(5, 5)
         assert leader.rates == {"perf/steps_per_second": 2.0, "perf/updates_per_second": 2.0}
 
 
-def test_what_another_thread_compiles_is_no_pause() -> None:
+def test_compilation_in_another_thread_does_not_count() -> None:
     clock = Clock()
     with Progress("none", 1000, now=clock) as progress:
         progress.start()
@@ -248,7 +248,7 @@ def test_what_another_thread_compiles_is_no_pause() -> None:
     assert progress.rates == {"perf/steps_per_second": 2.0, "perf/updates_per_second": 1.0}
 
 
-def test_what_began_to_compile_before_the_context_is_no_pause() -> None:
+def test_compilation_that_started_before_the_context_does_not_count() -> None:
     clock = Clock()
     with Progress("none", 1000, now=clock) as progress:
         progress.start()
@@ -288,7 +288,7 @@ def test_none_prints_nothing_but_warnings(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err == "warning: it fails\n"
 
 
-def test_bar_shows_messages_and_gives_the_cursor_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bar_shows_messages_and_restores_the_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     file = Terminal()
     with run("bar", file, Clock()) as progress:
@@ -315,7 +315,7 @@ def test_auto_is_a_bar_in_a_terminal_only(
 
 
 @pytest.mark.parametrize("mode", ["bar", "plain"])
-def test_a_terminal_that_goes_away_does_not_end_the_run(mode: str) -> None:
+def test_a_closed_terminal_does_not_end_the_run(mode: str) -> None:
     class Gone(Terminal):
         gone = False
 
@@ -334,7 +334,7 @@ def test_a_terminal_that_goes_away_does_not_end_the_run(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["bar", "plain"])
-def test_output_may_be_closed_or_know_only_ascii(mode: str) -> None:
+def test_output_may_be_closed_or_limited_to_ascii(mode: str) -> None:
     raw = io.BytesIO()
     ascii_only = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
     closed = io.StringIO()

@@ -1,4 +1,4 @@
-"""Evaluation statistics against hand values and scipy, and what is written of them."""
+"""Evaluation statistics against hand values and scipy, and their files."""
 
 import json
 import math

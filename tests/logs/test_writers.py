@@ -7,7 +7,7 @@ import resource
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dreamer.errors import UserError
-from dreamer.logs.writers import Logger
+from dreamer.logs.writers import Logger, Silent
 
 FRAMES = np.linspace(0, 255, 5 * 16 * 20 * 3).reshape(5, 16, 20, 3).astype(np.uint8)
 
@@ -43,7 +43,7 @@ def no_file_larger_than(size: int) -> Iterator[None]:
 
 
 def test_every_line_is_on_disk_at_once(tmp_path: Path) -> None:
-    with Logger(tmp_path) as logger:
+    with closing(Logger(tmp_path)) as logger:
         logger.write(10, {"loss/image": 0.25, "updates": 3})
         logger.write(20, {"loss/image": np.float32(0.5)})
         first, second = lines(tmp_path)
@@ -55,24 +55,24 @@ def test_every_line_is_on_disk_at_once(tmp_path: Path) -> None:
         assert points == [(10, 0.25), (20, 0.5)]
 
 
-def test_numbers_that_json_does_not_know_are_null(tmp_path: Path) -> None:
-    with Logger(tmp_path) as logger:
+def test_numbers_that_json_does_not_have_are_null(tmp_path: Path) -> None:
+    with closing(Logger(tmp_path)) as logger:
         logger.write(1, {"a": math.nan, "b": -math.inf, "c": 1.0})
     assert [lines(tmp_path)[0][name] for name in "abc"] == [None, None, 1.0]
     assert math.isnan(events(tmp_path).Scalars("a")[0].value)
 
 
 def test_names_of_columns_are_refused(tmp_path: Path) -> None:
-    with Logger(tmp_path) as logger, pytest.raises(ValueError, match="time"):
+    with closing(Logger(tmp_path)) as logger, pytest.raises(ValueError, match="time"):
         logger.write(1, {"time": 1.0})
 
 
-def test_resuming_drops_what_lies_beyond(tmp_path: Path) -> None:
-    with Logger(tmp_path) as logger:
+def test_resuming_drops_later_lines(tmp_path: Path) -> None:
+    with closing(Logger(tmp_path)) as logger:
         logger.truncate(-1)
         for step in (10, 20, 30, 40):
             logger.write(step, {"a": float(step)})
-    with Logger(tmp_path) as logger:
+    with closing(Logger(tmp_path)) as logger:
         logger.truncate(20)
         assert [line["step"] for line in lines(tmp_path)] == [10, 20]
         logger.write(35, {"a": -1.0})
@@ -84,14 +84,14 @@ def test_resuming_drops_what_lies_beyond(tmp_path: Path) -> None:
 @pytest.mark.parametrize("last", [b'{"step": 1, "time": 5', b'{"step": 1, "time": 5}', b"\xff"])
 def test_resuming_drops_a_line_cut_by_a_crash(tmp_path: Path, last: bytes) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "a": 2}\n\xff\n[]\n' + last)
-    with Logger(tmp_path, tensorboard=False) as logger:
+    with closing(Logger(tmp_path, tensorboard=False)) as logger:
         logger.truncate(9)
         logger.write(5, {})
     assert [line["step"] for line in lines(tmp_path)] == [1, 5]
 
 
 def test_without_tensorboard_there_are_no_event_files(tmp_path: Path) -> None:
-    with Logger(tmp_path, tensorboard=False) as logger:
+    with closing(Logger(tmp_path, tensorboard=False)) as logger:
         logger.truncate(0)
         logger.write(1, {"a": 1.0})
         logger.video(1, "v", FRAMES, 10)
@@ -100,7 +100,7 @@ def test_without_tensorboard_there_are_no_event_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_video_is_a_file_and_an_image_of_tensorboard(tmp_path: Path, channels: int) -> None:
-    with Logger(tmp_path) as logger:
+    with closing(Logger(tmp_path)) as logger:
         logger.video(70, "report/openloop", FRAMES[..., :channels], 10)
     assert [item.name for item in (tmp_path / "videos").iterdir()] == ["report-openloop-70.mp4"]
     (image,) = events(tmp_path).Images("report/openloop")
@@ -124,7 +124,7 @@ def test_full_disk_is_a_user_error_at_the_start(tmp_path: Path, tensorboard: boo
 def test_full_disk_later_warns_once_and_loses_only_what_did_not_fit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Logger(tmp_path) as logger:
+    with closing(Logger(tmp_path)) as logger:
         logger.write(1, {"a": 1.0})
         with no_file_larger_than((tmp_path / "metrics.jsonl").stat().st_size + 9):
             for step in (2, 3):
@@ -139,11 +139,14 @@ def test_full_disk_later_warns_once_and_loses_only_what_did_not_fit(
     assert warning.count("\n") == 1
 
 
-def test_a_warning_that_cannot_be_written_either_ends_nothing(
+def test_a_warning_that_cannot_be_written_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Standard error may be a file on the disk that is full."""
-    with open(tmp_path / "output.txt", "w", buffering=1) as output, Logger(tmp_path) as logger:
+    with (
+        open(tmp_path / "output.txt", "w", buffering=1) as output,
+        closing(Logger(tmp_path)) as logger,
+    ):
         monkeypatch.setattr("sys.stderr", output)
         with no_file_larger_than(0):
             logger.write(1, {"a": 1.0})
@@ -151,11 +154,11 @@ def test_a_warning_that_cannot_be_written_either_ends_nothing(
     assert [line["step"] for line in lines(tmp_path)] == [2]
 
 
-def test_a_removed_folder_is_written_to_again_once_it_is_back(
+def test_a_removed_folder_is_written_to_again_once_it_exists(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    with Logger(folder) as logger:
+    with closing(Logger(folder)) as logger:
         logger.write(1, {"a": 1.0})
         shutil.rmtree(folder)
         for step in (2, 3):
@@ -183,7 +186,7 @@ def test_nothing_is_written_through_a_link(
     monkeypatch.setattr("time.time_ns", lambda: 123)
     other, folder = tmp_path / "other.txt", tmp_path / "run"
     other.write_text("precious")
-    with Logger(folder) as logger:
+    with closing(Logger(folder)) as logger:
         (folder / name).unlink()
         (folder / name).symlink_to(other)
         logger.write(1, {"a": 1.0})
@@ -196,7 +199,17 @@ def test_nothing_is_written_through_a_link(
 def test_a_logger_has_no_threads(tmp_path: Path) -> None:
     """They would outlive it, or fail where nobody notices."""
     before = threading.enumerate()
-    with Logger(tmp_path) as logger:
+    with closing(Logger(tmp_path)) as logger:
         logger.write(1, {"a": 1.0})
         logger.video(1, "v", FRAMES, 10)
         assert threading.enumerate() == before
+
+
+def test_hosts_without_logs_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    logger = Silent()
+    logger.truncate(3)
+    logger.write(4, {"a": 1.0})
+    logger.video(4, "v", FRAMES, 10)
+    logger.close()
+    assert list(tmp_path.iterdir()) == []

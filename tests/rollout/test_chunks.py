@@ -1,4 +1,4 @@
-"""Rows leave a stream in order, the newest only once it is known what comes after it."""
+"""Rows leave a stream in order, the newest only after the next arrives."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def taken(stream: Stream) -> list[float]:
     return found
 
 
-def test_the_newest_row_waits_for_the_one_after_it() -> None:
+def test_the_newest_row_is_held_back_until_the_next_arrives() -> None:
     stream = Stream()
     assert not stream.ready
     stream.put(rows(0, 1, 2))
@@ -39,7 +39,7 @@ def test_the_newest_row_waits_for_the_one_after_it() -> None:
     assert taken(stream) == [2]
 
 
-def test_a_stream_that_broke_off_ends_its_episodes_there_and_begins_others() -> None:
+def test_a_broken_stream_truncates_its_episodes_and_starts_others() -> None:
     stream = Stream()
     stream.put(rows(0, 1, last=1))
     stream.take()
@@ -55,7 +55,7 @@ def test_a_stream_that_broke_off_ends_its_episodes_there_and_begins_others() -> 
     assert taken(stream) == [2]
 
 
-def test_a_stream_that_breaks_off_before_its_first_row_has_none() -> None:
+def test_a_stream_that_breaks_before_its_first_row_has_none() -> None:
     stream = Stream()
     stream.break_off()
     assert not stream.ready
@@ -63,7 +63,7 @@ def test_a_stream_that_breaks_off_before_its_first_row_has_none() -> None:
     assert not stream.ready
 
 
-def test_rows_are_left_as_they_were() -> None:
+def test_rows_are_not_modified() -> None:
     row = rows(1)
     truncated(row)
     assert not row["is_last"].any()

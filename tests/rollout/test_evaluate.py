@@ -1,4 +1,4 @@
-"""Whole episodes: how they are counted, shared out, recorded."""
+"""Episodes: how they are counted, divided among environments, recorded."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def test_two_episodes_may_end_together() -> None:
     assert episodes.add(time_step([LAST, LAST], [1, 2])) == [(0, 1.0, 1), (1, 2.0, 1)]
 
 
-def test_running_episodes_are_restored_and_forgotten() -> None:
+def test_running_episodes_are_restored_and_reset() -> None:
     first, second = EpisodeStats.start(2), EpisodeStats.start(2)
     for types in ([FIRST, FIRST], [MID, MID]):
         first.add(time_step(types, [3, 4]))
@@ -57,7 +57,7 @@ def test_running_episodes_are_restored_and_forgotten() -> None:
 
 
 class Idle:
-    """A policy for N environments that always takes action 1, and is asked to reset first."""
+    """A policy for N environments that always takes action 1, and must be reset first."""
 
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs
@@ -94,7 +94,7 @@ def play(
     ],
 )
 def test_short_episodes_are_not_favoured(num_envs: int, episodes: int, lengths: list[int]) -> None:
-    """Every environment plays its share, though one has four episodes done when another has one."""
+    """Environments play the same number of episodes, although their lengths differ."""
     result = play("Uneven", num_envs, episodes, seed=probe_envs.SEED)
     assert result.lengths.tolist() == lengths
     assert result.returns.tolist() == lengths
@@ -102,7 +102,7 @@ def test_short_episodes_are_not_favoured(num_envs: int, episodes: int, lengths: 
 
 
 def test_a_broken_episode_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second environment breaks once in its third step, and plays its share nevertheless."""
+    """The second environment fails once in its third step, and plays two episodes nevertheless."""
     step, left = probe_envs.Uneven.step, [5]
 
     def breaking(env: probe_envs.Uneven, action: Any) -> Any:
@@ -139,7 +139,7 @@ def test_images_are_recorded_where_nothing_is_rendered() -> None:
     assert set(np.unique(result.frames)) == {0, 255}
 
 
-def test_there_are_no_frames_where_there_is_nothing_to_see() -> None:
+def test_there_are_no_frames_without_images() -> None:
     assert play("Walk", 1, 1, record=True).frames is None
 
 

@@ -1,4 +1,4 @@
-"""Acting, and what a row of replay is made of."""
+"""Acting, and rows of replay."""
 
 from typing import Any
 
@@ -70,7 +70,7 @@ def test_transition_by_hand() -> None:
     ],
     ids=["classes", "numbers", "images"],
 )
-def test_replay_takes_what_the_policy_gives(
+def test_replay_accepts_rows_of_the_policy(
     observations: dict, actions: dict, changes: dict
 ) -> None:
     agent = tiny.agent(observations, actions, **changes)
@@ -110,7 +110,7 @@ def test_draws_follow_from_the_key_and_the_step(actor: tuple[Policy, Any]) -> No
     assert len(np.unique(one)) == one.size  # environments draw for themselves
 
 
-def test_memory_goes_from_step_to_step_until_the_episode_starts_again(
+def test_the_carry_is_kept_until_an_episode_starts(
     actor: tuple[Policy, Any],
 ) -> None:
     policy, params = actor
@@ -125,7 +125,7 @@ def test_memory_goes_from_step_to_step_until_the_episode_starts_again(
     assert changed.tolist() == [True, True, False]
 
 
-def test_memory_is_restored(actor: tuple[Policy, Any]) -> None:
+def test_the_carry_is_restored(actor: tuple[Policy, Any]) -> None:
     policy, params = actor
     policy.reset(jax.random.key(0))
     steps = [time_step(tiny.VECTOR, [kind] * 3, [1] * 3) for kind in (FIRST, MID)]

@@ -23,7 +23,7 @@ ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-ENDLESS = probe_envs.task("Endless")  # only what breaks off ends
+ENDLESS = probe_envs.task("Endless")  # episodes end only by failures
 OPTIONS = (ENDLESS, "run.actors=ray", "run.num_actors=2", "replay.capacity=10000")
 
 
@@ -45,17 +45,17 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.shutdown()
 
 
-def ask(trainer: Trainer, index: int, question: Any) -> Any:
-    """What a function of the actor gives, once it has done what it was asked before."""
+def call(trainer: Trainer, index: int, function: Any) -> Any:
+    """The result of a function of the actor, after its pending chunks."""
     loop: Any = trainer.loop
-    return ray.get(loop._actors._handles[index].__ray_call__.remote(question), timeout=60)
+    return ray.get(loop._actors._handles[index].__ray_call__.remote(function), timeout=60)
 
 
 def node(actor: Any) -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def go_on(trainer: Trainer, until: int) -> None:
+def advance(trainer: Trainer, until: int) -> None:
     trainer.begin()
     end = time.monotonic() + 180
     while trainer.step < until:
@@ -68,20 +68,20 @@ def test_a_run_ends_with_its_result_although_an_actor_and_a_node_die(
 ) -> None:
     config = tiny_run.config(tmp_path / "run", *OPTIONS, "run.steps=2000", "log.progress=plain")
     with Trainer(config) as trainer:
-        go_on(trainer, 100)
-        assert ask(trainer, 0, node) != ask(trainer, 1, node)
+        advance(trainer, 100)
+        assert call(trainer, 0, node) != call(trainer, 1, node)
         time.sleep(2)  # in which no actor runs further ahead than it may
         for index in (0, 1):
-            played = ask(trainer, index, lambda actor: actor._worker._driver.number)
+            played = call(trainer, index, lambda actor: actor._worker._driver.number)
             assert played - trainer.step // 2 <= 4 * STEPS
 
-        os.kill(ask(trainer, 0, lambda _: os.getpid()), signal.SIGKILL)
-        go_on(trainer, 600)
+        os.kill(call(trainer, 0, lambda _: os.getpid()), signal.SIGKILL)
+        advance(trainer, 600)
         assert len(trainer.loop.restarts) == 1
 
         cluster.remove_node(cluster.list_all_nodes()[1], allow_graceful=False)
         trainer.run()
-        assert [ask(trainer, i, node) for i in (0, 1)] == [cluster.head_node.node_id] * 2
+        assert [call(trainer, i, node) for i in (0, 1)] == [cluster.head_node.node_id] * 2
         restarts = trainer.loop.restarts
         rings = trainer.loop.get_arrays()[0]["replay"]["rings"]
         assert trainer.updates == (2000 - 24) // 4  # one for every 4 steps from the 24th on
@@ -92,13 +92,13 @@ def test_a_run_ends_with_its_result_although_an_actor_and_a_node_die(
         ends = np.flatnonzero(is_last)
         assert np.array_equal(ends + 1, np.flatnonzero(is_first)[1:])
         deaths = sum(restart.env == index for restart in restarts)
-        assert min(deaths, 1) <= len(ends) <= deaths  # some die before they have sent anything
+        assert min(deaths, 1) <= len(ends) <= deaths  # some die before they send anything
         assert not rings["is_terminal"][index, :1000].any()
     out, err = capfd.readouterr()
-    told = [line for line in out.splitlines() if "; restarted" in line]
-    assert len(told) == len(restarts)
-    assert told[0].startswith("actor 0 on ")
-    assert told[0].endswith(" died; restarted, 1 of env.restarts=10")
+    lines_on_restarts = [line for line in out.splitlines() if "; restarted" in line]
+    assert len(lines_on_restarts) == len(restarts)
+    assert lines_on_restarts[0].startswith("actor 0 on ")
+    assert lines_on_restarts[0].endswith(" died; restarted, 1 of env.restarts=10")
     assert "raylet" not in out + err
     assert f"done: step 2,000, 494 updates, in {tmp_path}/run" in out
 
@@ -106,13 +106,16 @@ def test_a_run_ends_with_its_result_although_an_actor_and_a_node_die(
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("127.0.0.1:1", r"no Ray cluster answers at 127.0.0.1:1 \(.*refused\), which run.ray_addr"),
+        (
+            "127.0.0.1:1",
+            r"no Ray cluster answers at 127.0.0.1:1 \(.*refused\), set by run.ray_a",
+        ),
         ("ray://a:1", "run.ray_address=ray://a:1: expected HOST:PORT of the head of a Ray cluster"),
         ("a:b", "run.ray_address=a:b: expected HOST:PORT"),
         ("auto", "no Ray cluster answers at auto"),
     ],
 )
-def test_an_address_without_a_cluster_is_told_at_once(
+def test_an_address_without_a_cluster_is_refused_at_once(
     address: str, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -120,7 +123,7 @@ def test_an_address_without_a_cluster_is_told_at_once(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_cannot_run_is_told_in_a_line(cluster: Any, tmp_path: Path) -> None:
+def test_errors_of_actors_are_one_line(cluster: Any, tmp_path: Path) -> None:
     from dreamer.rollout.ray_actors import RayActors
 
     many = ("env.num_envs=50", "run.num_actors=50", "replay.capacity=10000")
@@ -178,13 +181,13 @@ def test_a_signal_saves_and_leaves_nothing_behind(number: signal.Signals, tmp_pa
     assert not alive
 
 
-def test_a_cluster_that_is_started_here_listens_to_this_machine_alone(
+def test_a_cluster_of_this_process_listens_to_this_machine_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And an actor makes an environment that this process was allowed to make."""
+    """An actor makes an environment that this process may make, and Ray's settings are restored."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with Trainer(tiny_run.config(tmp_path / "run", *OPTIONS)) as trainer:
-        go_on(trainer, 20)
+        advance(trainer, 20)
         own = psutil.Process()
         listening = {
             connection.laddr.ip.removeprefix("::ffff:")
@@ -193,3 +196,4 @@ def test_a_cluster_that_is_started_here_listens_to_this_machine_alone(
             if connection.status == "LISTEN"
         }
     assert listening == {"127.0.0.1"}
+    assert ray._private.worker._worker_logs_enabled

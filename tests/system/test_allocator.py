@@ -1,4 +1,4 @@
-"""Memory that was freed is used again, and gaps between what stays are not searched."""
+"""Freed memory is reused, and gaps in the heap are not searched; in commands alone."""
 
 import os
 import subprocess
@@ -14,10 +14,11 @@ pytestmark = pytest.mark.skipif(
 SETTINGS = pytest.mark.parametrize("theirs", [{}, {"MALLOC_ARENA_MAX": "2"}])
 
 FAULTS = """
-import resource
-from dreamer.system import runtime
-runtime.runtime("cpu")
-import jax, jax.numpy as jnp
+import resource, sys
+from dreamer.system import allocator
+if sys.argv[1:] != ["library"]:
+    allocator.keep_freed()
+import dreamer, jax, jax.numpy as jnp
 program = jax.jit(lambda: jnp.zeros(2**23) + 1)
 found = [0]
 for _ in range(12):  # the first ones find their place
@@ -45,10 +46,10 @@ print(filled, grown)
 """
 
 
-def run(script: str, theirs: dict[str, str]) -> list[int]:
+def run(script: str, theirs: dict[str, str], *arguments: str) -> list[int]:
     """The numbers that a script prints in a process of its own, with these settings."""
     mine = {k: v for k, v in os.environ.items() if k not in allocator.SETTINGS} | theirs
-    command = [sys.executable, "-c", script]
+    command = [sys.executable, "-c", script, *arguments]
     found = subprocess.run(command, env=mine, capture_output=True, text=True, check=True)
     return [int(number) for number in found.stdout.split()]
 
@@ -60,10 +61,14 @@ def test_freed_memory_is_used_again(theirs: dict[str, str]) -> None:
     assert (faults > 1000) == bool(theirs)
 
 
+def test_a_program_that_imports_the_library_keeps_its_allocator() -> None:
+    (faults,) = run(FAULTS, {}, "library")
+    assert faults > 1000
+
+
 @SETTINGS
 def test_gaps_are_set_aside(theirs: dict[str, str]) -> None:
-    """Nothing is put into them any more, and they hold no memory; unless the user sets the
-    allocator."""
+    """They are no longer allocated and hold no memory, unless the user sets the allocator."""
     filled, grown = run(GAPS, theirs)
     if theirs:
         assert filled > 90

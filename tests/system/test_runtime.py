@@ -1,4 +1,4 @@
-"""Flags of the compiler reach it, the user's last, and those it does not know are refused."""
+"""Compiler flags: those of the environment come last, and unknown ones are refused."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,8 @@ from dreamer.system import runtime
 @pytest.fixture(autouse=True)
 def settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "kept")
-    monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("the user's say counts"))
+    monkeypatch.setattr("dreamer.system.allocator.keep_freed", lambda: None)
+    monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("overrides the environment"))
 
 
 @pytest.mark.parametrize(
@@ -38,10 +39,10 @@ def test_the_flags_of_the_environment_come_last(
     ("flags", "message"),
     [
         ("--xla_made_up=1", f"jax {jax.__version__} does not know --xla_made_up=1; correct it"),
-        ("--xla_gpu_graph_min_graph_size=x", "size=x: cannot be read; correct it, or leave out"),
+        ("--xla_gpu_graph_min_graph_size=x", "size=x: invalid value; correct it, or leave out"),
     ],
 )
-def test_flags_that_jax_does_not_know_are_refused(
+def test_unknown_flags_are_refused(
     flags: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XLA_FLAGS", "")
@@ -57,7 +58,6 @@ def chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str | N
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(jax.config, "update", found.__setitem__)
-    monkeypatch.setattr("dreamer.system.allocator.keep_freed", lambda: None)
     return found
 
 
@@ -81,7 +81,7 @@ def test_the_folder_of_compiled_programs_is_by_the_specification(
 
 
 @pytest.mark.parametrize("kind", ["none", "missing"])
-def test_without_a_home_folder_nothing_is_kept_and_a_line_says_so(
+def test_without_a_home_folder_nothing_is_cached_and_a_line_warns(
     kind: str,
     chosen: dict[str, str | None],
     monkeypatch: pytest.MonkeyPatch,
@@ -99,5 +99,5 @@ def test_without_a_home_folder_nothing_is_kept_and_a_line_says_so(
     runtime.runtime("auto")
     assert chosen == {"jax_compilation_cache_dir": None}
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: compiled programs are not kept, for there is no home folder")
+    assert line.startswith("warning: compiled programs are not cached: no home folder")
     assert list(tmp_path.iterdir()) == []

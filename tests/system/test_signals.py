@@ -1,4 +1,4 @@
-"""A first signal is a request, a second is an order."""
+"""The first signal is a request, a second has its usual effect."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def no_signal_is_ignored() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_is_a_wish_and_the_second_acts_as_usual(
+def test_the_first_signal_is_a_request_and_the_second_has_its_usual_effect(
     number: signal.Signals, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
@@ -68,7 +68,7 @@ def test_another_signal_is_a_second_one_at_once(first: str, second: str) -> None
         signal.signal(number, before)
 
 
-def test_handlers_are_put_back_also_on_an_error() -> None:
+def test_handlers_are_restored_also_on_an_error() -> None:
     def handlers() -> list[object]:
         return [signal.getsignal(number) for number in SIGNALS if number != signal.SIGHUP]
 
@@ -97,7 +97,7 @@ def test_sigusr1_is_counted_until_the_end() -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_signals_that_are_left_to_the_program_leave_no_time_of_grace() -> None:
+def test_without_handlers_there_is_no_grace_period() -> None:
     with StopRequest().grace(1e-3, lambda: pytest.fail("no signal came")):
         assert signal.set_wakeup_fd(-1) == -1
         time.sleep(0.01)
@@ -144,7 +144,7 @@ DEEP = """
         (True, [signal.SIGTERM, signal.SIGINT], 130, "interrupted\n"),
     ],
 )
-def test_a_command_answers_at_once_although_no_handler_can_run(
+def test_a_command_ends_at_once_although_no_handler_can_run(
     begun: bool, numbers: list[signal.Signals], status: int, last: str
 ) -> None:
     assert command(DEEP.format(begun=begun), *numbers) == (status, last)
@@ -161,7 +161,7 @@ def test_nohup_is_respected() -> None:
 
 
 @pytest.mark.parametrize(("number", "last"), [("SIGINT", "interrupted"), ("SIGTERM", "ended by ")])
-def test_a_command_removes_what_is_half_made(number: str, last: str, tmp_path: Path) -> None:
+def test_a_command_removes_incomplete_files(number: str, last: str, tmp_path: Path) -> None:
     code = """
 import sys, time
 from pathlib import Path
@@ -192,7 +192,7 @@ sys.exit(status)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_that_is_forked_answers_signals_as_before() -> None:
+def test_a_forked_process_has_the_previous_handlers() -> None:
     code = """
 import os, signal, sys, time
 from dreamer.system.signals import StopRequest

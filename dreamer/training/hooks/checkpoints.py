@@ -127,7 +127,7 @@ class Checkpoints(Callback):
         Raises:
           SaveError: it cannot be written, and what is saved.
         """
-        with self._run.console.progress.beside("saving"):
+        with self._run.console.progress.other_work("saving"):
             with contextlib.suppress(Exception):  # of the previous save
                 self.manager.wait()
             try:

@@ -5,9 +5,9 @@ import numpy as np
 
 from dreamer.errors import UserError
 from dreamer.logs import summary
+from dreamer.logs.video import FPS, open_loop_grids
 from dreamer.rollout.evaluate import EvaluationResult, evaluate
 from dreamer.rollout.policy import Policy
-from dreamer.rollout.video import FPS, open_loop_grids
 from dreamer.training.callbacks import Callback, Run
 from dreamer.training.schedules import EverySteps
 
@@ -66,7 +66,7 @@ class Evaluation(Callback):
 
     def _evaluate(self, run: Run) -> None:
         failure = f"no evaluation at step {run.step:,}"
-        with run.console.progress.beside(f"evaluating at step {run.step:,}"):
+        with run.console.progress.other_work(f"evaluating at step {run.step:,}"):
             numbers = run.sync.broadcast(lambda: run.console.attempt(failure, self._summary, run))
         if numbers is None:
             return
@@ -108,7 +108,7 @@ class Videos(Callback):
         if not self._clock(run.step) or not run.sync.first:
             return
         failure = f"no video of step {run.step:,}"
-        with run.console.progress.beside("recording videos"):
+        with run.console.progress.other_work("recording videos"):
             run.console.attempt(failure, self.episode, run)
             if not run.stop.requested:
                 run.console.attempt(failure, self.predictions, run)

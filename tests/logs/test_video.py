@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from dreamer.rollout.video import open_loop_grid, to_gif, write_mp4
+from dreamer.logs.video import open_loop_grid, to_gif, write_mp4
 
 SOME = np.random.default_rng(0)
 

@@ -17,10 +17,10 @@ GREEN, RED = (0, 255, 0), (255, 0, 0)
 
 
 def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
-    """Writes an H.264 mp4 file, whole or not at all: into a temporary file beside it, then renamed.
+    """Writes an H.264 mp4 file atomically.
 
-    The last row and column are repeated where height or width is odd, which the pixel format does
-    not allow.
+    The last row or column is repeated if height or width is odd, which the pixel format does not
+    allow.
 
     Args:
         frames: uint8 [T, H, W, 3], or [T, H, W, 1] for gray.
@@ -28,47 +28,40 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: frames of another kind.
+        ValueError: other frames.
     """
+    import av  # slow, and only videos need it
+
     frames = _rgb(frames)
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    path = Path(path)
-    path.parent.mkdir(exist_ok=True)  # not its parents: whoever removed them must make them
-    # Encoded in memory: a full disk is then an ordinary failed write, and never half a video.
-    data = _encode_mp4(frames, fps)
-    with files.replacing(path) as file:
-        file.write(data)
-
-
-def _encode_mp4(frames: np.ndarray, fps: float) -> bytes:
-    import av  # slow, and only videos need it
-
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
+    encoded = io.BytesIO()  # on a full disk, writing then fails as usual, without half a video
+    with av.open(encoded, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "18"}  # small pictures show the default's artefacts
+        stream.options = {"crf": "18"}  # small images show artefacts of the default
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-    return file.getvalue()
+    path = Path(path)
+    path.parent.mkdir(exist_ok=True)  # not its parents: a run folder that was removed stays so
+    with files.replacing(path) as file:
+        file.write(encoded.getvalue())
 
 
 def to_gif(frames: np.ndarray, fps: float) -> bytes:
     """An animated GIF that repeats forever.
 
-    GIF counts in hundredths of a second and browsers slow down what is faster than 50 frames per
-    second, so the speed is rounded, to 50 at most. Equal frames in a row are stored as one that
-    lasts longer.
+    GIF has a resolution of 10 ms, and browsers slow down videos above 50 frames per second, so the
+    rate is rounded, to 50 at most. Consecutive equal frames are stored as one longer frame.
 
     Args:
         frames: uint8 [T, H, W, 3], or [T, H, W, 1] for gray.
         fps: frames per second.
 
     Raises:
-        ValueError: frames of another kind.
+        ValueError: other frames.
     """
     images = [Image.fromarray(frame) for frame in _rgb(frames)]
     milliseconds = max(2, round(100 / fps)) * 10
@@ -84,27 +77,27 @@ def open_loop_grid(
 ) -> np.ndarray:
     """Compares predicted with true images: rows truth, prediction, error; sequences side by side.
 
-    The error is (prediction - truth + 1) / 2, so gray is right. A border of 2 pixels around each
+    The error is (prediction - truth + 1) / 2, so gray is correct. A border of 2 pixels around each
     sequence is green while the model observes (t < context) and red while it imagines. Layout:
     Hafner et al. 2025.
 
     Args:
-        truth: [B, T, H, W, C], uint8 or float in [0, 1]. Any C but 3 is shown as the gray mean over
-            channels.
+        truth: [B, T, H, W, C], uint8 or float in [0, 1]. If C is not 3, the mean over channels is
+            shown in gray.
         prediction: the same shape, uint8 or float in [0, 1]; clipped to that range.
         context: observed steps.
-        smallest: images whose longer side has fewer pixels are enlarged by a whole factor to at
-            least that.
+        smallest: pixels of the longer side, to which smaller images are enlarged by an integer
+            factor.
 
     Returns:
         frames: uint8 [T, 3 * h + 4, B * (w + 4), 3], with h and w the enlarged H and W.
 
     Raises:
-        ValueError: shapes that differ or have another rank.
+        ValueError: the shapes differ or have another rank.
     """
     if truth.shape != prediction.shape or truth.ndim != 5:
         raise ValueError(
-            f"wanted two equal shapes [B, T, H, W, C], got {truth.shape} and {prediction.shape}"
+            f"expected two equal shapes [B, T, H, W, C], got {truth.shape} and {prediction.shape}"
         )
     true, predicted = _unit(truth), _unit(prediction)
     rows = np.concatenate([true, predicted, (predicted - true + 1) / 2], axis=2)  # [B, T, 3H, W, C]
@@ -122,7 +115,7 @@ def open_loop_grid(
 
 
 def _unit(images: np.ndarray) -> np.ndarray:
-    """Images as float32 in [0, 1]; NaN, which an early model may predict, is black."""
+    """Images as float32 in [0, 1]; NaN, which an untrained model may predict, is black."""
     if images.dtype == np.uint8:
         return images.astype(np.float32) / 255
     return np.clip(np.nan_to_num(np.asarray(images, np.float32)), 0, 1)
