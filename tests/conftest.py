@@ -14,10 +14,18 @@ if "jax" in sys.modules:
 
 STATE = tempfile.TemporaryDirectory()  # of what the user trusts, for these tests alone
 
+# Compiling takes most of the time of the tests. The older emitters compile an update of a tiny agent
+# in a quarter of the time, and leaving out optimisations halves it again; the programs run slower.
+FLAGS = (
+    f"--xla_force_host_platform_device_count={DEVICES}",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+
 os.environ.update(
     XDG_STATE_HOME=STATE.name,
     JAX_PLATFORMS=os.environ.get("DREAMER_TEST_PLATFORMS", "cpu"),
-    XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}",
+    XLA_FLAGS=" ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]),
+    JAX_DISABLE_MOST_OPTIMIZATIONS="true",
     JAX_NUMPY_RANK_PROMOTION="raise",
     JAX_COMPILATION_CACHE_DIR=str(Path(__file__).resolve().parent.parent / ".cache" / "jax"),
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.5",
@@ -31,20 +39,18 @@ from collections.abc import Iterator  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-PLAIN = ("agents", "dreamer", "nets")  # tests that compile many programs to run each a few times
+OPTIMISED = ("test_compiled.py", "test_learning.py")  # inspect programs, or run them for long
 
 
 @pytest.fixture(autouse=True, scope="module")
-def programs_are_compiled_as_they_are_worth(request: pytest.FixtureRequest) -> None:
-    """Those of `PLAIN` without most of the compiler's optimisations, in four fifths of the time."""
-    plain = request.path.parent.name in PLAIN
-    jax.config.update("jax_disable_most_optimizations", plain)
+def optimisations(request: pytest.FixtureRequest) -> None:
+    jax.config.update("jax_disable_most_optimizations", request.path.name not in OPTIMISED)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def no_programs_left_behind() -> Iterator[None]:
-    """Compiled programs are let go after each file: every one takes hundreds of memory mappings, of
-    which a process may have 65,530 on Linux, and jaxlib 0.10 dies where it gets no more."""
+    """Frees compiled programs after each file: each has hundreds of memory mappings, of which Linux
+    allows a process 65,530, and jaxlib 0.10 crashes at the limit."""
     yield
     jax.clear_caches()
     gc.collect()

@@ -134,8 +134,8 @@ class Trainer(AbstractContextManager):
 
     def notify(self, event: str, calls: Sequence[tuple] = ((),)) -> list[Any]:
         """Calls a method of every hook, once for each tuple of arguments; returns the results."""
-        hooks = self.hooks
-        return [self.callbacks.call(hook, event, self, *each) for hook in hooks for each in calls]
+        call = self.callbacks.call
+        return [call(hook, event, self, *each) for hook in self.hooks for each in calls]
 
     def synchronise(self, now: bool = False) -> None:
         """Exchanges requests, clocks, lines and episodes with other hosts."""
