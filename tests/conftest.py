@@ -14,8 +14,8 @@ if "jax" in sys.modules:
 
 STATE = tempfile.TemporaryDirectory()  # of what the user trusts, for these tests alone
 
-# Compiling takes most of the time of the tests. The older emitters compile an update of a tiny agent
-# in a quarter of the time, and leaving out optimisations halves it again; the programs run slower.
+# Compiling takes most of the time of the tests. With the older emitters an update of a tiny agent
+# compiles in a quarter of the time, without most optimisations in half of that; it runs slower.
 FLAGS = (
     f"--xla_force_host_platform_device_count={DEVICES}",
     "--xla_cpu_use_fusion_emitters=false",

@@ -23,11 +23,8 @@ class Trainer(AbstractContextManager):
     """One run: its loop and its files. A context; `run` returns when done or stopped.
 
     Args:
-      config, stop, callbacks: see `training.train.train`.
+      config, stop, callbacks: see `training.train.train`, which raises the same errors.
       leader: the first run of `run.seeds`, which has the display and the callbacks.
-
-    Raises:
-      UserError: what the user can fix, before anything is written.
     """
 
     def __init__(
@@ -41,7 +38,6 @@ class Trainer(AbstractContextManager):
         self.callbacks: Callbacks = leader.callbacks if leader else Callbacks(callbacks)
         self.sync: sync.SingleHost = sync.make(self.stop)
         self.metrics: dict[str, float] = {}  # those last written
-        self.rollback = rollback.Rollback()
         self.path = paths.checked_run_folder(config)
         self.devices, saves = mesh.devices_of(config), paths.checkpoint_folder(config)
         with ExitStack() as stack:
@@ -58,7 +54,7 @@ class Trainer(AbstractContextManager):
                 self.checkpoints: Checkpoints = Checkpoints(self, stack, fresh, started)
                 self.logging: Logging = Logging(self, stack)
                 self.evaluation: Evaluation = Evaluation(self)
-                self.videos: Videos = Videos(self)
+                self.videos, self.rollback = Videos(self), rollback.Rollback()
                 self.logging.announce()
             self.stack = stack.pop_all()  # what the run has open
 
@@ -134,8 +130,8 @@ class Trainer(AbstractContextManager):
 
     def notify(self, event: str, calls: Sequence[tuple] = ((),)) -> list[Any]:
         """Calls a method of every hook, once for each tuple of arguments; returns the results."""
-        call = self.callbacks.call
-        return [call(hook, event, self, *each) for hook in self.hooks for each in calls]
+        call, hooks = self.callbacks.call, self.hooks
+        return [call(hook, event, self, *each) for hook in hooks for each in calls]
 
     def synchronise(self, now: bool = False) -> None:
         """Exchanges requests, clocks, lines and episodes with other hosts."""
