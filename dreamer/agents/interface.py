@@ -104,11 +104,11 @@ class Agent(Protocol):
         own = (first.act, first.train_step, first.evolve) == (self.act, self.train_step, None)
         return len(self.phases) == 1 and own
 
-    def init(self, key: Array) -> Any:
+    def init(self, key: Array) -> State:
         """An initial `State`; jitted."""
         ...
 
-    def state_of(self, params: Params) -> Any:
+    def state_of(self, params: Params) -> State:
         """The `State` from which learning starts with these parameters."""
         ...
 
@@ -169,7 +169,7 @@ class Agent(Protocol):
 
     def train_step(
         self, state: Any, batch: Mapping, key: Array, axis_name: str | None = None
-    ) -> tuple[Any, Latent, dict[str, Array]]:
+    ) -> tuple[State, Latent, dict[str, Array]]:
         """One gradient update.
 
         Args:

@@ -16,7 +16,7 @@ from dreamer.agents import agent_spaces
 from dreamer.agents.interface import Carry
 from dreamer.api import arguments
 from dreamer.config.env import GymnasiumEnv
-from dreamer.envs.base import Specs
+from dreamer.envs.base import Specs, TimeStep
 from dreamer.envs.images import resize
 from dreamer.envs.spaces import action_codec, children, observation_codec
 from dreamer.errors import UserError
@@ -58,7 +58,7 @@ class AgentPolicy:
             raise UserError("the policy has no state yet; call it with a time step first")
         return self._policy.carry
 
-    def __call__(self, time_step: dm_env.TimeStep) -> dict[str, np.ndarray]:
+    def __call__(self, time_step: TimeStep) -> dict[str, np.ndarray]:
         """Actions [N, ...] by key for a time step, leaves [N, ...]. The carry is reset where it is
         the first step of an episode.
 
@@ -72,7 +72,7 @@ class AgentPolicy:
         return action
 
 
-def check(seen: Specs, num_envs: int, time_step: dm_env.TimeStep) -> None:
+def check(seen: Specs, num_envs: int, time_step: TimeStep) -> None:
     """Refuses a time step that is not of N environments with these observations.
 
     Raises:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from dreamer.agents import registry
+from dreamer.agents.interface import Agent
 from dreamer.api import arguments
 from dreamer.api.agent import TrainedAgent, load
 from dreamer.checkpoint import paths
@@ -12,6 +14,7 @@ from dreamer.cli import compose
 from dreamer.config import Config
 from dreamer.config.trust import OBJECT, settle
 from dreamer.distributed import context
+from dreamer.envs.base import BatchedEnv
 from dreamer.system import runtime
 from dreamer.system.signals import StopRequest
 from dreamer.training import seeds
@@ -49,13 +52,34 @@ def train(
     )
     config = _config(options, trust)
     context.refuse(config.run)
-    runtime.runtime(config.platform, config.xla_flags, keep_freed=False)
     in_main = threading.current_thread() is threading.main_thread()
     stop = StopRequest()
-    with stop if in_main else nullcontext():
+    with runtime.temporary(), stop if in_main else nullcontext():
+        runtime.runtime(config.platform, config.xla_flags, keep_freed=False)
         training.train(config, stop, callbacks)
     first = config if config.run.seeds == 1 else seeds.split(config)[0]
     return load(paths.run_folder(first))
+
+
+def make_agent(env: BatchedEnv, options: Options = (), trust: bool = False) -> Agent:
+    """Makes an untrained agent for an environment, to use its parts in a program of one's own.
+
+    Its methods `init`, `initial_carry`, `act` and `train_step` are pure functions of arrays, see
+    `dreamer.agents.interface.Agent`.
+
+    Args:
+      env: whose observations and actions it is for.
+      options: of sizes and of the section `agent`, in the forms that `train` takes.
+      trust: see `train`.
+
+    Raises:
+      UserError: invalid options, or spaces that the agent does not support.
+    """
+    arguments.expect(isinstance(env, BatchedEnv), "env", env, "the result of dreamer.make_env")
+    config = _config(options, trust)
+    return registry.make_agent(
+        config.agent, env.observation_spec(), env.action_spec(), config.updates
+    )
 
 
 def _config(options: Options, trusted: bool) -> Config:

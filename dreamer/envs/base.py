@@ -5,7 +5,7 @@ Legend: N environments stepped together.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dm_env
 import numpy as np
@@ -21,6 +21,24 @@ TERMINAL = object()
 
 Specs = dict[str, specs.Array]
 Actions = Mapping[str, np.ndarray]
+
+
+if TYPE_CHECKING:  # dm_env has no types
+
+    class TimeStep(NamedTuple):
+        """`dm_env.TimeStep` of N environments, see `BatchedEnv`."""
+
+        step_type: np.ndarray
+        reward: np.ndarray
+        discount: np.ndarray
+        observation: Mapping[str, np.ndarray]
+
+        def first(self) -> np.ndarray: ...
+        def mid(self) -> np.ndarray: ...
+        def last(self) -> np.ndarray: ...
+
+else:
+    TimeStep = dm_env.TimeStep
 
 
 class Restart(NamedTuple):
@@ -64,7 +82,7 @@ class BatchedEnv(ABC):
     def __init__(self, num_envs: int, observations: Specs, actions: Specs) -> None:
         self.num_envs = num_envs
         self._observations, self._actions = observations, actions
-        self._last: dm_env.TimeStep | None = None
+        self._last: TimeStep | None = None
 
     def __repr__(self) -> str:
         """Number and specs, in at most 200 characters."""
@@ -100,11 +118,11 @@ class BatchedEnv(ABC):
         return dict(self._actions)
 
     @abstractmethod
-    def reset(self) -> dm_env.TimeStep:
+    def reset(self) -> TimeStep:
         """Starts the next episode in every environment; all step types are FIRST."""
 
     @abstractmethod
-    def step(self, action: Actions) -> dm_env.TimeStep:
+    def step(self, action: Actions) -> TimeStep:
         """Steps with `action`, arrays [N, ...].
 
         An environment whose last step was LAST ignores its action and returns FIRST.
@@ -147,7 +165,7 @@ def time_step(
     reward: np.ndarray,
     terminal: np.ndarray,
     observation: dict[str, np.ndarray],
-) -> dm_env.TimeStep:
+) -> TimeStep:
     """Returns a time step of bool arrays [N]; what is `first` has reward 0 and discount 1."""
     return dm_env.TimeStep(
         np.where(first, FIRST, np.where(last, LAST, MID)).astype(np.int32),
@@ -157,13 +175,13 @@ def time_step(
     )
 
 
-def first_step(num_envs: int, observation: dict[str, np.ndarray]) -> dm_env.TimeStep:
+def first_step(num_envs: int, observation: dict[str, np.ndarray]) -> TimeStep:
     """Returns the first time step of N episodes."""
     zeros = np.zeros(num_envs, bool)
     return time_step(~zeros, zeros, zeros, zeros, observation)
 
 
-def saved_state(episodes: list[dict[str, Any]], last: dm_env.TimeStep) -> dict[str, Any]:
+def saved_state(episodes: list[dict[str, Any]], last: TimeStep) -> dict[str, Any]:
     """Returns the state of N environments, see `BatchedEnv.get_state`.
 
     Args:

@@ -1,9 +1,11 @@
 """Settings of jax, to make before its first use."""
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -65,3 +67,20 @@ def _check(xla_flags: str) -> None:
         unknown = re.search(r"Unknown flags? in XLA_FLAGS: (.*)", found.stderr)
         what = f"jax {jax.__version__} does not know {unknown[1]}" if unknown else "invalid value"
         raise UserError(f"xla_flags={xla_flags}: {what}; correct it, or leave out xla_flags")
+
+
+@contextlib.contextmanager
+def temporary() -> Iterator[None]:
+    """Restores afterwards what `runtime` changes of the environment and the settings of jax."""
+    flags = os.environ.get("XLA_FLAGS")
+    names = ("jax_platforms", "jax_compilation_cache_dir")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        if flags is None:
+            os.environ.pop("XLA_FLAGS", None)
+        else:
+            os.environ["XLA_FLAGS"] = flags
