@@ -32,7 +32,7 @@ def test_the_commands_are_allowed() -> None:
 def test_what_it_names_is_so() -> None:
     (job, _) = sweep.plan(["agent.units=64,128"])
     assert f"`{job.folder}`" in PAGE
-    assert f"up to {actor.STEPS} steps at once" in PAGE
+    assert f"chunks of up to {actor.STEPS} steps" in PAGE
     jobs = sweep.plan(["seed=0,1"])
     assert f"job 0: {jobs[0]}: done, in {jobs[0].folder}\n" in PAGE
     assert f"job 1: {jobs[1]}: failed with status 2, in {jobs[1].folder}\n" in PAGE

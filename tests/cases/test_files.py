@@ -138,8 +138,8 @@ def test_an_export_replaces_no_link(run: Path, tmp_path: Path, refused: Callable
 LATIN = os.fsdecode(b"lat\xfcn")
 NAMES = {
     "latin 1": (LATIN, "is not UTF-8"),
-    "an address": ("gs://bucket/run", "name a folder of this machine"),
-    "a backslash": ("a\\b", "name a folder of this machine"),
+    "an address": ("gs://bucket/run", "cannot write names"),
+    "a backslash": ("a\\b", "cannot write names"),
     "a line break": ("a\nb", "has a control character"),
     "a long name": ("x" * 256, "is too long; each part may have 255 bytes"),
     "a long path": ("/".join(["x" * 200] * 20), "is too long"),
@@ -244,7 +244,7 @@ def test_a_start_that_fails_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     (tmp_path / "there").mkdir()
-    monkeypatch.setattr("dreamer.logs.writers.AppendedFile._append", full)
+    monkeypatch.setattr("dreamer.logs.writers.AppendedFile.open", full)
     for place in ("a/b", "there"):
         assert "No space left" in refused(train.main, *tiny_run.argv(tmp_path / place))
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
@@ -514,7 +514,9 @@ def test_no_pipe_or_device_is_waited_for(
         recorded.read_spaces(spaces.parent, "saved")
     (run / "config.yaml").unlink()
     os.mkfifo(run / "config.yaml")
-    assert f"{run}/config.yaml: it is a pipe" in refused(train.main, f"run.dir={run}")
+    assert f"{run}/config.yaml cannot be read: it is a pipe" in refused(
+        train.main, f"run.dir={run}"
+    )
     with pytest.raises(UserError, match="config=/dev/zero: cannot be read: it is a pipe"):
         compose(["config=/dev/zero"])
     assert not importing.is_saved(str(run))

@@ -157,7 +157,7 @@ def test_an_unknown_game_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture
     argv = ["env=atari", "env.task=pongg", f"run.dir={tmp_path / 'run'}", "platform=cpu"]
     assert exit_on_user_error(lambda: train.main(argv)) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert "env.task=pongg is no game of the atari suite; did you mean pong?" in line
+    assert "env.task=pongg is no task of atari; did you mean pong?" in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,6 +12,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
     """The exit status of `dreamer ARGV`."""
     monkeypatch.setattr(sys, "argv", ["dreamer", *argv])
     monkeypatch.setattr(sys, "path", sys.path[:])
+    for name in ("envs", "bench"):  # which other tests import
+        monkeypatch.delitem(sys.modules, f"dreamer.{name}.__main__", raising=False)
     try:
         console.main()
     except SystemExit as end:

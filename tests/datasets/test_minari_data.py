@@ -166,7 +166,7 @@ def test_another_environment_is_refused(minari: Any) -> None:
 def test_a_missing_dataset_is_refused(minari: Any, tmp_path: Any) -> None:
     with pytest.raises(
         UserError,
-        match=r"minari:no/such-v0 is not on this machine, in .*minari; "
+        match=r"minari:no/such-v0 is not on this machine, in .*minari/no/such-v0; "
         r"get it with: minari download no/such-v0",
     ):
         minari_data.open_dataset("no/such-v0", wanted())

@@ -154,7 +154,7 @@ def test_keys_that_are_not_there_are_refused(side):
     message = rf"agent.{side}.keys=nea matches no observation; there are near, far, clock"
     with pytest.raises(UserError, match=message):
         tiny.agent(TWO, tiny.DISCRETE, **{side: {"keys": "nea"}})
-    with pytest.raises(UserError, match=rf"agent.{side}.keys=\(: no regular expression"):
+    with pytest.raises(UserError, match=rf"agent.{side}.keys=\(: invalid regular expression"):
         tiny.agent(TWO, tiny.DISCRETE, **{side: {"keys": "("}})
 
 

@@ -19,7 +19,7 @@ from dreamer.training.device_loop import DeviceLoop, cycle
 from dreamer.training.host_loop import HostLoop
 from dreamer.training.trainer import Trainer
 from tests import tiny_run
-from tests.envs.jax.test_foreign import Hollow
+from tests.envs.jax.test_simulators import Hollow
 
 # From step 32 on an update of 4 x 4 replayed steps for every 5 steps of 4 environments, just when
 # the online queue gets 4 new windows of 5 steps.

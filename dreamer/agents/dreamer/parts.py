@@ -81,7 +81,7 @@ class Carry:
 
 
 def build(
-    config: AgentConfig, observations: spaces.Specs, actions: spaces.Specs, updates: int
+    config: AgentConfig, observations: spaces.Specs, actions: spaces.Specs, updates: int = 0
 ) -> Parts:
     """Builds the networks for an environment's spaces.
 
