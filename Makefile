@@ -5,7 +5,7 @@ PYTHON ?= python
 help:
 	@echo "install   this package and the tools to work on it, into the current environment"
 	@echo "test      the tests, on two cores"
-	@echo "test-all  the tests, those that learn a task included"
+	@echo "test-all  all tests, the slow ones included, compiled as users do"
 	@echo "fuzz      the fuzz tests for FUZZ=N new examples each, 2,000 if not said"
 	@echo "lint      ruff        format    ruff, writing the changes"
 	@echo "types     mypy        ci        lint, types and test"
@@ -17,7 +17,7 @@ test:
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 test-all:
-	$(PYTHON) -m pytest -m ''
+	DREAMER_TEST_COMPILER=default $(PYTHON) -m pytest -m ''
 
 fuzz:
 	FUZZ=$(or $(FUZZ),2000) $(PYTHON) -m pytest -m '' tests/fuzz

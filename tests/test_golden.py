@@ -177,7 +177,9 @@ def test_three_updates(golden):
         )
 
 
-@pytest.mark.parametrize("name", ["vector_continuous", "image_discrete"])
+@pytest.mark.parametrize(
+    "name", ["vector_continuous", pytest.param("image_discrete", marks=pytest.mark.slow)]
+)
 def test_bfloat16_stays_near(name):
     """What accelerators compute in: losses to 2%, gradients of every network in direction."""
     agent, data, batch, state = names.load(name, "bfloat16")

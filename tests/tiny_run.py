@@ -25,7 +25,12 @@ OPTIONS = [
     *("agent.encoder.layers=1", "agent.decoder.layers=1", "agent.rssm.prior_layers=1"),
     *("agent.actor.layers=1", "agent.critic.layers=1", "agent.returns.imagination=3"),
     *("replay.batch_size=4", "replay.batch_length=4", "replay.train_ratio=4", "replay.capacity=60"),
-    *("agent.optimizer.warmup=0", "checkpoint.every_seconds=1e6", "env.image_size=[16,16]"),
+    *(
+        "agent.optimizer.warmup=0",
+        "agent.optimizer.anneal=0",
+        "checkpoint.every_seconds=1e6",
+        "env.image_size=[16,16]",
+    ),
     *("log.every_seconds=0", "log.tensorboard=false", "log.progress=none", "eval.every=0"),
 ]
 

@@ -32,6 +32,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_everything_is_measured(measured: Path) -> None:
     content = json.loads(measured.read_text())
     results = {result["what"]: result for result in content["results"]}
@@ -46,6 +47,7 @@ def test_everything_is_measured(measured: Path) -> None:
     assert {"device", "git", "versions", "options"} <= set(content)
 
 
+@pytest.mark.slow
 def test_the_table_and_the_comparison(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = [*TINY[:3], "--what", "act", "--against", str(measured), *FAST, *TINY[3:]]
     assert bench.main([*argv, "--observations", "vector,image"]) == 0

@@ -100,6 +100,7 @@ def test_a_run_starts_from_them_and_so_does_its_slow_critic(
         assert not any(np.any(x) for x in jax.tree.leaves(state.optimizer[:-1]))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_read_them_again(source: tuple[Path, Any], tmp_path: Path) -> None:
     moved = tiny_run.copy(source[0], tmp_path / "source")
     changes = (f"run.init_from={moved}", "run.init_modules=[rssm]")

@@ -333,6 +333,7 @@ def test_what_was_learned_before_an_environment_broke_is_saved(
     assert "done: step 100" in out
 
 
+@pytest.mark.slow
 def test_environments_of_an_evaluation_may_break_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,7 +48,9 @@ def test_parameters_are_the_same(form):
 
 
 @pytest.mark.parametrize("form", FAST)
-@pytest.mark.parametrize("latent", ["categorical", "gaussian"])
+@pytest.mark.parametrize(
+    "latent", ["categorical", pytest.param("gaussian", marks=pytest.mark.slow)]
+)
 def test_a_step_and_its_gradients_are_the_same(form, latent):
     plain, fast = (agent(name, latent).model.rssm for name in ("plain", form))
     params = tiny.state(agent("plain", latent), learned=True).params["rssm"]

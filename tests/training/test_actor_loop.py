@@ -251,6 +251,7 @@ def test_an_actor_has_longer_to_begin_and_signals_are_handled_meanwhile(
         assert trainer.step == 2
 
 
+@pytest.mark.slow
 def test_a_run_resumes_without_actors_and_with_another_number_of_them(
     finished: tuple[Path, dict], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

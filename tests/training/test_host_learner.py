@@ -115,7 +115,7 @@ def test_updates_come_in_whole_calls(
     assert made.get_counters() == {"updates": given[-1], "owed": sum(owed) - given[-1]}
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("devices", [1, 4])
 def test_batches_are_stacked_by_update_and_split_by_device(
     devices: int, agent: Any, calls: list, learner: Callable
 ) -> None:
@@ -184,9 +184,9 @@ def test_pending_latents_survive_a_restart(calls: list, learner: Callable) -> No
 
 @pytest.fixture(scope="module")
 def learned(agent: Any) -> dict[int, Any]:
-    """Three updates on 1, 2 and 4 devices: from and to which state, and what was left in replay."""
+    """Three updates on 1 and 4 devices: from and to which state, and what was left in replay."""
     found = {}
-    for devices in (1, 2, 4):
+    for devices in (1, 4):
         learner, metrics = make(agent, devices), []
         before = jax.device_get(tiny.state(agent, learned=True))  # the learner donates its own
         restore(learner, before, {"updates": 0, "owed": 0})
@@ -206,7 +206,7 @@ def changes(run: Any) -> list[np.ndarray]:
     return jax.tree.leaves(jax.tree.map(np.subtract, run.after.params, run.before.params))
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [4])
 def test_any_number_of_devices_learns_the_same(devices: int, learned: dict[int, Any]) -> None:
     """The optimiser divides by the size of the gradient, so entries whose gradient is noise of
     rounding are left out; sums in another order change the others by at most 1%."""
@@ -224,7 +224,7 @@ def test_any_number_of_devices_learns_the_same(devices: int, learned: dict[int, 
     assert several.after.updates == one.after.updates == 3
 
 
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("devices", [4])
 def test_any_number_of_devices_writes_the_same_latents(
     devices: int, learned: dict[int, Any]
 ) -> None:
@@ -238,7 +238,7 @@ def test_any_number_of_devices_writes_the_same_latents(
         assert close[whole].mean() > 0.95
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("devices", [1, 4])
 def test_metrics_are_read_one_call_late(devices: int, learned: dict[int, Any]) -> None:
     first, second, third = learned[devices].metrics
     assert first == {}

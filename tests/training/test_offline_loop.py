@@ -177,7 +177,7 @@ def test_the_device_loop_starts_from_them_too(tmp_path: Path) -> None:
         ),
         (
             ("replay.batch_length=25", "replay.batch_size=1", "replay.capacity=80"),
-            r"has 50 steps, which for env.num_envs=2 .* replay.batch_length \+ 1 = 26; record more",
+            r"has 50 steps, too few for .* replay.batch_length \+ 1 = 26 .* env.num_envs=2",
         ),
         (("replay.load=/nowhere",), r"/nowhere holds no saved episodes"),
         (

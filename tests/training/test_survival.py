@@ -124,6 +124,7 @@ def test_a_folder_that_somebody_removes(
     assert_saved_as_if_nothing_had_been(path, finished)
 
 
+@pytest.mark.slow
 def test_a_folder_that_somebody_empties(finished: tuple[Path, dict], tmp_path: Path) -> None:
     """As a file system does that removes what is old."""
     path = tmp_path / "run"
@@ -142,6 +143,7 @@ def test_a_folder_that_somebody_empties(finished: tuple[Path, dict], tmp_path: P
     assert_saved_as_if_nothing_had_been(path, finished)
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_recreated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,7 @@ def reached_by(agent, batch):
     [
         ("discrete", "reinforce", "categorical"),
         pytest.param("discrete", "analytic", "categorical", marks=pytest.mark.slow),
-        ("continuous", "mixed", "gaussian"),
+        pytest.param("continuous", "mixed", "gaussian", marks=pytest.mark.slow),
     ],
 )
 def test_every_loss_reaches_exactly_its_modules(actions, gradient, latent):

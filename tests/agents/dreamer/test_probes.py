@@ -88,6 +88,7 @@ def trained(probe, actions, gradient="reinforce"):
     }
 
 
+@pytest.mark.slow
 def test_constant_reward_is_the_value_of_the_first_step():
     seen = trained("constant", "discrete")
     np.testing.assert_allclose(seen["predicted_reward"], seen["reward"], atol=0.1)
@@ -102,6 +103,7 @@ def test_value_depends_on_the_observation():
     np.testing.assert_allclose(seen["value"][first], seen["observation"][first], atol=0.25)
 
 
+@pytest.mark.slow
 def test_delayed_reward_is_discounted_back():
     seen = trained("delayed", "discrete")
     first = np.asarray(seen["first"])
@@ -110,6 +112,7 @@ def test_delayed_reward_is_discounted_back():
     np.testing.assert_allclose(seen["value"][first], GAMMA, atol=0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "gradient", ["reinforce", pytest.param("analytic", marks=pytest.mark.slow)]
 )

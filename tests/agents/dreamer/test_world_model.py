@@ -24,7 +24,9 @@ def observed(agent, params, tokens, previous, is_first, noise):
     return models.observe(agent.model, params, start, tokens, previous, is_first, noise)
 
 
-@pytest.fixture(scope="module", params=["categorical", "gaussian"])
+@pytest.fixture(
+    scope="module", params=["categorical", pytest.param("gaussian", marks=pytest.mark.slow)]
+)
 def case(request):
     agent = tiny.default("continuous", latent=request.param)
     params = tiny.state(agent, learned=True).params

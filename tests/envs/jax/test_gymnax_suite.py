@@ -14,9 +14,11 @@ from dreamer.envs.check import check
 from dreamer.envs.jax import gymnax_suite, simulators
 from dreamer.errors import UserError
 
-CHECKED = ("CartPole-v1", "Pendulum-v1", "Breakout-MinAtar", "Catch-bsuite", "MemoryChain-bsuite")
+CHECKED = ("CartPole-v1", "Pendulum-v1", "Catch-bsuite")
 DOWNLOADS = "MNISTBandit-bsuite"
-SLOW = ("Asterix-MinAtar", "Freeway-MinAtar", "SpaceInvaders-MinAtar")  # to compile
+SLOW = (
+    *(f"{name}-MinAtar" for name in ("Asterix", "Freeway", "SpaceInvaders", "Breakout")),
+)  # to compile
 
 
 def config(**values: object) -> GymnaxEnv:

@@ -78,6 +78,7 @@ def test_a_run_that_was_rolled_back_resumes_bit_for_bit(tmp_path: Path) -> None:
     tiny_run.assert_same(runs["parts"], runs["whole"])
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_again_and_again_ends_with_advice(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
