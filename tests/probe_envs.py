@@ -65,7 +65,7 @@ class Fragile(Walk):
 
 
 class Endless(Walk):
-    """The walk, which goes on for ever."""
+    """The walk without an end."""
 
     def step(self, action: Any) -> Any:
         self._left = 2

@@ -1,4 +1,4 @@
-"""The page on many machines says what is so: its commands are allowed, its lines are those told."""
+"""The page on remote actors and sweeps is right: its commands are valid, its output is the real one."""
 
 import re
 import shlex

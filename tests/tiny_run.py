@@ -46,7 +46,7 @@ def config(folder: Path, *changes: str) -> Config:
 
 
 def train(folder: Path, *changes: str) -> dict[str, Any]:
-    """Runs to the end; gives all that influences how it would go on."""
+    """Runs to the end; returns all state that influences its continuation."""
     with Trainer(config(folder, *changes)) as trainer:
         trainer.run()
         loop = trainer.loop

@@ -183,7 +183,7 @@ class Vectorized(BatchedEnv):
         if "final_obs" not in info:
             raise EnvironmentFault(
                 "the environments gave no final_obs in the info of a step that ended an episode, "
-                f"which {MODE} same-step asks for; give it, or let the mode be next-step"
+                f"which {MODE} same-step requires; return it, or set the mode to next-step"
             )
         space = self._vector.single_observation_space
         for i in last.nonzero()[0].tolist():
@@ -248,7 +248,7 @@ def _close(
 def _mode(vector: gymnasium.vector.VectorEnv, num_envs: int) -> AutoresetMode:
     """Returns when a member is reset after the end of its episode."""
     if vector.num_envs != num_envs:
-        raise UserError(f"makes {vector.num_envs} environments when asked for {num_envs}")
+        raise UserError(f"makes {vector.num_envs} environments instead of {num_envs}")
     mode = (vector.metadata or {}).get(MODE)
     try:
         return AutoresetMode(mode)

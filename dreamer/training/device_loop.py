@@ -332,7 +332,7 @@ def cycle(config: Config) -> tuple[int, int]:
         raise UserError(
             f"replay.train_ratio={replay.train_ratio:g} is {float(per_step):g} updates per step of "
             f"env.num_envs={num_envs} environments, which no cycle of {MOST_STEPS:,} steps and "
-            f"{MOST_UPDATES:,} updates meets; choose a rounder or larger ratio, or run.loop=host"
+            f"{MOST_UPDATES:,} updates fits; choose a rounder or larger ratio, or run.loop=host"
         )
     return exact.denominator, exact.numerator
 

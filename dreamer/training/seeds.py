@@ -40,14 +40,14 @@ def train_together(
         for one in configs:
             leader = trainers[0] if trainers else None
             trainers.append(stack.enter_context(Trainer(one, stop, callbacks, leader)))
-        begun: list[Trainer] = []
-        with saved_first(begun):
+        started: list[Trainer] = []
+        with saved_first(started):
             for trainer in trainers:
-                begun.append(trainer)
+                started.append(trainer)
                 if not trainer.begin():
-                    begun.remove(trainer)
-            _run(begun)
-            for trainer in reversed(begun):  # the others use the display of the first
+                    started.remove(trainer)
+            _run(started)
+            for trainer in reversed(started):  # the others use the display of the first
                 trainer.finish()
 
 

@@ -310,7 +310,7 @@ no_single_space = several(single_action_space=None)
 
 
 class Hangs(Right):
-    """For ever in its third step, which the file named by HUNG tells."""
+    """Hangs in its third step, and creates the file named by HUNG."""
 
     def step(self, action: Any) -> Any:
         if self.time == 2:

@@ -200,7 +200,7 @@ def test_several_at_once():
         ),
         ("several", {}, "makes several environments; let it take their number as num_envs"),
         ("only", {}, "takes num_envs, so it must make a gymnasium.vector.VectorEnv"),
-        ("three", {}, "makes 3 environments when asked for 2"),
+        ("three", {}, "makes 3 environments instead of 2"),
         ("fails", {}, r"cannot be made: ValueError: no map found \(.*own_module.py, line 81, in f"),
         ("missing", {}, "needs a package that is not installed; No module named 'not_there_at_a"),
         (

@@ -8,7 +8,7 @@ from dreamer.errors import UserError
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Allows an error that the user can mend, told in one line, and no other."""
+    """Allows an error that the user can fix, in one line, and no other."""
     try:
         yield
     except UserError as error:

@@ -8,7 +8,7 @@ MORE = int(os.environ.get("FUZZ", "0"))
 
 
 def examples(count: int) -> settings:
-    """Settings for a test that tries `count` examples, always the same, unless FUZZ asks for
+    """Settings for a test that tries `count` examples, always the same, unless FUZZ requests
     more."""
     return settings(
         max_examples=MORE or count,

@@ -30,7 +30,7 @@ def counted(folder: Path) -> list[tuple[int, float]]:
 
 
 def test_the_replay_holds_a_truncated_episode(broken: tuple[Path, dict]) -> None:
-    """Whose last row shows what was seen before, which no other row does."""
+    """Whose last row repeats the previous observation, as no other row does."""
     folder, state = broken
     assert counted(folder) == [(FAILED_AT, 1)]
     rings = state["arrays"]["replay"]["rings"]
