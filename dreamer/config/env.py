@@ -77,7 +77,7 @@ class GymnasiumEnv(EnvBase):
         False, description="learn from the rendered frame instead of the observation"
     )
     check_bounds: bool = Field(
-        True, description="end the run when an observation is outside the bounds of its space"
+        True, description="an observation outside the bounds of its space is a failure"
     )
 
     def __hash__(self) -> int:
