@@ -1,4 +1,4 @@
-"""The page on remote actors and sweeps is right: its commands are valid, its output is the real one."""
+"""The page on remote actors and sweeps is right: valid commands, real output."""
 
 import re
 import shlex

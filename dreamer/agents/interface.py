@@ -150,7 +150,7 @@ class Agent(Protocol):
         is_first: Array,
         key: Array,
         greedy: bool,
-        share: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] = (0, 1),
     ) -> tuple[Carry, Actions, Latent]:
         """`act_with` noise drawn from a random key.
 
@@ -158,9 +158,9 @@ class Agent(Protocol):
           params, carry, observation, is_first: as of `act_with`.
           key: random key of this step.
           greedy: mode of the policy instead of a sample.
-          share: (i, n) where these are the i-th N of n times N environments that draw as one.
+          shard: (i, n) where these are the i-th N of n times N environments that draw as one.
         """
-        number, count = share
+        number, count = shard
         size = is_first.shape[0]
         noise = self.noise(key, count * size, greedy)
         if count > 1:

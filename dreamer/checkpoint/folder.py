@@ -125,8 +125,8 @@ def locked(path: str | Path) -> Iterator[None]:
             stack.callback(os.close, _lock(path))
         except BlockingIOError:
             raise UserError(
-                f"run folder {path} is in use by a run; wait for it or stop "
-                "it, or choose another folder with run.dir=PATH"
+                f"run folder {path} is in use by a run; wait for it or stop it, or choose another "
+                "folder with run.dir=PATH"
             ) from None
         except OSError as error:
             what = error.strerror or error
@@ -187,8 +187,8 @@ def saved_config(path: str | Path) -> str | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{file} cannot be read: {getattr(error, 'strerror', error)}; choose another folder "
-            "with run.dir=PATH"
+            f"{file} cannot be read: {getattr(error, 'strerror', None) or error}; choose another "
+            "folder with run.dir=PATH"
         ) from error
     return text if text.startswith(HEADER) else None
 

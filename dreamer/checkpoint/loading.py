@@ -77,7 +77,7 @@ def load(
             f"no {which} checkpoint in {path}; train first, with eval.every set for a best one"
         )
     meta = storage.read(checkpoint).meta
-    agent = make_agent(config.agent, *agent_spaces.load(meta["spaces"]))
+    agent = make_agent(config.agent, *agent_spaces.load(meta["spaces"]), config.updates)
     pattern = jax.eval_shape(agent.init, jax.random.key(0)).params
     params = storage.read_params(checkpoint, pattern)
     step = meta.get("step", meta["learner"]["updates"]) * meta["hosts"]  # offline: updates

@@ -174,19 +174,19 @@ class Checkpointer:
         self, step: int, state: Any, replay: dict[str, Any] | None, about: schema.Document
     ) -> None:
         temporary = self.directory / f"{step}{files.unguessable()}"
-        with arrays.process_settings():  # until the other writes of a failed save have ended
-            try:
-                with self._explaining():
-                    temporary.mkdir()
-                    storage.write(temporary, state, replay, about)
-                    temporary.rename(self._path(step))
-                    files.sync(self.directory)
-                self.completed += 1
-                self._remove_old()
-            except SaveError as error:
-                self._error = SaveError(str(error))  # without a traceback, which holds the arrays
-            except Exception as error:
-                self._error = error
+        try:
+            # Until the other writes of a failed save have ended.
+            with arrays.process_settings(), self._explaining():
+                temporary.mkdir()
+                storage.write(temporary, state, replay, about)
+                temporary.rename(self._path(step))
+                files.sync(self.directory)
+            self.completed += 1
+            self._remove_old()
+        except SaveError as error:
+            self._error = SaveError(str(error))  # without a traceback, which holds the arrays
+        except Exception as error:
+            self._error = error
 
     def _remove_old(self) -> None:
         """Removes old checkpoints; those that cannot be removed now are tried again later."""

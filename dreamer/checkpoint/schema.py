@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from dreamer.envs import saved_spaces
 from dreamer.errors import UserError
 
-FORMAT = 3  # the only one that is written and read
+FORMAT = 4  # the only one that is written and read
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Inside = Annotated[str, Field(pattern=r"^(state|replay)(/[^/\x00]*[^/.\x00][^/\x00]*)+$")]
@@ -156,7 +156,7 @@ class Document(Part):
     structure: dict[str, str]  # dtype and shape of every array of the state
     meta: dict[str, Any]  # in the form of `Meta`
     score: Annotated[float, Field(allow_inf_nan=False)] | None = None  # of an evaluation
-    format: Literal[3] = 3
+    format: Literal[4] = 4
     # Size and checksum of each file of the arrays, by its path inside.
     files: dict[Inside, Annotated[list[Count], Field(min_length=2, max_length=2)]] = {}
 

@@ -49,9 +49,11 @@ def restore(checkpoints: Checkpointer, pattern: Any, fresh: bool) -> Restored | 
         damages += here
     if damages or not _may_start_over(found):
         what = "; ".join(damages) or "the hosts have no checkpoint of the same step"
+        several = hosts.count() > 1
         raise UserError(
-            f"{what}, and {checkpoints.directory} has no other one that all hosts have; put back "
-            "copies on all hosts, or start over with another run.dir"
+            f"{what}, and {checkpoints.directory} has no other one"
+            f"{' that all hosts have' if several else ''}; put back "
+            f"{'copies on all hosts' if several else 'a copy'}, or start over with another run.dir"
         )
     for step in manager.steps(checkpoints.directory):
         why = f"{checkpoints.directory / str(step)} is on this host alone"

@@ -53,7 +53,7 @@ class Config(Section):
 
     @property
     def updates(self) -> int:
-        """Gradient updates of the whole run."""
+        """Gradient updates of the whole run; recorded steps in the replay add some."""
         if self.run.offline:
             return self.run.steps
         per_step = self.replay.train_ratio / (self.replay.batch_size * self.replay.batch_length)
@@ -68,7 +68,12 @@ class Config(Section):
             f"run.policy_device={run.policy_device}": run.policy_device != "train",
             f"run.policy_lag={run.policy_lag}": run.policy_lag > 0,
         }
+        optimizer = self.agent.optimizer
         return {
+            f"agent.optimizer.anneal={optimizer.anneal} of {self.updates} updates ends before "
+            f"agent.optimizer.warmup={optimizer.warmup}; lower warmup, or raise run.steps": (
+                0 < optimizer.anneal * self.updates <= optimizer.warmup < self.updates
+            ),
             f"replay.capacity={replay.capacity} is too small: training starts when the replay "
             f"holds batch_size * batch_length = {replay.batch_size * replay.batch_length} "
             f"sequences of batch_length + 1 = {replay.batch_length + 1} steps, with "

@@ -57,6 +57,8 @@ def evaluate(
         policy.reset(jax.random.key(seed))
         driver, recorder = Driver(env, policy, ()), Recorder(env, done=not record)
         known = 0
+        if interrupted():
+            return None
         for _, ended in play(driver, params):
             if interrupted():
                 return None

@@ -117,6 +117,7 @@ class RayActors:
         self._open.close()
         while self._handles and ray.is_initialized():
             ray.kill(self._handles.popitem()[1])
+        self._handles.clear()
 
     def _request(self, index: int) -> None:
         self._requested[index].append(

@@ -116,7 +116,7 @@ class StopRequest:
         self._begun = True
         if display is not None:
             self._show = display.note
-            self._before_end.append(display.release)
+            self._before_end[1:] = [display.release]
 
     @contextlib.contextmanager
     def grace(self, seconds: float, last_words: Callable[[], str]) -> Iterator[None]:

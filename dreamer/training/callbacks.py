@@ -62,7 +62,7 @@ class Callbacks(list[Callback]):
         try:
             return getattr(hook, event)(*arguments)
         except BaseException:
-            if hook in self:
+            if any(hook is one for one in self):
                 self.failed = True
                 self.clear()
             raise

@@ -288,7 +288,7 @@ class DeviceLoop(Loop):
         return f"not restored: {', '.join(lost)}" if lost else ""
 
     def close(self) -> None:
-        """Has nothing to end."""
+        """Ends nothing; the loop is its own learner, which the base class would close."""
 
     def _place(
         self,

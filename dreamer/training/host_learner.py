@@ -97,11 +97,14 @@ class HostLearner(Learner):
         batches = self._ahead.result() if self._ahead else self._take(self.updates)
         self.state, latents, metrics = self._update(self.state, batches["data"], self._key)
         self._ahead = None
+        self._computed = {"index": batches["index"], "latent": latents}, metrics
+        return metrics
+
+    def _dispatched(self) -> None:
         self._write_back()
         if self._thread is not None:
-            self._ahead = self._thread.submit(self._take, self.updates + self._per_call)
-        self.pending, self._measured = {"index": batches["index"], "latent": latents}, metrics
-        return metrics
+            self._ahead = self._thread.submit(self._take, self.updates)
+        self.pending, self._measured = self._computed
 
     def _take(self, update: int) -> Batches:
         """The batches of a call that starts with this update."""

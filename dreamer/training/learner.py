@@ -59,10 +59,14 @@ class Learner(ABC):
             self.updates += self._per_call
             self._owed -= self._per_call
             self.metrics.add(metrics)
+            self._dispatched()
 
     @abstractmethod
     def _dispatch(self) -> jax.Array:
         """Dispatches one call; returns its metrics."""
+
+    def _dispatched(self) -> None:  # noqa: B027
+        """Does on the host what may overlap with the call."""
 
     def read_metrics(self, wait: bool = False) -> Reading:
         """Metrics since the last reading, see `LateMetrics.read`."""

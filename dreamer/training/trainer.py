@@ -12,7 +12,7 @@ from dreamer.system import allocator, files
 from dreamer.system.signals import StopRequest
 from dreamer.training.callbacks import Callback, Callbacks
 from dreamer.training.hooks import rollback
-from dreamer.training.hooks.checkpoints import Checkpoints, saved_first, start
+from dreamer.training.hooks.checkpoints import Checkpoints, saved_first, start_loop
 from dreamer.training.hooks.evaluation import Evaluation, Videos
 from dreamer.training.hooks.logging import Logging
 from dreamer.training.loop import Episodes, Loop
@@ -48,7 +48,7 @@ class Trainer(AbstractContextManager):
             self.loop: Loop = make_loop(own, self.devices)
             stack.callback(self.console.attempt, "environments cannot close", self.loop.close)
             shard.compare_devices(len(self.devices), self.loop.learner.stored)
-            started = None if manager.steps(saves) else start(self)
+            started = None if manager.steps(saves) else start_loop(self)
             fresh = stack.enter_context(paths.locked_run(config))  # nothing was written before
             with files.undone_on_failure(self.path) if fresh else nullcontext():
                 self.checkpoints: Checkpoints = Checkpoints(self, stack, fresh, started)

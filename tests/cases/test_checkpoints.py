@@ -75,7 +75,7 @@ def lose(path: str) -> Callable[[dict[str, Any]], None]:
 
 WIDE = {"shape": [2**30, 2**30], "dtype": "float32"}
 FORGED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
-    "a newer format": (put("format", 99), "has format 99; this .* reads format 3; install"),
+    "a newer format": (put("format", 99), "has format 99; this .* reads format 4; install"),
     "a format in words": (put("format", "2"), "format='2'"),
     "a true format": (put("format", True), "format=True"),
     "a field more": (put("more", 1), "has more, which is not known here; install"),

@@ -24,7 +24,7 @@ from dreamer.training.schedules import EverySeconds, EverySteps
 REFUSED = (UserError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 
 
-def start(run: Run) -> Initial:
+def start_loop(run: Run) -> Initial:
     """Starts the loop of a run that has no checkpoint; returns what it starts from."""
     first = initial.choose(run.config, run.loop.agent, run.loop.learner.params)
     run.loop.start(first)
@@ -72,7 +72,7 @@ class Checkpoints(Callback):
             run.console.progress.print("restoring the newest checkpoint")
         found = shared.restore(self.manager, run.loop.learner.state, fresh)
         if found is None:
-            first = started or start(run)  # some other host does not have the checkpoint
+            first = started or start_loop(run)  # some other host does not have the checkpoint
             return str(first) if fresh else f"{run.path} had saved nothing yet and restarts"
         state, arrays, self.saved = found
         path = self.manager.directory / str(self.manager.latest_step())
