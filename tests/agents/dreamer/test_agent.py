@@ -139,8 +139,13 @@ def test_slow_critic_follows_the_new_critic():
 def test_the_update_is_traced_once():
     """State, latents and metrics of one update are of the kinds that the next one expects."""
     agent, _ = learner()
-    step = jax.jit(chex.assert_max_traces(partial(learning.train_step, agent), n=1))
     state = tiny.state(agent)
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(state, batch, key):
+        return learning.train_step(agent, state, batch, key)
+
     for seed in range(3):
         state, _, _ = step(state, tiny.batch(agent, B, T, seed), jax.random.key(0))
     assert int(state.updates) == 3
