@@ -127,6 +127,26 @@ def _listen(run: RunConfig) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
+def _refuse_taken(run: RunConfig, listen: str) -> None:
+    """Refuses a port that is in use, on which jaxlib may crash.
+
+    Args:
+      run: settings.
+      listen: the address to listen at, "" for all interfaces.
+    """
+    port = _address(run)[1]
+    address = listen.rpartition(":")[0].strip("[]") or "0.0.0.0"
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as attempt:
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind((address, port))
+        except OSError as error:
+            raise UserError(
+                f"run.coordinator={run.coordinator}: cannot listen at port {port}: "
+                f"{error.strerror or error}; choose another port on all hosts"
+            ) from None
+
+
 def _is_here(family: int, address: tuple[Any, ...]) -> bool:
     """Whether a socket can be bound to the address."""
     with suppress(OSError), socket.socket(family) as attempt:
@@ -190,15 +210,19 @@ def _join(run: RunConfig, stop: StopRequest, watchdog: "Watchdog") -> None:
         watchdog.say("")
         return f"run.grace_seconds={run.grace_seconds:g} passed before all hosts had joined"
 
+    listen = ""
     if direct and run.process_id > 0:
         _find(run, stop)
+    elif direct:
+        listen = _listen(run)
+        _refuse_taken(run, listen)
     try:
         # Inside jax, no signal handler runs until all hosts have joined.
         with stop.grace(run.grace_seconds, last_words):
             hosts.unite(
                 run.coordinator if direct else "",
                 *(run.num_processes, run.process_id, seconds, LOST_AFTER),
-                _listen(run) if direct and run.process_id == 0 else "",
+                listen,
             )
     except (RuntimeError, ValueError) as error:
         raise UserError(

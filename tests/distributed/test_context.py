@@ -406,4 +406,4 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         command = ["-m", "dreamer.train", *tiny_run.argv(tmp_path / "run", *several)]
         with several_hosts.programs([command], tmp_path) as (host,):
             assert host.end(60) == 2
-            assert host.last_line().startswith("error: the hosts cannot join: UNKNOWN: ")
+            assert host.last_line().startswith(f"error: {changes}: cannot listen at port ")
