@@ -11,6 +11,7 @@ doing when it was killed, and exits with status 1 on any mistake. OPTIONs are pa
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -121,9 +122,9 @@ class Trial:
 
     def what_it_did(self) -> str:
         for what, pattern in WRITES.items():
-            if what != "a checkpoint" and any(self.folder.glob(pattern)):
+            if what != "a checkpoint" and matches(self.folder, pattern):
                 return f"writing {what}"
-        half = list(self.folder.glob("checkpoints/*.tmp"))
+        half = matches(self.folder, "checkpoints/*.tmp")
         if half and any((path / DOCUMENT).exists() for path in half):
             return "deleting an old checkpoint, or renaming a new one"
         if half:
@@ -171,6 +172,13 @@ def environment(folder: Path) -> dict[str, str]:
     return os.environ | cache | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
+def matches(folder: Path, pattern: str) -> list[Path]:
+    """The files of a pattern; none where a folder is removed during the search."""
+    with contextlib.suppress(FileNotFoundError):
+        return list(folder.glob(pattern))
+    return []
+
+
 def moment(trial: Trial, rng: random.Random, seconds: float) -> Callable[[], bool]:
     """A random moment of a start, as a predicate.
 
@@ -187,7 +195,7 @@ def moment(trial: Trial, rng: random.Random, seconds: float) -> Callable[[], boo
     seen: list[str] = []
 
     def come() -> bool:
-        found = [str(path) for path in trial.folder.glob(pattern)]
+        found = [str(path) for path in matches(trial.folder, pattern)]
         new = [path for path in found if path not in seen]
         seen.extend(new)
         if len(seen) < count:
