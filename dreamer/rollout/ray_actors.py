@@ -72,9 +72,9 @@ class RayActors:
         if index in self._handles:
             ray.kill(self._handles.pop(index))
         self._handles[index] = self._kind.remote()
-        begun = self._handles[index].begin.remote(self._config, life, os.getcwd())
+        started = self._handles[index].begin.remote(self._config, life, os.getcwd())
         self._nodes[index] = ""
-        self._requested[index] = deque([begun])
+        self._requested[index] = deque([started])
         for _ in range(IN_FLIGHT):
             self._request(index)
 

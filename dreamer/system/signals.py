@@ -71,7 +71,7 @@ class StopRequest:
         self.requested = False
         self.saves = 0  # requested so far
         self._ends_process = ends_process
-        self._begun = not ends_process
+        self._started = not ends_process
         self._count = Count()  # of the handlers
         self._show: Callable[[str], object] = _write  # prints a line
         self._before_end: list[Callable[[], object]] = [_kill_started]
@@ -113,7 +113,7 @@ class StopRequest:
         Args:
           display: prints the acknowledgement; standard error without one.
         """
-        self._begun = True
+        self._started = True
         if display is not None:
             self._show = display.note
             self._before_end[1:] = [display.release]
@@ -137,7 +137,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """The handler, in the main thread."""
-        if not self._begun:
+        if not self._started:
             if files.is_undoing():
                 raise Ended(number)
             return  # `_watch` ends the process
@@ -174,7 +174,7 @@ class StopRequest:
             for number in numbers:
                 if number not in SIGNALS:
                     continue
-                if not self._begun:
+                if not self._started:
                     if not files.is_undoing():
                         self._end(number)
                     second = second or (time.monotonic() + UNDOING, number)

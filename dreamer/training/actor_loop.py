@@ -66,7 +66,7 @@ class ActorLoop(Loop):
         count = config.run.num_actors
         self._streams = [Stream() for _ in range(count)]
         self._waited = [0.0] * count  # seconds for the next chunk of each
-        self._begun = [False] * count  # whether each has sent one
+        self._started = [False] * count  # whether each has sent one
         self._sent = 0  # updates after which weights were last copied for the actors
         self._copy: Any = None  # weights not sent yet
 
@@ -144,7 +144,7 @@ class ActorLoop(Loop):
     def _start(self, index: int) -> None:
         self._actors.start(index, self._lives)
         self._lives += 1
-        self._waited[index], self._begun[index] = 0.0, False
+        self._waited[index], self._started[index] = 0.0, False
 
     def _send_weights(self) -> None:
         """Sends weights every `run.weights_every` updates, one update late, so that nothing waits
@@ -166,10 +166,10 @@ class ActorLoop(Loop):
         if received is not None:
             self._take(*received)
         for index in waiting:
-            begun = self._begun[index]
-            if limit and self._waited[index] > (limit if begun else limit + STARTUP):
+            started = self._started[index]
+            if limit and self._waited[index] > (limit if started else limit + STARTUP):
                 what = f"sent nothing for env.timeout={limit} seconds"
-                if not begun:
+                if not started:
                     what = f"did not begin within env.timeout={limit} and {STARTUP} seconds more"
                 why = "it hangs, or Ray has found no free CPU for it"
                 self._restart(index, EnvironmentFault(f"actor {index} {what}: {why}"))
@@ -179,7 +179,7 @@ class ActorLoop(Loop):
         if isinstance(answer, EnvironmentFault):
             self._restart(index, answer)
             return
-        self._waited[index], self._begun[index] = 0.0, True
+        self._waited[index], self._started[index] = 0.0, True
         self.gauges = {"actors/updates_behind": float(self.learner.updates - answer.version)}
         self._streams[index].put(answer.rows)
         for cause, failed in answer.restarts:

@@ -71,9 +71,9 @@ class DeviceLearner(Learner):
     def add(self, row: dict[str, Any]) -> None:
         self._stored = self._add(self._stored, mesh.replicate(row, self.devices))
 
-    def _dispatch(self) -> Array:
+    def _dispatch(self) -> None:
         self.state, self._stored, metrics = self._learn(self.state, self._stored)
-        return metrics
+        self._count(metrics)
 
     def sequences(self, count: int, seed: tuple[int, ...]) -> dict[str, Any] | None:
         return self._replay.sequences(self._stored, count, seed)

@@ -93,18 +93,15 @@ class HostLearner(Learner):
         self._settle()
         host.add(self.replay, jax.device_get(row))
 
-    def _dispatch(self) -> jax.Array:
+    def _dispatch(self) -> None:
         batches = self._ahead.result() if self._ahead else self._take(self.updates)
         self.state, latents, metrics = self._update(self.state, batches["data"], self._key)
         self._ahead = None
-        self._computed = {"index": batches["index"], "latent": latents}, metrics
-        return metrics
-
-    def _dispatched(self) -> None:
+        self._count(metrics)
         self._write_back()
         if self._thread is not None:
             self._ahead = self._thread.submit(self._take, self.updates)
-        self.pending, self._measured = self._computed
+        self.pending, self._measured = {"index": batches["index"], "latent": latents}, metrics
 
     def _take(self, update: int) -> Batches:
         """The batches of a call that starts with this update."""

@@ -55,18 +55,17 @@ class Learner(ABC):
         """Dispatches as many whole calls of K updates as are owed, keeping the rest for later."""
         self._owed += owed
         while self._owed >= self._per_call:
-            metrics = self._dispatch()
-            self.updates += self._per_call
-            self._owed -= self._per_call
-            self.metrics.add(metrics)
-            self._dispatched()
+            self._dispatch()
 
     @abstractmethod
-    def _dispatch(self) -> jax.Array:
-        """Dispatches one call; returns its metrics."""
+    def _dispatch(self) -> None:
+        """Dispatches one call, and counts it before anything else may fail."""
 
-    def _dispatched(self) -> None:  # noqa: B027
-        """Does on the host what may overlap with the call."""
+    def _count(self, metrics: jax.Array) -> None:
+        """Counts a call that was dispatched."""
+        self.updates += self._per_call
+        self._owed -= self._per_call
+        self.metrics.add(metrics)
 
     def read_metrics(self, wait: bool = False) -> Reading:
         """Metrics since the last reading, see `LateMetrics.read`."""

@@ -151,16 +151,16 @@ def test_a_checkpoint_that_is_being_removed_does_not_count(
     made = [save(folder, 10, 20) for folder in folders]
     for one in made:
         one.shared, one._keep = 10, 1
-    begun, write = threading.Event(), storage.write
+    started, write = threading.Event(), storage.write
 
     def slow(*args: Any) -> None:
-        begun.set()
+        started.set()
         time.sleep(0.3)
         write(*args)
 
     monkeypatch.setattr(storage, "write", slow)
     made[0].save(30, PATTERN, None, META)  # the other host could not save it
-    begun.wait()
+    started.wait()
     monkeypatch.setattr(mesh, "fingerprint", lambda tree: 5)
     together(monkeypatch, 2, lambda number: shared.compare(made[number], PATTERN, 40))
     made[0].wait()
